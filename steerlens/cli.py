@@ -1,0 +1,366 @@
+"""The command line: one thin command a capability.
+
+Results go to standard output (as JSON with ``--json``), progress and messages to standard error.
+Exit code 0 on success, 2 for bad input, with one line that says what is wrong.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import steerlens
+from steerlens.errors import SteerlensError
+
+if TYPE_CHECKING:
+    from steerlens.activations import ResidualCache
+    from steerlens.pairs import ContrastSet
+
+__all__ = ["main"]
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the console entry point.
+
+    Returns:
+        The exit code: 0 on success, 2 for bad input, 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], None] = arguments.run
+    try:
+        run(arguments)
+    except SteerlensError as error:
+        print(f"steerlens: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("steerlens: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; there is nobody left to tell.
+        sys.stderr.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="steerlens",
+        description="Where to steer a language model, how hard, and what it did to every token.",
+    )
+    parser.add_argument("--version", action="version", version=steerlens.__version__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Any:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print machine-readable JSON")
+        return sub
+
+    command("models", _models, "list the models that can be loaded here and now")
+    command("instructions", _instructions, "list the instructions of the catalogue")
+    rank = command("rank", _rank, "rank layers by how well they separate the two sides")
+    _add_model(rank)
+    _add_pairs(rank)
+    rank.add_argument("--out", type=Path, help="folder for ranking.json, ranking.csv and plot")
+    vector = command("vector", _vector, "make a steering vector (difference of means)")
+    _add_model(vector)
+    _add_pairs(vector)
+    vector.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
+    steer = command("steer", _steer, "answer a prompt with and without steering")
+    _add_model(steer)
+    _add_steering(steer)
+    report = command("report", _report, "write a layer-selection report (HTML and JSON)")
+    _add_model(report, dtype="auto")
+    _add_report(report)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, dtype: str = "float32") -> None:
+    parser.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="a name of `steerlens models`, a hub id, a folder, or a .gguf file",
+    )
+    parser.add_argument("--dtype", default=dtype, help="float32, bfloat16, float16 or auto")
+    parser.add_argument("--device", help="cpu, cuda, mps; the best one by default")
+    parser.add_argument(
+        "--chat-format",
+        default="auto",
+        choices=("auto", "template", "plain"),
+        help="how prompts are rendered",
+    )
+
+
+def _add_pairs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--instruction", action="append", default=[], metavar="ID", help="repeats")
+    parser.add_argument("--all", action="store_true", help="every instruction of the catalogue")
+    parser.add_argument("--pairs", type=Path, metavar="FILE", help="contrast pairs (JSONL or CSV)")
+    parser.add_argument("--n", type=int, default=64, help="contrast pairs (default: 64)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--position", default="last_prompt", help="last_prompt, response_mean or a token index"
+    )
+    parser.add_argument("--batch-size", type=int, default=16)
+
+
+def _add_steering(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vector", type=Path, required=True, help="a .safetensors vector")
+    parser.add_argument("--layer", type=int, required=True)
+    parser.add_argument(
+        "--operation", default="set_projection", help="add, set_projection or ablate"
+    )
+    parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--scope", default="all", help="all, prompt or response")
+    parser.add_argument("--prompt", required=True)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--instruction", action="append", default=[], metavar="ID", help="repeats")
+    parser.add_argument("--all", action="store_true", help="every instruction of the catalogue")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--n", type=int, default=64, help="contrast pairs an instruction")
+    parser.add_argument("--samples", type=int, default=3, help="prompts shown an instruction")
+    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from steerlens.models import available_models
+
+    listings = available_models()
+    if arguments.json:
+        _print_json([vars(one) for one in listings])
+        return
+    for one in listings:
+        state = "ready" if one.installed else "not installed"
+        print(f"{one.name:32} {one.kind:10} {state:14} {one.how}")
+
+
+def _instructions(arguments: argparse.Namespace) -> None:
+    from steerlens.instructions import catalogue
+
+    tasks = list(catalogue.values())
+    if arguments.json:
+        _print_json(
+            [
+                {
+                    "id": task.id,
+                    "ifeval_id": task.ifeval_id,
+                    "group": task.group,
+                    "description": task.description,
+                    "phrasings": list(task.phrasings),
+                    "has_rewrite": task.has_rewrite,
+                }
+                for task in tasks
+            ]
+        )
+        return
+    for task in tasks:
+        print(f"{task.id:48} {task.group:8} {task.description}")
+
+
+def _rank(arguments: argparse.Namespace) -> None:
+    from steerlens.attribution import rank_layers
+    from steerlens.files import write_text
+    from steerlens.plots import layer_curves
+
+    rankings = [rank_layers(cache, seed=arguments.seed) for cache in _caches(arguments)]
+    for ranking in rankings:
+        if arguments.out is None:
+            continue
+        folder = arguments.out
+        if len(rankings) > 1:
+            folder /= str(ranking.metadata["instruction"]).replace(":", "-")
+        write_text(folder / "ranking.json", json.dumps(ranking.to_json(), indent=1))
+        write_text(folder / "ranking.csv", ranking.table.to_csv(index=False))
+        write_text(
+            folder / "ranking.html",
+            layer_curves(ranking.table, best_layer=ranking.best_layer).to_html(),
+        )
+    if arguments.json:
+        records = [ranking.to_json() for ranking in rankings]
+        _print_json(records[0] if len(records) == 1 else records)
+        return
+    columns = ["layer", "auroc", "auroc_low", "auroc_high", "d_prime", "split_half_cosine"]
+    for ranking in rankings:
+        print(ranking.metadata.get("instruction") or arguments.pairs)
+        frame = ranking.table[[*columns, "selection_frequency"]]
+        print(frame.to_string(index=False, float_format="{:.3f}".format))
+        print(f"best layer: {ranking.best_layer} ({ranking.rule})")
+        print("note: separability does not tell where steering works; see `steerlens report`\n")
+
+
+def _vector(arguments: argparse.Namespace) -> None:
+    from steerlens.vectors import difference_of_means
+
+    n_wanted = len(arguments.instruction) + bool(arguments.pairs)
+    if arguments.all or n_wanted != 1:
+        raise SteerlensError("give exactly one --instruction or one --pairs file for one vector")
+    [cache] = _caches(arguments)
+    vector = difference_of_means(cache)
+    vector.save(arguments.out)
+    if arguments.json:
+        _print_json(
+            {
+                "path": str(arguments.out),
+                "layers": list(vector.layers),
+                "gaps": vector.gaps.tolist(),
+                "targets": vector.targets.tolist(),
+                "metadata": dict(vector.metadata),
+            }
+        )
+        return
+    print(f"{vector!r} written to {arguments.out}")
+
+
+def _steer(arguments: argparse.Namespace) -> None:
+    from steerlens.effects import steer
+    from steerlens.vectors import SteeringVector
+
+    vector = SteeringVector.load(arguments.vector)
+    steering = vector.at(arguments.layer, arguments.operation, arguments.strength, arguments.scope)
+    run = steer(
+        _load(arguments),
+        arguments.prompt,
+        steering,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        chat_format=arguments.chat_format,
+    )
+    frame = run.effects.frame
+    if arguments.json:
+        _print_json(
+            {
+                "prompt": run.prompt,
+                "baseline": run.baseline,
+                "steered": run.steered,
+                "parts_at": run.parts_at,
+                "settings": dict(run.settings),
+                "effects": frame.to_dict("records"),
+            }
+        )
+        return
+    print(f"baseline:\n{run.baseline}\n\nsteered ({steering.interventions[0].describe()}):")
+    print(f"{run.steered}\n\nlargest effects:")
+    columns = ["position", "token", "role", "kl", "projection_before", "projection_after"]
+    strongest = frame.nlargest(10, "kl")[columns].sort_values("position")
+    strongest["token"] = strongest["token"].map(repr)
+    print(strongest.to_string(index=False, float_format="{:.3f}".format))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from steerlens.files import write_text
+    from steerlens.report import render_report
+    from steerlens.survey import SurveySettings, survey
+
+    settings = SurveySettings(
+        n_pairs=arguments.n,
+        n_samples=arguments.samples,
+        max_new_tokens=arguments.max_new_tokens,
+        seed=arguments.seed,
+    )
+    names = _instruction_ids(arguments)
+    result = survey(
+        _load(arguments), names, settings, command=shlex.join(["steerlens", *sys.argv[1:]])
+    )
+    for name, vector in result.vectors.items():
+        vector.save(arguments.out / "vectors" / f"{name.replace(':', '-')}.safetensors")
+    write_text(arguments.out / "report.json", json.dumps(result.data))
+    page = write_text(arguments.out / "report.html", render_report(result.data))
+    if arguments.json:
+        _print_json(
+            {
+                "report": str(page),
+                "data": str(arguments.out / "report.json"),
+                "instructions": [
+                    {
+                        "id": one["id"],
+                        "best_layer": one["best_layer"],
+                        "steered_layer": one["steering"]["layer"],
+                    }
+                    for one in result.data["instructions"]
+                ],
+                "seconds": result.data["provenance"]["seconds"],
+            }
+        )
+        return
+    print(f"report written to {page}")
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    from steerlens.models import load_model
+
+    return load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+
+
+def _instruction_ids(arguments: argparse.Namespace) -> list[str]:
+    """Ids asked for, checked against the catalogue before any model is loaded."""
+    from steerlens.instructions import catalogue
+
+    if arguments.all:
+        return list(catalogue)
+    if not arguments.instruction:
+        raise SteerlensError("give --instruction ID (it repeats), or --all for the catalogue")
+    return [catalogue[name].id for name in arguments.instruction]
+
+
+def _pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
+    from steerlens.pairs import ContrastSet, contrast_pairs
+
+    if arguments.pairs is not None:
+        if arguments.instruction or arguments.all:
+            raise SteerlensError("give either --pairs or --instruction, not both")
+        read = ContrastSet.from_csv if arguments.pairs.suffix == ".csv" else ContrastSet.from_jsonl
+        return [read(arguments.pairs)]
+    return [
+        contrast_pairs(name, n=arguments.n, seed=arguments.seed, split="fit")
+        for name in _instruction_ids(arguments)
+    ]
+
+
+def _caches(arguments: argparse.Namespace) -> "list[ResidualCache]":
+    from steerlens.activations import cache_residuals
+
+    sets = _pair_sets(arguments)
+    position: Any = arguments.position
+    if position.lstrip("-").isdigit():
+        position = int(position)
+    model = _load(arguments)
+    return [
+        cache_residuals(
+            model,
+            pairs,
+            position=position,
+            batch_size=arguments.batch_size,
+            chat_format=arguments.chat_format,
+        )
+        for pairs in sets
+    ]
+
+
+def _print_json(value: Any) -> None:
+    json.dump(_finite(value), sys.stdout, ensure_ascii=False, allow_nan=False)
+    print()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: undefined numbers become null."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

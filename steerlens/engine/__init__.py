@@ -1,0 +1,23 @@
+"""The generation engine: many rows, each with its own steering, at the speed of the hardware.
+
+How a row travels: `decoding` lets rows wait, fill slots and leave; `reading` reads their prompts,
+shared parts once; `memory` holds keys and values; `modules` is the model they run on; `plain` is
+the bridge's own path, and `paths` chooses between the two. Nothing here knows text:
+`steerlens.generation` renders prompts and decodes tokens around it.
+"""
+
+from steerlens.engine.decoding import Choose, FinishReason, Row, decode_rows, first_logits
+from steerlens.engine.modules import FastPath, fast_modules
+from steerlens.engine.paths import choose_path, slots_for
+
+__all__ = [
+    "Choose",
+    "FastPath",
+    "FinishReason",
+    "Row",
+    "choose_path",
+    "decode_rows",
+    "fast_modules",
+    "first_logits",
+    "slots_for",
+]

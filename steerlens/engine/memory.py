@@ -1,0 +1,142 @@
+"""Keys and values: what the engine remembers of tokens already read.
+
+Two shapes of memory, both handed to the Hugging Face model in place of its own cache:
+
+* `PrefixCache`, while reading prompts: a known prefix (none, one shared by all rows, or one a row)
+  is put before the new tokens, whose keys and values are kept for later.
+* `SlotCache`, while decoding: one fixed region a row ("slot"). A step writes one token a row in
+  place; nothing is copied or grown. Active rows are slots 0 … n−1.
+
+`attention_masks` gives the mask for both, also for models whose layers see a sliding window.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["PrefixCache", "SlotCache", "attention_masks"]
+
+KeyValues = dict[
+    int, tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_v"]]
+]
+
+
+def attention_masks(
+    config: Any,
+    queries: Int[Tensor, "row query"],
+    keys: Int[Tensor, "row key"],
+    real: Bool[Tensor, "row key"],
+) -> Any:
+    """What each query may look at, by absolute positions; a dict for models with a sliding window.
+
+    Args:
+        config: The Hugging Face config.
+        queries: Positions of the new tokens; one row serves all when they agree.
+        keys: Positions of all keys.
+        real: Keys that exist (padding and unused slots do not).
+    """
+    causal = (keys[:, None, :] <= queries[:, :, None]) & real[:, None, :]
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not window or (kinds is not None and "sliding_attention" not in kinds):
+        return causal[:, None]
+    near = causal & (keys[:, None, :] > queries[:, :, None] - window)
+    if kinds is None:
+        return near[:, None]
+    return {"full_attention": causal[:, None], "sliding_attention": near[:, None]}
+
+
+class PrefixCache:
+    """Memory of one reading pass: a prefix before, new tokens kept.
+
+    Args:
+        prefix: Keys and values by layer of what stands before the new tokens; its rows are 1 (one
+            prefix for all) or those of the pass.
+    """
+
+    def __init__(self, prefix: KeyValues | None = None) -> None:
+        self.prefix: KeyValues = prefix or {}
+        self.new: KeyValues = {}
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Called by each attention layer with the new tokens' keys and values."""
+        self.new[layer_idx] = (keys, values)
+        if layer_idx not in self.prefix:
+            return keys, values
+        before = self.prefix[layer_idx]
+        joined = [
+            torch.cat([old.expand(len(new), -1, -1, -1), new], dim=2)
+            for old, new in zip(before, (keys, values), strict=True)
+        ]
+        return joined[0], joined[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before the new ones; asked for by models that make their own positions."""
+        return self.prefix[layer_idx][0].shape[2] if layer_idx in self.prefix else 0
+
+
+class SlotCache:
+    """Memory of the decoding rows: `n_slots` regions of `n_positions` tokens, written in place.
+
+    Args:
+        n_slots: Rows decoded together at most.
+        n_positions: Longest prompt plus response, in tokens.
+    """
+
+    def __init__(self, n_slots: int, n_positions: int) -> None:
+        self.n_slots = n_slots
+        self.n_positions = n_positions
+        self.lengths: list[int] = []
+        self._stores: dict[int, tuple[Tensor, Tensor]] = {}
+        self._rows = torch.empty(0, dtype=torch.long)
+        self._ends = self._rows
+
+    def write(self, slot: int, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Put the keys and values ``[head pos d]`` of a row's tokens from `start` on in place."""
+        if layer not in self._stores:
+            self._stores[layer] = (self._room(keys), self._room(values))
+        stop = start + keys.shape[1]
+        for store, new in zip(self._stores[layer], (keys, values), strict=True):
+            store[slot, :, start:stop] = new
+
+    def _room(self, like: Tensor) -> Tensor:
+        n_heads, _, width = like.shape
+        return like.new_zeros(self.n_slots, n_heads, self.n_positions, width)
+
+    def move(self, source: int, target: int) -> None:
+        """Copy one row's memory to another slot."""
+        stop = self.lengths[source]
+        for stores in self._stores.values():
+            for store in stores:
+                store[target, :, :stop] = store[source, :, :stop]
+
+    def begin_step(self, lengths: Sequence[int], device: str | torch.device) -> Tensor:
+        """Fix where each active row's next token goes.
+
+        Returns:
+            The positions of the new tokens, ``[row 1]``.
+        """
+        self.lengths = list(lengths)
+        self._ends = torch.tensor(self.lengths, device=device)
+        self._rows = torch.arange(len(self.lengths), device=device)
+        return self._ends[:, None]
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Called by each attention layer with one token a row; returns views, not copies."""
+        n_rows, stop = len(self.lengths), max(self.lengths) + 1
+        views = []
+        for store, new in zip(self._stores[layer_idx], (keys, values), strict=True):
+            store[self._rows, :, self._ends] = new[:, :, 0]
+            views.append(store[:n_rows, :, :stop])
+        return views[0], views[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Longest row so far; asked for by models that make their own positions."""
+        return max(self.lengths, default=0)

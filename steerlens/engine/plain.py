@@ -1,0 +1,81 @@
+"""The bridge's own path: one batch at a time, every hook point live, attention in its eager form.
+
+Slower than the engine and needed when something else on the model is hooked; also what the engine
+is checked against (`verified`). Rows are padded on the left and a batch runs until its last row
+ends.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.engine.batches import left_padded, length_batches
+from steerlens.engine.decoding import Choose, Row
+from steerlens.steering import RowSteering, TokenRoles
+
+__all__ = ["decode_rows_plainly", "first_logits_plainly"]
+
+
+@torch.inference_mode()
+def decode_rows_plainly(
+    model: TransformerBridge,
+    rows: Sequence[Row],
+    batch_size: int,
+    ends: frozenset[int],
+    choose: Choose,
+    finished: Callable[[Row], None],
+) -> None:
+    """Decode every row to its end; the arguments are those of the engine's `decode_rows`."""
+    for batch in length_batches([len(row.tokens) for row in rows], batch_size):
+        _decode_batch(model, [rows[i] for i in batch], ends, choose)
+        for i in batch:
+            finished(rows[i])
+
+
+def _decode_batch(
+    model: TransformerBridge, rows: Sequence[Row], ends: frozenset[int], choose: Choose
+) -> None:
+    tokens, mask = left_padded([row.tokens for row in rows], device=model.cfg.device)
+    compiled = RowSteering([r.steering for r in rows], device=model.cfg.device, per_row=True)
+    roles: list[TokenRoles] = []
+    cache: Any = None
+    with model.hooks(fwd_hooks=compiled.hooks(lambda: roles[0])):
+        while any(row.reason is None for row in rows):
+            roles[:] = [TokenRoles.of_mask(mask, tokens.shape[1], None)]
+            logits, cache = model(
+                tokens,
+                attention_mask=mask,
+                past_key_values=cache,
+                return_type="logits_and_cache",
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            following = choose(logits[:, -1], [row.index for row in rows])
+            finite = torch.isfinite(logits[:, -1].max(dim=-1).values)
+            for row, token, sound in zip(rows, following.tolist(), finite.tolist(), strict=True):
+                row.take(token, sound, ends)
+            tokens = following[:, None]
+            mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+
+
+@torch.inference_mode()
+def first_logits_plainly(
+    model: TransformerBridge,
+    rows: Sequence[Row],
+    batch_size: int,
+    visit: Callable[[list[int], Float[Tensor, "row vocab"]], None],
+) -> None:
+    """First-token logits of every row; the arguments are those of the engine's `first_logits`."""
+    for batch in length_batches([len(row.tokens) for row in rows], batch_size):
+        some = [rows[i] for i in batch]
+        tokens, mask = left_padded([row.tokens for row in some], device=model.cfg.device)
+        roles = TokenRoles.of_mask(mask, tokens.shape[1], None)
+        compiled = RowSteering([r.steering for r in some], device=model.cfg.device, per_row=True)
+        hooks = compiled.hooks(lambda roles=roles: roles)  # type: ignore[misc]
+        with model.hooks(fwd_hooks=hooks):
+            logits = model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
+        visit([row.index for row in some], logits[:, -1])

@@ -1,0 +1,68 @@
+"""The package's errors: each is one sentence (what was given, what was expected, what to do).
+
+All derive from `SteerlensError`, itself a `ValueError`, so a caller may catch everything that bad
+input can cause with one `except`. The command line prints the sentence and exits with code 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ActivationError",
+    "FileFormatError",
+    "ModelError",
+    "PairsError",
+    "SteeringError",
+    "SteerlensError",
+    "UnknownNameError",
+    "unknown_name",
+]
+
+
+class SteerlensError(ValueError):
+    """Something the user gave cannot be used; the message says what and what to do instead."""
+
+
+class UnknownNameError(SteerlensError, KeyError):
+    """A name (model, instruction, operation, …) that does not exist; near names are suggested."""
+
+    # KeyError's own __str__ would show the sentence in quotes.
+    __str__ = ValueError.__str__
+
+
+class ModelError(SteerlensError):
+    """A model cannot be found, read or used for what was asked."""
+
+
+class PairsError(SteerlensError):
+    """Contrast pairs are malformed; the message names the row and the field."""
+
+
+class ActivationError(SteerlensError):
+    """Activations cannot be cached or used (non-finite values, positions out of range, …)."""
+
+
+class SteeringError(SteerlensError):
+    """A vector or steering does not fit the model or the request."""
+
+
+class FileFormatError(SteerlensError):
+    """A file is truncated, foreign, or not what its name says."""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for a name that is not among `known`, with the nearest ones suggested.
+
+    >>> str(unknown_name("operation", "ad", ["add", "ablate"]))
+    "unknown operation 'ad'; did you mean 'add'?"
+    >>> str(unknown_name("scope", "xyz", ["all", "prompt"]))
+    "unknown scope 'xyz'; choose one of 'all', 'prompt'"
+    """
+    names = list(known)
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    quoted = ", ".join(repr(name) for name in (near or names[:12]))
+    if near:
+        advice = f"did you mean {quoted}?"
+    else:
+        advice = f"choose one of {quoted}" + (", …" if len(names) > 12 else "")
+    return UnknownNameError(f"unknown {kind} {given!r}; {advice}")

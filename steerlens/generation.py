@@ -1,0 +1,238 @@
+"""Batched, steered generation.
+
+Prompts given as plain text are rendered with the model's chat format and decoded by the engine
+(`steerlens.engine`), many at a time, each with its own steering. When something else on the model
+is hooked, the bridge's own forward pass is used instead; `Generations.settings` says which path it
+was and why. Decoding is greedy by default; with a temperature it samples, and each prompt draws
+from its own seeded stream, so the result does not depend on how prompts are batched. A response
+ends at the model's end-of-turn token, which is not part of it, or after `max_new_tokens`.
+
+In float32 the greedy tokens of a batch are those of one prompt at a time. In bfloat16 padding can
+change a rounding and with it a close argmax.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.engine import Choose, FinishReason, Row, choose_path, decode_rows, slots_for
+from steerlens.engine.plain import decode_rows_plainly
+from steerlens.errors import SteeringError, SteerlensError
+from steerlens.models import end_token_ids, model_info, tokenize_prompts
+from steerlens.steering import Steering
+
+__all__ = ["FinishReason", "Generations", "generate", "generate_from_tokens"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Generations:
+    """Responses in the order of their prompts.
+
+    Attributes:
+        prompts: The prompts as given.
+        texts: The responses, special tokens removed.
+        tokens: Response token ids, without the end-of-turn token.
+        prompt_tokens: Token ids of the rendered prompts.
+        finish_reasons: ``"stop"`` when the model ended its turn, ``"length"`` when it was cut,
+            ``"non-finite"`` when its logits were no numbers (an absurd strength).
+        settings: What is needed to generate the same again.
+    """
+
+    prompts: tuple[str, ...]
+    texts: tuple[str, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    prompt_tokens: tuple[tuple[int, ...], ...]
+    finish_reasons: tuple[FinishReason, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a prompt: prompt, text, n_tokens, finish_reason."""
+        return pd.DataFrame(
+            {
+                "prompt": self.prompts,
+                "text": self.texts,
+                "n_tokens": [len(row) for row in self.tokens],
+                "finish_reason": self.finish_reasons,
+            }
+        )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        n_tokens = sum(len(row) for row in self.tokens)
+        return f"Generations({len(self)} responses, {n_tokens} tokens)"
+
+
+def generate(
+    model: TransformerBridge,
+    prompts: str | Sequence[str],
+    steering: Steering | Sequence[Steering | None] | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    chat_format: str = "auto",
+    progress: bool | None = None,
+) -> Generations:
+    """Generate one response a prompt, steered or not.
+
+    Args:
+        model: A hooked model.
+        prompts: User messages as plain text; rendered with the model's chat format.
+        steering: One steering for all prompts, one (or ``None``) a prompt, or ``None``.
+        max_new_tokens: Longest response, in tokens.
+        batch_size: Prompts decoded together at most; by default as many as memory allows.
+        temperature: 0 decodes greedily; otherwise samples at this temperature.
+        top_p: When sampling, keep the smallest set of tokens with this probability.
+        seed: Seed of the sampling; each prompt has its own stream.
+        chat_format: ``"auto"``, ``"template"`` or ``"plain"``; see `steerlens.models`.
+        progress: Show a progress bar on standard error; by default only in a terminal.
+
+    Raises:
+        SteeringError: A steering does not fit the model, or their number differs from the
+            prompts'.
+        ModelError: An empty prompt, or one longer than the model's context.
+    """
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise SteerlensError(
+            f"temperature must be at least 0 and top_p in (0, 1]; got {temperature} and {top_p}"
+        )
+    rows = tokenize_prompts(model, prompts, chat_format=chat_format)
+    steerings = _one_per_prompt(model, steering, len(rows))
+    choose = _greedy if temperature == 0 else _sampler(len(rows), temperature, top_p, seed)
+    finished, how = generate_from_tokens(
+        model, rows, steerings, max_new_tokens, batch_size, choose, progress
+    )
+    tokenizer: Any = model.tokenizer
+    info = model_info(model)
+    return Generations(
+        prompts=tuple(prompts),
+        texts=tuple(tokenizer.decode(r.produced, skip_special_tokens=True) for r in finished),
+        tokens=tuple(tuple(row.produced) for row in finished),
+        prompt_tokens=tuple(tuple(row) for row in rows),
+        finish_reasons=tuple(row.reason or "length" for row in finished),
+        settings={
+            "model": info.reference,
+            "weights_hash": info.weights_hash,
+            "dtype": info.dtype,
+            "dtype_reason": info.dtype_reason,
+            **how,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "seed": seed,
+        },
+    )
+
+
+def _greedy(
+    logits: Float[Tensor, "batch vocab"], prompt_indices: Sequence[int]
+) -> Int[Tensor, "batch"]:
+    return logits.argmax(-1)
+
+
+def generate_from_tokens(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    steerings: Sequence[Steering | None],
+    max_new_tokens: int,
+    batch_size: int | None = None,
+    choose: Choose = _greedy,
+    progress: bool | None = None,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Responses to token rows; see `generate`, which renders and decodes around this.
+
+    Args:
+        model: A hooked model.
+        rows: Prompt token ids, without padding.
+        steerings: One a row.
+        max_new_tokens: Longest response, in tokens.
+        batch_size: Rows decoded together at most; by default as many as memory allows.
+        choose: Picks the next tokens from logits, given the rows' indices.
+        progress: Show a progress bar on standard error; by default only in a terminal.
+
+    Returns:
+        The finished rows in order, and how they were run: ``attention``, ``attention_reason``,
+        ``batch_size``.
+    """
+    if max_new_tokens < 1 or (batch_size is not None and batch_size < 1):
+        raise SteerlensError(
+            f"max_new_tokens and batch_size must be at least 1; got {max_new_tokens}, {batch_size}"
+        )
+    context = model_info(model).context_length
+    flow = [
+        Row(i, tuple(tokens), steering, min(max_new_tokens, context - len(tokens)))
+        for i, (tokens, steering) in enumerate(zip(rows, steerings, strict=True))
+    ]
+    full = next((row for row in flow if row.max_new_tokens < 1), None)
+    if full is not None:
+        raise SteerlensError(
+            f"prompt {full.index} fills the model's context of {context} tokens; nothing can "
+            "follow it"
+        )
+    longest = max((len(row.tokens) + row.max_new_tokens for row in flow), default=0)
+    path = choose_path(model)
+    together = slots_for(model, longest, max(len(flow), 1), batch_size)
+    disable = None if progress is None else not progress
+    with tqdm(total=len(flow), desc="generating", unit="prompt", disable=disable) as bar:
+
+        def finished(row: Row) -> None:
+            bar.update()
+
+        decode = decode_rows if path.is_fast else decode_rows_plainly
+        decode(model, flow, together, end_token_ids(model), choose, finished)
+    return flow, {
+        "attention": path.attention,
+        "attention_reason": path.reason,
+        "batch_size": together,
+    }
+
+
+def _one_per_prompt(
+    model: TransformerBridge,
+    steering: Steering | Sequence[Steering | None] | None,
+    n_prompts: int,
+) -> list[Steering | None]:
+    if steering is None or isinstance(steering, Steering):
+        steerings: list[Steering | None] = [steering] * n_prompts
+    else:
+        steerings = list(steering)
+        if len(steerings) != n_prompts:
+            raise SteeringError(
+                f"one steering a prompt is needed: got {len(steerings)} for {n_prompts} prompts"
+            )
+    for one in {id(s): s for s in steerings if s is not None}.values():
+        one.check_model(model)
+    return steerings
+
+
+def _sampler(n_prompts: int, temperature: float, top_p: float, seed: int) -> Choose:
+    """Nucleus sampling with one random stream a prompt (Holtzman et al. 2020)."""
+    streams = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(n_prompts)]
+
+    def choose(
+        logits: Float[Tensor, "batch vocab"], prompt_indices: Sequence[int]
+    ) -> Int[Tensor, "batch"]:
+        probabilities = (logits.float() / temperature).softmax(-1).cpu()
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        # Keep tokens until the mass before them reaches top_p: at least one always stays.
+        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0
+        picks = [
+            torch.multinomial(row, 1, generator=streams[i])
+            for row, i in zip(ordered, prompt_indices, strict=True)
+        ]
+        return order.gather(-1, torch.stack(picks))[:, 0].to(logits.device)
+
+    return choose

@@ -1,0 +1,147 @@
+"""A report as one HTML page that works offline, from the numbers alone.
+
+`render_report` takes the JSON behind a report (schema `steerlens-report/1`, checked by
+`steerlens.report.schema`) and returns a page with a summary, heat maps over instructions × layers,
+the cosines between directions, and a section per instruction: layer curves, causal recovery, and
+samples (baseline, steered, placebo) with what steering did to each token.
+
+Everything is inside the page (plotly.js once, about 4.8 MB); nothing is fetched. Texts of models
+and users reach the page only escaped, and a content security policy allows none but the page's own
+scripts to run: each carries a nonce derived from the data, which the data cannot contain.
+
+The page is the same, byte for byte, for the same data and library versions.
+
+```python
+from pathlib import Path
+from steerlens.report import render_report
+
+Path("report.html").write_text(render_report(data), encoding="utf-8")
+```
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import plotly.graph_objects as go
+import plotly.io
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
+from plotly.offline import get_plotlyjs
+
+from steerlens.plots import cosine_matrix, instruction_layer_heatmap
+from steerlens.plots.tokens import strip_css
+from steerlens.report.details import pack_details
+from steerlens.report.schema import check
+from steerlens.report.sections import group_names, instruction_section, run_tables
+
+__all__ = ["render_report"]
+
+# Of plotly's tools only saving a picture stays: dragging zooms and a double click resets anyway.
+_PLOT_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage"]]}
+
+
+def render_report(data: Mapping[str, Any]) -> str:
+    """`data` (schema `steerlens-report/1`) as one self-contained HTML page.
+
+    Raises:
+        SteerlensError: a key is missing or holds the wrong kind of thing; the sentence names it.
+    """
+    check(data)
+    strips: list[Sequence[Mapping[str, Any]]] = []
+    sections = [
+        instruction_section(instruction, number, strips)
+        for number, instruction in enumerate(data["instructions"], start=1)
+    ]
+    nonce = _nonce(data)
+    environment = _environment(nonce)
+    page = environment.get_template("template.html.j2").render(
+        schema=data["schema"],
+        model=data["model"],
+        provenance=data["provenance"],
+        run_tables=run_tables(data),
+        sections=sections,
+        groups=group_names(sections),
+        maps=_maps(data),
+        cosines=_cosines(data),
+        details=pack_details(strips),
+        nonce=nonce,
+        plotly_js=Markup(get_plotlyjs()),
+        figures_js=Markup(_package_text("figures.js")),
+        page_css=Markup(strip_css() + _package_text("page.css")),
+        page_js=Markup(_package_text("page.js")),
+    )
+    # Lone surrogates cannot be written as UTF-8; NUL is not allowed in HTML.
+    return re.sub("[\ud800-\udfff\0]", "\ufffd", page)
+
+
+def _maps(data: Mapping[str, Any]) -> dict[str, go.Figure | None]:
+    """Instructions × layers, by AUROC and (where any was measured) by recovery."""
+    instructions = data["instructions"]
+    readable = [_cell(i, row, "auroc") for i in instructions for row in i["layers"]]
+    causal = [_cell(i, row, "recovery") for i in instructions for row in i["recovery"]]
+    best = {i["id"]: i["best_layer"] for i in instructions}
+    steered = {i["id"]: i["steering"]["layer"] for i in instructions}
+    auroc = instruction_layer_heatmap(readable, "auroc", marked=best)
+    recovery = None
+    if causal:
+        recovery = instruction_layer_heatmap(
+            causal, "recovery", marked=steered, marked_label="layer steered"
+        )
+    return {"auroc": auroc, "recovery": recovery}
+
+
+def _cell(instruction: Mapping[str, Any], row: Mapping[str, Any], value: str) -> dict[str, Any]:
+    return {"instruction": instruction["id"], "layer": row["layer"], value: row[value]}
+
+
+def _cosines(data: Mapping[str, Any]) -> go.Figure | None:
+    cosines = data["cosines"]
+    if len(cosines["ids"]) < 2:
+        return None
+    return cosine_matrix(cosines["ids"], cosines["matrix"], cosines["layer"], title="")
+
+
+def _environment(nonce: str) -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_package_text),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def embed(figure: go.Figure, div_id: str) -> Markup:
+        """A figure's markup; its JSON comes from plotly with every `<`, `>` and `/` escaped."""
+        text = plotly.io.to_html(
+            figure,
+            full_html=False,
+            include_plotlyjs=False,
+            div_id=div_id,
+            config=_PLOT_CONFIG,
+            # The place is kept before the figure is drawn, so that nothing jumps.
+            default_height=f"{figure.layout.height}px",
+        )
+        return Markup(text.replace("<script", f'<script nonce="{nonce}"'))
+
+    environment.filters["embed"] = embed
+    environment.filters["breakable"] = _breakable
+    return environment
+
+
+def _breakable(identifier: str) -> Markup:
+    """An id that a narrow column may break after `:` and `_`."""
+    return Markup(re.sub("([:_])", r"\1<wbr>", str(escape(identifier))))
+
+
+def _nonce(data: Mapping[str, Any]) -> str:
+    """A token that a text inside `data` cannot know, as it depends on all of it."""
+    text = json.dumps(data, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+
+def _package_text(name: str) -> str:
+    return files("steerlens.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,53 @@
+"""Fixtures every test module may use: the real default model, and a tiny random one.
+
+No test reaches a network. The real weights come from the installed package and are converted once
+into the user's cache folder (or ``STEERLENS_CACHE``), which test runs share.
+"""
+
+import os
+
+# Read when huggingface_hub is imported, so set before anything imports it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from jaxtyping import install_import_hook
+
+# Every shape in every signature of the package is checked while the tests run.
+install_import_hook("steerlens", "beartype.beartype")
+
+from pathlib import Path
+
+import pytest
+from tiny_models import write_tiny_folder
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import LlamaForCausalLM
+
+from steerlens.models import load_model, model_info
+from steerlens.weights import cache_folder
+
+
+@pytest.fixture(scope="session")
+def model() -> TransformerBridge:
+    """SmolLM2-135M-Instruct in float32 on the CPU; leave no hooks on it."""
+    return load_model("smollm2-135m-instruct", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: three Llama blocks of width 16, random weights, a tokenizer of bytes."""
+    return write_tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> TransformerBridge:
+    """The model of `tiny_folder`, hooked; leave no hooks on it."""
+    return load_model(tiny_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def hf_model(model: TransformerBridge) -> LlamaForCausalLM:
+    """The default model's weights in a plain Hugging Face model, for independent computations.
+
+    Attention is eager, as in the hooked model, so that only the code around it differs.
+    """
+    folder = cache_folder() / "weights" / model_info(model).weights_hash.removeprefix("sha256:")
+    return LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()

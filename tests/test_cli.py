@@ -1,0 +1,121 @@
+"""Claims about the command line: real commands, exit codes, one-line errors, clean JSON."""
+
+import json
+
+import pytest
+from steering_examples import random_vector
+
+from steerlens.cli import main
+from steerlens.vectors import SteeringVector
+
+TITLE = "detectable_format:title"
+
+
+def run(capsys, *argv):
+    code = main([str(part) for part in argv])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_instructions_are_listed_as_json_objects_with_an_id(capsys):
+    code, out, _ = run(capsys, "instructions", "--json")
+    listed = json.loads(out)
+    assert code == 0
+    assert len(listed) >= 24
+    assert TITLE in {one["id"] for one in listed}
+
+
+def test_models_lists_the_packaged_default(capsys):
+    code, out, _ = run(capsys, "models", "--json")
+    assert code == 0
+    assert "smollm2-135m-instruct" in {one["name"] for one in json.loads(out)}
+
+
+def test_rank_prints_every_layer_with_its_interval(capsys, tmp_path):
+    code, out, _ = run(
+        capsys, "rank", "--instruction", TITLE, "--n", 8, "--json", "--out", tmp_path
+    )
+    result = json.loads(out)
+    assert code == 0
+    assert result["model"] == "smollm2-135m-instruct"
+    assert (result["instruction"], result["n_pairs"], result["position"]) == (
+        TITLE,
+        8,
+        "last_prompt",
+    )
+    assert [row["layer"] for row in result["layers"]] == list(range(30))
+    for row in result["layers"]:
+        assert row["auroc_low"] <= row["auroc"] <= row["auroc_high"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "ranking.json",
+        "ranking.csv",
+        "ranking.html",
+    }
+
+
+def test_a_vector_made_on_the_command_line_steers_on_the_command_line(capsys, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [("Name a fruit.", "apple"), ("Name a tree.", "oak"), ("Name a bird.", "owl")]
+    pairs.write_text(
+        "\n".join(
+            json.dumps({"instructed": f"{query} Answer in French.", "uninstructed": query})
+            for query, _ in rows
+        )
+    )
+    path = tmp_path / "v.safetensors"
+    code, _, _ = run(capsys, "vector", "--pairs", pairs, "--out", path)
+    assert code == 0
+    assert SteeringVector.load(path).directions.shape == (30, 576)
+    code, out, _ = run(
+        capsys, "steer", "--vector", path, "--layer", 20, "--prompt", "Name a fish.",
+        "--max-new-tokens", 5, "--json",
+    )  # fmt: skip
+    result = json.loads(out)
+    assert code == 0
+    assert result["baseline"] and result["steered"]
+    assert result["effects"][0]["logprob_baseline"] is None
+    assert result["effects"][3]["kl"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["rank", "--instruction", "detectable_format:titel"], "did you mean"),
+        (["rank"], "--instruction ID"),
+        (["rank", "--model", "smollm2-135m-instrukt", "--instruction", TITLE], "did you mean"),
+        (["rank", "--pairs", "no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["rank", "--instruction", TITLE, "--n", "1"], "at least 2"),
+        (["rank", "--instruction", TITLE, "--n", "100000"], "100000"),
+        (["rank", "--instruction", TITLE, "--n", "2", "--position", "lst"], "position"),
+        (["steer", "--vector", "none.safetensors", "--layer", "1", "--prompt", "x"], "no file at"),
+        (["report", "--out", "r"], "--instruction ID"),
+        (["vector", "--all", "--out", "v.safetensors"], "exactly one"),
+    ],
+)
+def test_bad_input_ends_with_code_2_and_one_line(capsys, tmp_path, monkeypatch, argv, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *argv)
+    assert code == 2
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("steerlens: ")]
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layer_out_of_range_and_a_wrong_operation_are_refused(capsys, tmp_path):
+    path = random_vector(30, 576).save(tmp_path / "v.safetensors")
+    for flags, words in [
+        (["--layer", 30], "layer 30 is out of range"),
+        (["--layer", 3, "--operation", "sub"], "unknown operation 'sub'"),
+    ]:
+        code, _, err = run(capsys, "steer", "--vector", path, "--prompt", "Hi", *flags)
+        assert code == 2
+        assert words in err
+
+
+def test_an_empty_prompt_is_refused(capsys, tmp_path):
+    path = random_vector(30, 576).save(tmp_path / "v.safetensors")
+    code, _, err = run(capsys, "steer", "--vector", path, "--layer", 3, "--prompt", " ")
+    assert code == 2
+    assert "empty" in err

@@ -1,0 +1,106 @@
+"""Claims about batched, steered generation, against plain Hugging Face generation."""
+
+import pytest
+import torch
+from steering_examples import n_hooks, random_vector
+
+from steerlens.errors import ModelError, SteeringError, SteerlensError
+from steerlens.generation import generate
+from steerlens.models import render_prompt
+
+PROMPTS = [
+    "Tell me about Rome.",
+    "Hi",
+    "Why is the sky blue at noon and red at dusk?",
+    "Write a short note to my landlord asking for a new key, and be polite about it.",
+    "Name three fruits.",
+    "What is a prime number? Explain it to a child of six with an example from the kitchen.",
+    "List the planets.",
+    "Who wrote Hamlet, and when was it first performed on a stage?",
+]
+
+
+def hf_greedy(hf_model, model, prompt, n):
+    ids = model.tokenizer(render_prompt(model, prompt), add_special_tokens=False)["input_ids"]
+    out = hf_model.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=n,
+        do_sample=False,
+        eos_token_id=2,
+        pad_token_id=2,
+    )[0, len(ids) :].tolist()
+    return out[: out.index(2)] if 2 in out else out
+
+
+def test_a_batch_of_eight_lengths_gives_the_tokens_of_plain_generation(model, hf_model):
+    together = generate(model, PROMPTS, max_new_tokens=16, batch_size=8)
+    for prompt, tokens in zip(PROMPTS, together.tokens, strict=True):
+        assert list(tokens) == hf_greedy(hf_model, model, prompt, 16), prompt
+
+
+def test_a_steered_batch_gives_the_tokens_of_one_prompt_at_a_time(model):
+    vector = random_vector(30, 576)
+    steerings = [
+        vector.at(10 + i, operation, strength, scope)
+        for i, (operation, strength, scope) in enumerate(
+            [
+                ("add", 4.0, "all"),
+                ("set_projection", 1.0, "prompt"),
+                ("ablate", 1.0, "response"),
+                ("add", -3.0, "response"),
+                ("set_projection", 2.0, "all"),
+                ("add", 0.0, "all"),
+            ]
+        )
+    ]
+    steerings += [None, steerings[0] + steerings[2]]
+    together = generate(model, PROMPTS, steering=steerings, max_new_tokens=12, batch_size=8)
+    alone = [
+        generate(model, [prompt], steering=steering, max_new_tokens=12).tokens[0]
+        for prompt, steering in zip(PROMPTS, steerings, strict=True)
+    ]
+    assert list(together.tokens) == alone
+
+
+def test_a_response_ends_at_the_end_of_turn(model):
+    result = generate(model, "Answer with one word: what is the capital of France?")
+    assert result.finish_reasons == ("stop",)
+    assert 2 not in result.tokens[0]
+    assert "<|im_end|>" not in result.texts[0]
+
+
+def test_sampling_depends_on_the_seed_and_not_on_the_batch(tiny_model):
+    prompts = ["ab", "cd ef", "gh"]
+    arguments = {"max_new_tokens": 8, "temperature": 1.0, "seed": 3, "chat_format": "plain"}
+    one = generate(tiny_model, prompts, batch_size=3, **arguments)
+    two = generate(tiny_model, prompts, batch_size=1, **arguments)
+    assert one.tokens == two.tokens
+    assert one.tokens != generate(tiny_model, prompts, **{**arguments, "seed": 4}).tokens
+
+
+def test_no_hook_outlives_a_failed_generation(tiny_model):
+    vector = random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
+    before = n_hooks(tiny_model)
+
+    def fail(resid, hook):
+        raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        tiny_model.hooks(fwd_hooks=[("blocks.1.hook_out", fail)]),
+    ):
+        generate(tiny_model, ["ab"], steering=vector.at(0), chat_format="plain")
+    assert n_hooks(tiny_model) == before
+
+
+def test_bad_requests_are_refused_in_one_sentence(tiny_model):
+    vector = random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
+    with pytest.raises(SteeringError, match="got 1 for 2 prompts"):
+        generate(tiny_model, ["a", "b"], steering=[vector.at(0)], chat_format="plain")
+    with pytest.raises(ModelError, match="empty"):
+        generate(tiny_model, ["a", ""], chat_format="plain")
+    with pytest.raises(SteerlensError, match="max_new_tokens"):
+        generate(tiny_model, ["a"], max_new_tokens=0, chat_format="plain")
+    with pytest.raises(SteerlensError, match="temperature"):
+        generate(tiny_model, ["a"], temperature=-1.0, chat_format="plain")

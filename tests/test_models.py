@@ -1,0 +1,369 @@
+"""Models: the right numbers, the right text, and a sentence for everything that cannot be."""
+
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tiny_models import byte_tokenizer, tiny_llama, write_tiny_folder, write_tiny_gguf
+from tokenizers.processors import TemplateProcessing
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from steerlens import models
+from steerlens.errors import FileFormatError, ModelError, UnknownNameError
+from steerlens.models import (
+    auto_dtype,
+    end_token_ids,
+    load_model,
+    model_info,
+    render_prompt,
+    tokenize_prompts,
+)
+from steerlens.sources import find_source
+from steerlens.weights import sha256_of_files
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
+    """A tiny model without chat template whose tokenizer begins every text with BOS."""
+    folder = write_tiny_folder(tmp_path_factory.mktemp("models") / "base", chat_template=None)
+    tokenizer = byte_tokenizer(chat_template=None)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
+    tokenizer.save_pretrained(folder)
+    return load_model(folder, device="cpu")
+
+
+# Weights
+
+
+def test_the_default_model_has_the_tensors_of_its_gguf_file(model: TransformerBridge) -> None:
+    file = Path(models.available_models()[0].how)
+    wanted = {"blk.0.ffn_down.weight": None, "blk.29.ffn_norm.weight": None}
+    for tensor in gguf.GGUFReader(file).tensors:
+        if tensor.name in wanted:
+            wanted[tensor.name] = gguf.dequantize(tensor.data, tensor.tensor_type)
+
+    blocks = model.original_model.model.layers
+
+    ours = blocks[0].mlp.down_proj.weight.detach().numpy()
+    np.testing.assert_array_equal(ours, wanted["blk.0.ffn_down.weight"])
+    norm = blocks[29].post_attention_layernorm.weight.detach().numpy()
+    np.testing.assert_array_equal(norm, wanted["blk.29.ffn_norm.weight"])
+
+
+def test_a_hooked_model_computes_what_plain_transformers_computes(
+    tiny_model: TransformerBridge, tiny_folder: Path
+) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(tiny_folder, attn_implementation="eager")
+    tokens = torch.tensor([[1, 50, 60, 70, 80, 90]])
+
+    with torch.no_grad():
+        expected = plain(tokens).logits
+        ours = tiny_model(tokens)
+
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_bfloat16_is_the_float32_model_rounded_and_names_the_same_weights(
+    tiny_model: TransformerBridge, tiny_folder: Path
+) -> None:
+    rounded = load_model(tiny_folder, dtype="bfloat16", device="cpu")
+
+    exact = dict(tiny_model.original_model.named_parameters())
+    for name, parameter in rounded.original_model.named_parameters():
+        assert torch.equal(parameter, exact[name].bfloat16()), name
+    assert model_info(rounded).dtype == "bfloat16"
+    assert model_info(rounded).weights_hash == model_info(tiny_model).weights_hash
+
+
+def test_the_reference_is_the_models_name_and_a_title_in_the_file_is_not(
+    model: TransformerBridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEERLENS_CACHE", str(tmp_path / "cache"))
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+
+    from_file = load_model(path, device="cpu")
+
+    assert model.cfg.model_name == "smollm2-135m-instruct"
+    assert from_file.cfg.model_name == str(path)
+
+
+def test_loading_changes_neither_the_tokenizers_settings_nor_its_habits(
+    tiny_model: TransformerBridge, tiny_folder: Path
+) -> None:
+    plain = AutoTokenizer.from_pretrained(tiny_folder)
+
+    assert tiny_model.tokenizer("a")["input_ids"] == plain("a")["input_ids"]
+    assert "add_bos_token" not in tiny_model.tokenizer.init_kwargs
+
+
+# ModelInfo
+
+
+def test_the_default_model_describes_itself(model: TransformerBridge) -> None:
+    info = model_info(model)
+
+    assert (info.reference, info.kind) == ("smollm2-135m-instruct", "packaged")
+    assert (info.n_layers, info.d_model, info.context_length) == (30, 576, 8192)
+    assert (info.dtype, info.device, info.chat_format) == ("float32", "cpu", "template")
+    assert info.dtype_reason == "asked for"
+    file = Path(models.available_models()[0].how)
+    assert info.weights_hash == f"sha256:{sha256_of_files([file])}"
+
+
+def test_the_hash_of_a_folder_is_that_of_its_weights_file(
+    tiny_model: TransformerBridge, tiny_folder: Path
+) -> None:
+    info = model_info(tiny_model)
+
+    expected = sha256_of_files([tiny_folder / "model.safetensors"])
+    assert (info.kind, info.weights_hash) == ("folder", f"sha256:{expected}")
+    assert info.reference == str(tiny_folder)
+
+
+def boot(seed: int, tiny_folder: Path) -> TransformerBridge:
+    return TransformerBridge.boot_transformers(
+        "mine",
+        hf_model=tiny_llama(seed),
+        tokenizer=AutoTokenizer.from_pretrained(tiny_folder),
+        device="cpu",
+    )
+
+
+def test_a_bridge_made_elsewhere_is_described_by_its_parameters(tiny_folder: Path) -> None:
+    first, again, other = (boot(seed, tiny_folder) for seed in (0, 0, 1))
+
+    info = model_info(first)
+
+    assert (info.reference, info.kind, info.n_layers, info.d_model) == ("mine", "given", 3, 16)
+    assert info.weights_hash == model_info(again).weights_hash
+    assert info.weights_hash != model_info(other).weights_hash
+
+
+def test_a_model_converted_after_loading_says_so(tiny_folder: Path) -> None:
+    converted = load_model(tiny_folder, device="cpu").to(torch.bfloat16)
+
+    info = model_info(converted)
+
+    assert (info.dtype, info.dtype_reason) == ("bfloat16", "converted after loading")
+
+
+def test_auto_takes_bfloat16_only_on_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, expected in (
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True, "avx512_bf16": False}, torch.bfloat16),
+        ({"avx2": True}, torch.float32),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags, raising=False)
+        dtype, reason = auto_dtype("cpu")
+        assert dtype == expected
+        assert "bf16" in reason
+
+
+# Chat rendering
+
+
+def test_the_default_model_reads_its_own_chat_template(model: TransformerBridge) -> None:
+    rendered = render_prompt(model, "Hi.", system="Be brief.")
+
+    assert rendered == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_base_model_reads_the_plain_format(base_model: TransformerBridge) -> None:
+    assert model_info(base_model).chat_format == "plain"
+    assert render_prompt(base_model, "Why?") == "Q: Why?\nA:"
+    assert render_prompt(base_model, "Why?", system="Be brief.") == "Be brief.\n\nQ: Why?\nA:"
+
+
+def test_a_chat_model_reads_the_plain_format_when_asked(tiny_model: TransformerBridge) -> None:
+    assert render_prompt(tiny_model, "Why?", "plain") == "Q: Why?\nA:"
+
+
+def test_a_template_asked_of_a_base_model_is_refused(base_model: TransformerBridge) -> None:
+    with pytest.raises(ModelError, match="has no chat template"):
+        render_prompt(base_model, "Why?", "template")
+
+
+def test_a_template_that_refuses_a_system_message_is_one_sentence(tmp_path: Path) -> None:
+    template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}"
+        "{% endif %}{{ messages[0]['content'] }}"
+    )
+    strict = load_model(write_tiny_folder(tmp_path, chat_template=template), device="cpu")
+
+    with pytest.raises(ModelError, match="refuses this conversation: no system role"):
+        render_prompt(strict, "Why?", system="Be brief.")
+
+
+def test_an_unknown_chat_format_is_refused_with_the_known_ones(
+    tiny_model: TransformerBridge,
+) -> None:
+    with pytest.raises(UnknownNameError, match="unknown chat_format 'templat'; did you mean"):
+        render_prompt(tiny_model, "Why?", "templat")
+
+
+# Tokens
+
+
+def test_tokens_are_those_of_the_template_without_a_second_bos(model: TransformerBridge) -> None:
+    prompts = ["Tell me about Rome.", "Où est Zürich? 你好"]
+
+    tokens = tokenize_prompts(model, prompts)
+
+    expected = [
+        model.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+        for prompt in prompts
+    ]
+    assert tokens == expected
+
+
+def test_the_plain_format_begins_with_bos_where_the_tokenizer_does(
+    base_model: TransformerBridge, tiny_model: TransformerBridge
+) -> None:
+    base = tokenize_prompts(base_model, ["Why?"])[0]
+    chat = tokenize_prompts(tiny_model, ["Why?"], "plain")[0]
+
+    assert base == base_model.tokenizer("Q: Why?\nA:")["input_ids"]
+    assert base == [1, *chat]
+
+
+def test_no_prompts_give_no_tokens(tiny_model: TransformerBridge) -> None:
+    assert tokenize_prompts(tiny_model, []) == []
+
+
+def test_a_prompt_may_fill_the_context_and_not_exceed_it(tiny_model: TransformerBridge) -> None:
+    frame = len(tokenize_prompts(tiny_model, ["a"])[0]) - 1
+    filling = "a" * (128 - frame)
+
+    assert len(tokenize_prompts(tiny_model, ["b", filling])[1]) == 128
+    with pytest.raises(ModelError, match=r"prompt 1 has 129 tokens .* at most 128"):
+        tokenize_prompts(tiny_model, ["b", filling + "a"])
+
+
+@pytest.mark.parametrize("empty", ["", " \n\t"])
+def test_an_empty_prompt_is_refused_by_its_number(
+    empty: str, tiny_model: TransformerBridge
+) -> None:
+    with pytest.raises(ModelError, match="prompt 1 is empty"):
+        tokenize_prompts(tiny_model, ["a", empty])
+    with pytest.raises(ModelError, match="the prompt is empty"):
+        render_prompt(tiny_model, empty)
+
+
+def test_one_string_is_not_a_list_of_prompts(tiny_model: TransformerBridge) -> None:
+    with pytest.raises(ModelError, match="give a list of strings"):
+        tokenize_prompts(tiny_model, "Why?")
+
+
+def test_end_tokens_come_from_tokenizer_generation_config_and_template(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(folder)
+    loaded = load_model(folder, device="cpu")
+    loaded.original_model.config.eos_token_id = 0
+    loaded.original_model.generation_config.eos_token_id = [0, 40]
+
+    # 0 from tokenizer and configs, 40 from the list, 2 because the template ends turns with it
+    assert end_token_ids(loaded) == {0, 40, 2}
+
+
+def test_the_default_model_ends_an_answer_with_its_turn_token(model: TransformerBridge) -> None:
+    assert end_token_ids(model) == {model.tokenizer.convert_tokens_to_ids("<|im_end|>")}
+
+
+# What cannot be loaded
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'smollm2-135m-instruct'"):
+        load_model("smollm2-135m")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"dtype": "bf16"}, "unknown dtype 'bf16'; did you mean 'bfloat16'"),
+        ({"dtype": torch.int8}, "dtype torch.int8 is not one models run in"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"device": "meta"}, "device 'meta' is not available here"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not available here"),
+        ({"device": "cpu", "device_map": "auto"}, "give one of them"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_read(
+    options: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises((ModelError, UnknownNameError), match=sentence):
+        load_model("no/such-model", **options)
+
+
+def test_truncated_safetensors_are_one_sentence(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "cut"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    with pytest.raises(FileFormatError, match="is truncated or damaged"):
+        load_model(folder)
+
+
+def test_a_folder_that_lacks_tensors_is_refused_rather_than_filled_at_random(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "deeper"))
+    config = folder / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"num_hidden_layers": 3', '"num_hidden_layers": 4'))
+
+    with pytest.raises(FileFormatError, match=r"lack 9 of the model's tensors \(model\.layers\.3"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("config.json", "{", "cannot be loaded"),
+        ("config.json", '{"model_type": "not-a-model"}', "cannot be loaded"),
+        ("tokenizer.json", '{"version": "1.0"}', "the tokenizer of .* cannot be loaded"),
+    ],
+)
+def test_a_folder_with_a_broken_file_is_one_sentence(
+    file: str, content: str, sentence: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "broken"))
+    (folder / file).write_text(content)
+
+    with pytest.raises(ModelError, match=sentence) as caught:
+        load_model(folder)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bridge_without_tokenizer_is_told_what_it_lacks() -> None:
+    bridge = TransformerBridge.__new__(TransformerBridge)
+    torch.nn.Module.__init__(bridge)
+    bridge.__dict__["tokenizer"] = None
+    bridge.__dict__["cfg"] = None
+
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        render_prompt(bridge, "Why?")
+
+
+def test_device_map_spreads_a_model_as_transformers_does(tiny_folder: Path) -> None:
+    spread = load_model(tiny_folder, device_map={"": "cpu"})
+
+    assert model_info(spread).device == "cpu"
+    assert find_source(str(tiny_folder)).kind == "folder"

@@ -1,0 +1,53 @@
+"""Claims about the survey behind the report, on the real model at a small size."""
+
+import json
+
+import pytest
+
+from steerlens.errors import SteerlensError, UnknownNameError
+from steerlens.instructions import base_queries
+from steerlens.report import render_report
+from steerlens.survey import SCHEMA, SurveySettings, survey
+
+NAMES = ["detectable_format:title", "change_case:english_lowercase"]
+SMALL = SurveySettings(n_pairs=8, n_recovery=4, n_samples=1, recovery_every=12, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def result(model):
+    return survey(model, NAMES, SMALL, command="steerlens report", progress=False)
+
+
+def test_the_survey_holds_every_layer_and_instruction_as_plain_json(result):
+    data = json.loads(json.dumps(result.data))
+    assert data["schema"] == SCHEMA
+    assert [one["id"] for one in data["instructions"]] == NAMES
+    for one in data["instructions"]:
+        assert [row["layer"] for row in one["layers"]] == list(range(30))
+        assert [row["layer"] for row in one["recovery"]] == [0, 12, 24, 29]
+        assert one["steering"]["layer"] in (0, 12, 24, 29)
+    assert [row[i] for i, row in enumerate(data["cosines"]["matrix"])] == [1.0, 1.0]
+
+
+def test_samples_come_from_queries_that_choice_and_vector_have_not_seen(result):
+    unseen = {query.text for query in base_queries("report")}
+    for one in result.data["instructions"]:
+        for sample in one["samples"]:
+            assert sample["prompt"] in unseen
+            for name in ("steered", "placebo"):
+                tokens = sample[name]["tokens"]
+                assert {token["role"] for token in tokens} <= {"prompt", "response"}
+                assert all(token["steered"] for token in tokens)
+
+
+def test_the_survey_renders_as_a_page(result):
+    page = render_report(result.data)
+    assert page.lstrip().lower().startswith("<!doctype html>")
+    assert all(name in page for name in NAMES)
+
+
+def test_no_or_unknown_instructions_are_refused(model):
+    with pytest.raises(SteerlensError, match="no instruction"):
+        survey(model, [])
+    with pytest.raises(UnknownNameError, match="did you mean"):
+        survey(model, ["detectable_format:titel"])
