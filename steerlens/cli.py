@@ -30,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 on success, 2 for bad input, 130 after Ctrl-C.
     """
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser().parse_args(given)
+    # Kept for the provenance of results.
+    arguments.command = shlex.join(["steerlens", *given])
     run: Callable[[argparse.Namespace], None] = arguments.run
     try:
         run(arguments)
@@ -126,7 +129,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every instruction of the catalogue")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--n", type=int, default=64, help="contrast pairs an instruction")
-    parser.add_argument("--samples", type=int, default=3, help="prompts shown an instruction")
+    parser.add_argument("--samples", type=int, help="prompts shown an instruction")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
 
@@ -261,16 +264,16 @@ def _report(arguments: argparse.Namespace) -> None:
     from steerlens.report import render_report
     from steerlens.survey import SurveySettings, survey
 
+    names = _instruction_ids(arguments)
+    # Token details are most of a page: with many instructions fewer samples keep it under 8 MB.
+    n_samples = arguments.samples or (4 if len(names) <= 12 else 2)
     settings = SurveySettings(
         n_pairs=arguments.n,
-        n_samples=arguments.samples,
+        n_samples=n_samples,
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,
     )
-    names = _instruction_ids(arguments)
-    result = survey(
-        _load(arguments), names, settings, command=shlex.join(["steerlens", *sys.argv[1:]])
-    )
+    result = survey(_load(arguments), names, settings, command=arguments.command)
     for name, vector in result.vectors.items():
         vector.save(arguments.out / "vectors" / f"{name.replace(':', '-')}.safetensors")
     write_text(arguments.out / "report.json", json.dumps(result.data))

@@ -37,12 +37,12 @@ from steerlens.generation import Generations, generate
 from steerlens.instructions import Instruction, base_queries, catalogue
 from steerlens.models import model_info
 from steerlens.pairs import contrast_pairs
+from steerlens.report.schema import SCHEMA
 from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector, difference_of_means, random_direction
 
-__all__ = ["SCHEMA", "Survey", "SurveySettings", "survey"]
+__all__ = ["Survey", "SurveySettings", "survey"]
 
-SCHEMA = "steerlens-report/1"
 STEERING_RULE = "highest first-token causal recovery on held-out pairs"
 
 

@@ -84,7 +84,7 @@ def test_a_vector_made_on_the_command_line_steers_on_the_command_line(capsys, tm
         (["rank"], "--instruction ID"),
         (["rank", "--model", "smollm2-135m-instrukt", "--instruction", TITLE], "did you mean"),
         (["rank", "--pairs", "no-such-file.jsonl"], "no-such-file.jsonl"),
-        (["rank", "--instruction", TITLE, "--n", "1"], "at least 2"),
+        (["rank", "--instruction", TITLE, "--n", "1"], "gives 2 to"),
         (["rank", "--instruction", TITLE, "--n", "100000"], "100000"),
         (["rank", "--instruction", TITLE, "--n", "2", "--position", "lst"], "position"),
         (["steer", "--vector", "none.safetensors", "--layer", "1", "--prompt", "x"], "no file at"),

@@ -6,8 +6,8 @@ import pytest
 
 from steerlens.errors import SteerlensError, UnknownNameError
 from steerlens.instructions import base_queries
-from steerlens.report import render_report
-from steerlens.survey import SCHEMA, SurveySettings, survey
+from steerlens.report import SCHEMA, render_report
+from steerlens.survey import SurveySettings, survey
 
 NAMES = ["detectable_format:title", "change_case:english_lowercase"]
 SMALL = SurveySettings(n_pairs=8, n_recovery=4, n_samples=1, recovery_every=12, max_new_tokens=12)
