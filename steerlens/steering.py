@@ -127,6 +127,11 @@ class Steering:
         """The layers touched, ascending."""
         return tuple(sorted({one.layer for one in self.interventions}))
 
+    def touching(self, role: Literal["prompt", "response"]) -> "Steering":
+        """The interventions that touch tokens of one role."""
+        other = "response" if role == "prompt" else "prompt"
+        return Steering(tuple(one for one in self.interventions if one.scope != other))
+
     def check_model(self, model: TransformerBridge) -> None:
         """`SteeringError` when an intervention does not fit the model's width or depth."""
         width, depth = model.cfg.d_model, model.cfg.n_layers

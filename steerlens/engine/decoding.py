@@ -323,9 +323,8 @@ class _Flow:
         self._recompile()
 
     def _recompile(self) -> None:
-        self.steering = RowSteering(
-            [row.steering for row in self.active], device=device_of(self.model), per_row=True
-        )
+        on_response = [row.steering and row.steering.touching("response") for row in self.active]
+        self.steering = RowSteering(on_response, device=device_of(self.model), per_row=True)
 
     def _step(self) -> None:
         """One token for every active row."""

@@ -26,9 +26,9 @@ KeyValues = dict[
 
 def attention_masks(
     config: Any,
-    queries: Int[Tensor, "row query"],
-    keys: Int[Tensor, "row key"],
-    real: Bool[Tensor, "row key"],
+    queries: Int[Tensor, "#row query"],
+    keys: Int[Tensor, "#row key"],
+    real: Bool[Tensor, "#row key"],
 ) -> Any:
     """What each query may look at, by absolute positions; a dict for models with a sliding window.
 
@@ -109,8 +109,8 @@ class SlotCache:
         return like.new_zeros(self.n_slots, n_heads, self.n_positions, width)
 
     def move(self, source: int, target: int) -> None:
-        """Copy one row's memory to another slot."""
-        stop = self.lengths[source]
+        """Copy one row's memory to another slot, the token of the last step included."""
+        stop = self.lengths[source] + 1
         for stores in self._stores.values():
             for store in stores:
                 store[target, :, :stop] = store[source, :, :stop]

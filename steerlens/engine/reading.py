@@ -171,8 +171,9 @@ def _side_by_side(
 
 def first_touched(steering: Steering | None, n_layers: int) -> int:
     """The first layer where a steering changes the prompt; `n_layers` when it never does."""
-    ones = steering.interventions if steering is not None else ()
-    return min((one.layer for one in ones if one.scope != "response"), default=n_layers)
+    if steering is None:
+        return n_layers
+    return min(steering.touching("prompt").layers, default=n_layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +208,8 @@ def branch(
     lengths = torch.tensor([trunks[i].length for i in order], device=device)
     width = int(lengths.max())
     real = torch.arange(width, device=device) < lengths[:, None]
-    compiled = RowSteering([steerings[i] for i in order], device=device, per_row=True)
+    on_prompt = [steerings[i].touching("prompt") for i in order]
+    compiled = RowSteering(on_prompt, device=device, per_row=True)
     joining: dict[int, list[Tensor]] = {}
     for i in order:
         joining.setdefault(first[i], []).append(trunks[i].residual(first[i]))

@@ -1,0 +1,84 @@
+"""The work every contender does: the same prompts, settings and pairs, in the same order."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import steerlens as sl
+from steerlens.models import tokenize_prompts
+from steerlens.vectors import SteeringVector
+
+INSTRUCTION = "detectable_format:title"
+LAYERS = (4, 8, 12, 16, 20, 24, 27, 29)
+STRENGTHS = (0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much work: the full sizes are those of the published table."""
+
+    n_prompts: int = 96
+    n_new_tokens: int = 96
+    n_sweep_prompts: int = 12
+    n_pairs: int = 256
+    batch_limit: int = 96
+    # Slow peers run this many settings of the sweep; tokens per second is what is compared.
+    n_peer_settings: int = 2
+    n_recipe_rows: int = 1
+
+
+QUICK = Sizes(n_prompts=12, n_new_tokens=12, n_sweep_prompts=4, n_pairs=16, batch_limit=12)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Models and inputs, loaded once; every model has the same weights."""
+
+    sizes: Sizes
+    model: Any
+    hf: Any
+    vector: SteeringVector
+    prompts: list[str]
+    rows: list[list[int]]
+    pairs: sl.ContrastSet
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything runs."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def settings(self) -> list[tuple[int, float]]:
+        """Layers × strengths of the sweep."""
+        return [(layer, strength) for layer in LAYERS for strength in STRENGTHS]
+
+    @property
+    def sweep_rows(self) -> list[list[int]]:
+        """Token rows of the sweep's prompts."""
+        return self.rows[: self.sizes.n_sweep_prompts]
+
+
+def prepare(dtype: str, sizes: Sizes) -> Work:
+    """Load the hooked model, a plain Hugging Face copy with sdpa, and the inputs."""
+    from transformers import AutoModelForCausalLM
+
+    from steerlens.weights import weights_entry
+
+    model = sl.load_model(dtype=dtype)
+    folder = weights_entry(sl.model_info(model).weights_hash.removeprefix("sha256:"))
+    hf = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="sdpa", dtype=getattr(torch, dtype)
+    ).eval()
+    queries = [query.text for split in ("report", "select") for query in sl.base_queries(split)]
+    prompts = queries[: sizes.n_prompts]
+    fitted = sl.cache_residuals(model, sl.contrast_pairs(INSTRUCTION, n=32), progress=False)
+    return Work(
+        sizes=sizes,
+        model=model,
+        hf=hf.to(model.cfg.device),
+        vector=sl.difference_of_means(fitted),
+        prompts=prompts,
+        rows=tokenize_prompts(model, prompts),
+        pairs=sl.contrast_pairs(INSTRUCTION, n=sizes.n_pairs),
+    )
