@@ -6,11 +6,12 @@ Exit code 0 on success, 2 for bad input, with one line that says what is wrong.
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import steerlens
 from steerlens.errors import SteerlensError
@@ -49,8 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as for any other bad input; the usage is what ``--help`` is for."""
+        self.exit(2, f"steerlens: {message}; see `{self.prog} --help`\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="steerlens",
         description="Where to steer a language model, how hard, and what it did to every token.",
     )
@@ -77,12 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(steer)
     _add_steering(steer)
     report = command("report", _report, "write a layer-selection report (HTML and JSON)")
-    _add_model(report, dtype="auto")
+    _add_model(report, dtype="auto", chat_format=False)
     _add_report(report)
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser, dtype: str = "float32") -> None:
+def _add_model(
+    parser: argparse.ArgumentParser, dtype: str = "float32", chat_format: bool = True
+) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -90,6 +99,8 @@ def _add_model(parser: argparse.ArgumentParser, dtype: str = "float32") -> None:
     )
     parser.add_argument("--dtype", default=dtype, help="float32, bfloat16, float16 or auto")
     parser.add_argument("--device", help="cpu, cuda, mps; the best one by default")
+    if not chat_format:
+        return
     parser.add_argument(
         "--chat-format",
         default="auto",
@@ -171,9 +182,11 @@ def _instructions(arguments: argparse.Namespace) -> None:
 
 def _rank(arguments: argparse.Namespace) -> None:
     from steerlens.attribution import rank_layers
-    from steerlens.files import write_text
+    from steerlens.files import check_writable, write_text
     from steerlens.plots import layer_curves
 
+    if arguments.out is not None:
+        check_writable(arguments.out / "ranking.json")
     rankings = [rank_layers(cache, seed=arguments.seed) for cache in _caches(arguments)]
     for ranking in rankings:
         if arguments.out is None:
@@ -181,7 +194,7 @@ def _rank(arguments: argparse.Namespace) -> None:
         folder = arguments.out
         if len(rankings) > 1:
             folder /= str(ranking.metadata["instruction"]).replace(":", "-")
-        write_text(folder / "ranking.json", json.dumps(ranking.to_json(), indent=1))
+        write_text(folder / "ranking.json", json.dumps(_finite(ranking.to_json()), indent=1))
         write_text(folder / "ranking.csv", ranking.table.to_csv(index=False))
         write_text(
             folder / "ranking.html",
@@ -201,11 +214,13 @@ def _rank(arguments: argparse.Namespace) -> None:
 
 
 def _vector(arguments: argparse.Namespace) -> None:
+    from steerlens.files import check_writable
     from steerlens.vectors import difference_of_means
 
     n_wanted = len(arguments.instruction) + bool(arguments.pairs)
     if arguments.all or n_wanted != 1:
         raise SteerlensError("give exactly one --instruction or one --pairs file for one vector")
+    check_writable(arguments.out)
     [cache] = _caches(arguments)
     vector = difference_of_means(cache)
     vector.save(arguments.out)
@@ -260,23 +275,26 @@ def _steer(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from steerlens.files import write_text
+    from steerlens.files import check_writable, write_text
     from steerlens.report import render_report
     from steerlens.survey import SurveySettings, survey
 
     names = _instruction_ids(arguments)
     # Token details are most of a page: with many instructions fewer samples keep it under 8 MB.
-    n_samples = arguments.samples or (4 if len(names) <= 12 else 2)
+    n_samples = arguments.samples
+    if n_samples is None:
+        n_samples = 4 if len(names) <= 12 else 2
     settings = SurveySettings(
         n_pairs=arguments.n,
         n_samples=n_samples,
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,
     )
+    check_writable(arguments.out / "report.html")
     result = survey(_load(arguments), names, settings, command=arguments.command)
     for name, vector in result.vectors.items():
         vector.save(arguments.out / "vectors" / f"{name.replace(':', '-')}.safetensors")
-    write_text(arguments.out / "report.json", json.dumps(result.data))
+    write_text(arguments.out / "report.json", json.dumps(_finite(result.data)))
     page = write_text(arguments.out / "report.html", render_report(result.data))
     if arguments.json:
         _print_json(
@@ -321,7 +339,11 @@ def _pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
     if arguments.pairs is not None:
         if arguments.instruction or arguments.all:
             raise SteerlensError("give either --pairs or --instruction, not both")
-        read = ContrastSet.from_csv if arguments.pairs.suffix == ".csv" else ContrastSet.from_jsonl
+        read = (
+            ContrastSet.from_csv
+            if arguments.pairs.suffix.lower() == ".csv"
+            else ContrastSet.from_jsonl
+        )
         return [read(arguments.pairs)]
     return [
         contrast_pairs(name, n=arguments.n, seed=arguments.seed, split="fit")
@@ -334,7 +356,7 @@ def _caches(arguments: argparse.Namespace) -> "list[ResidualCache]":
 
     sets = _pair_sets(arguments)
     position: Any = arguments.position
-    if position.lstrip("-").isdigit():
+    if re.fullmatch(r"-?[0-9]+", position):
         position = int(position)
     model = _load(arguments)
     return [

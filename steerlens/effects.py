@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.errors import SteeringError
 from steerlens.generation import generate
 from steerlens.steering import Steering, TokenRoles
 
@@ -158,9 +159,16 @@ def steer(
         chat_format: See `steerlens.models`.
 
     Raises:
-        SteeringError: The steering does not fit the model.
+        SteeringError: The steering is none, holds no intervention, does not fit the model, or is
+            so strong that the logits become NaN or infinite.
         ModelError: An empty prompt, or one longer than the context.
     """
+    if not isinstance(steering, Steering) or not steering.interventions:
+        raise SteeringError(
+            f"a steering with at least one intervention is needed, not {steering!r}; make one with "
+            "vector.at(layer=…)"
+        )
+    steering.check_model(model)
     both = [
         generate(
             model,
@@ -175,6 +183,12 @@ def steer(
         for one in (None, steering)
     ]
     baseline, steered = both
+    for name, one in (("without", baseline), ("with", steered)):
+        if one.finish_reasons[0] == "non-finite":
+            raise SteeringError(
+                f"the model's logits {name} steering hold NaN or infinity after "
+                f"{len(one.tokens[0])} tokens; lower the strength, or check weights and dtype"
+            )
     return SteeredRun(
         prompt=prompt,
         baseline=baseline.texts[0],

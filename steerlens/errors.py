@@ -60,6 +60,9 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UnknownNameErro
     """
     names = list(known)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    if not near and given.strip():
+        # The last part of an id ("title") is too short a piece of it to count as close.
+        near = [name for name in names if given.strip().lower() in name.lower()][:3]
     quoted = ", ".join(repr(name) for name in (near or names[:12]))
     if near:
         advice = f"did you mean {quoted}?"

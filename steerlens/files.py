@@ -23,7 +23,14 @@ from safetensors.torch import save_file
 
 from steerlens.errors import FileFormatError, SteerlensError
 
-__all__ = ["library_versions", "read_tensors", "write_atomically", "write_tensors", "write_text"]
+__all__ = [
+    "check_writable",
+    "library_versions",
+    "read_tensors",
+    "write_atomically",
+    "write_tensors",
+    "write_text",
+]
 
 HEADER_KEY = "steerlens"
 
@@ -38,6 +45,20 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a source tree that was never installed
             found[name] = "not installed"
     return found
+
+
+def check_writable(path: str | Path) -> None:
+    """Refuse, before a long run, a place where nothing could be written after it.
+
+    Raises:
+        SteerlensError: "cannot write …" when the nearest folder above is none, or read-only.
+    """
+    path = Path(path)
+    nearest = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
+    if not nearest.is_dir():
+        raise SteerlensError(f"cannot write {path}: {nearest} is a file; choose another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise SteerlensError(f"cannot write {path}: {nearest} is read-only; choose another place")
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -66,8 +87,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        # safetensors reports a full disk as an error of its own.
+        reason = getattr(error, "strerror", None) or str(error)
         raise SteerlensError(f"cannot write {path}: {reason}; choose another place") from error
     finally:
         if temporary is not None:

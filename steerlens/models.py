@@ -36,6 +36,7 @@ whose code lives in their repository (``trust_remote_code``) are not loaded.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -260,11 +261,14 @@ def tokenize_prompts(
         One list of ids a prompt, in order.
 
     Raises:
-        ModelError: "prompt 3 is empty …", "prompt 3 has 9000 tokens …", or as in `render_prompt`.
+        ModelError: "prompt 3 is empty …", "prompt 3 has 9000 tokens …", "prompt 3 is not valid
+            Unicode …", or as in `render_prompt`.
     """
     if isinstance(prompts, str):
         raise ModelError("prompts is one string; give a list of strings")
     for index, prompt in enumerate(prompts):
+        if re.search("[\ud800-\udfff]", prompt):
+            raise ModelError(f"prompt {index} is not valid Unicode text; give it in UTF-8")
         if not prompt.strip():
             raise ModelError(f"prompt {index} is empty; every prompt needs some text")
     if not prompts:
@@ -350,7 +354,8 @@ def _boot(
         model: TransformerBridge = TransformerBridge.boot_transformers(
             reference, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
         )
-    except (ValueError, KeyError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, KeyError, RuntimeError, AssertionError) as error:
+        # AssertionError: what torch says of a kind of device it was not compiled for.
         raise ModelError(f"{reference} cannot be set up: {_first_line(error)}") from error
     finally:
         tokenizer.init_kwargs = own_settings

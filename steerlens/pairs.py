@@ -352,9 +352,8 @@ def _jsonl_records(file: Path, text: str) -> Iterator[tuple[str, object]]:
         where = f"{file}, line {number}"
         try:
             yield where, json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise PairsError(f"{where}: not a JSON object ({reason})") from error
+        except (ValueError, RecursionError) as error:
+            raise PairsError(f"{where}: not a JSON object ({_json_fault(error)})") from error
 
 
 def _csv_records(file: Path, text: str) -> Iterator[tuple[str, object]]:
@@ -380,8 +379,17 @@ def _csv_records(file: Path, text: str) -> Iterator[tuple[str, object]]:
 def _json_cell(where: str, cell: str) -> object:
     try:
         return json.loads(cell)
-    except json.JSONDecodeError as error:
-        raise PairsError(f"{where}: the field 'kwargs' is not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise PairsError(
+            f"{where}: the field 'kwargs' is not JSON ({_json_fault(error)})"
+        ) from error
+
+
+def _json_fault(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    # Python refuses to read integers of thousands of digits, as a plain ValueError.
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
 
 
 def _write_whole(target: Path, text: str) -> None:

@@ -74,6 +74,15 @@ class SurveySettings:
     batch_size: int = 32
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        # At the door: a survey takes minutes before it would use the last of these.
+        counts = ("n_samples", "recovery_every", "max_new_tokens", "batch_size")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise SteerlensError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise SteerlensError(f"seed must be between 0 and {2**32 - 1}; got {self.seed}")
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Survey:
@@ -131,6 +140,9 @@ def survey(
     if not instructions:
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
     tasks = [catalogue[name] for name in dict.fromkeys(instructions)]
+    for task in tasks:  # drawn again when used; here so that too many are refused at once
+        contrast_pairs(task, n=settings.n_pairs, seed=settings.seed, split="fit")
+        contrast_pairs(task, n=settings.n_recovery, seed=settings.seed, split="select")
     seconds: dict[str, float] = {}
     started = time.monotonic()
     attributed = []

@@ -45,6 +45,8 @@ __all__ = ["SteeringVector", "difference_of_means", "random_direction"]
 _FILE_KIND = "steering-vector"
 # A mean difference this small, relative to the residual norm, is rounding, not a direction.
 _MIN_RELATIVE_GAP = 1e-7
+# Directions kept in half precision have norms within 2e-3 of 1.
+_UNIT_TOLERANCE = 1e-2
 _PER_LAYER = ("gaps", "targets", "baselines")
 
 
@@ -87,9 +89,11 @@ class SteeringVector:
     def layer_index(self, layer: int) -> int:
         """Row of a layer; `SteeringError` when the vector has none for it."""
         if layer not in self.layers:
+            first, last = self.layers[0], self.layers[-1]
+            whole = self.layers == tuple(range(first, last + 1))
+            held = f"{first} to {last}" if whole else ", ".join(map(str, self.layers))
             raise SteeringError(
-                f"layer {layer} is out of range for this vector; it has layers "
-                f"{self.layers[0]} to {self.layers[-1]}"
+                f"layer {layer} is out of range for this vector; it has layers {held}"
             )
         return self.layers.index(layer)
 
@@ -164,6 +168,11 @@ class SteeringVector:
     def load(cls, path: str | Path) -> "SteeringVector":
         """Read a vector that `save` wrote; `FileFormatError` when the file is anything else."""
         tensors, record = read_tensors(path, _FILE_KIND)
+        metadata = record.get("metadata")
+        if not isinstance(metadata, dict) or not isinstance(metadata.get("n_layers", 0), int):
+            raise FileFormatError(
+                f"{path} lacks a part of a steering vector: metadata with a whole n_layers"
+            )
         try:
             layers = tuple(int(n) for n in tensors["layers"])
             _check_parts(tensors, len(layers))
@@ -173,9 +182,11 @@ class SteeringVector:
                 targets=tensors["targets"].float(),
                 baselines=tensors["baselines"].float(),
                 layers=layers,
-                metadata=record["metadata"],
+                metadata=metadata,
             )
-        except (KeyError, TypeError) as error:
+        except SteeringError as error:
+            raise FileFormatError(f"{path} holds no steering vector: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} lacks a part of a steering vector: {error}") from error
 
     def __repr__(self) -> str:
@@ -201,6 +212,12 @@ def _check_parts(parts: Mapping[str, Tensor], n_layers: int) -> None:
     for name in ("directions", *_PER_LAYER):
         if not bool(torch.isfinite(parts[name]).all()):
             raise SteeringError(f"the vector's {name} hold NaN or infinity")
+    norms = parts["directions"].float().norm(dim=-1)
+    if bool(((norms - 1).abs() > _UNIT_TOLERANCE).any()):
+        raise SteeringError(
+            f"directions must be unit vectors; got norms from {float(norms.min()):.3g} to "
+            f"{float(norms.max()):.3g}"
+        )
 
 
 def difference_of_means(cache: ResidualCache) -> SteeringVector:

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from steering_examples import random_vector
 
 from steerlens.activations import cache_residuals
 from steerlens.attribution import first_token_recovery
 from steerlens.errors import SteeringError
 from steerlens.models import render_prompt
-from steerlens.pairs import contrast_pairs
+from steerlens.pairs import ContrastSet, contrast_pairs
 from steerlens.vectors import difference_of_means, random_direction
 
 
@@ -74,3 +75,20 @@ def test_titles_are_recovered_late_and_not_early_and_the_placebo_does_not(model,
 def test_scope_response_is_refused_because_it_cannot_act(model, fitted, held_out):
     with pytest.raises(SteeringError, match="cannot change the first response token"):
         first_token_recovery(model, held_out, fitted[0], scope="response")
+
+
+def test_pairs_without_an_effect_have_nothing_to_recover(model, fitted):
+    same = ContrastSet.from_prompts(["Hi.", "Why?"], ["Hi.", "Why?"])
+    with pytest.raises(SteeringError, match="no effect to recover"):
+        first_token_recovery(model, same, fitted[0], layers=[24])
+
+
+@pytest.mark.parametrize("wrong", [{"layers": []}, {"batch_size": 0}, {"seed": -1}])
+def test_numbers_out_of_range_are_refused(model, fitted, held_out, wrong):
+    with pytest.raises(SteeringError, match="at least"):
+        first_token_recovery(model, held_out, fitted[0], **wrong)
+
+
+def test_a_placebo_for_another_model_is_refused(model, fitted, held_out):
+    with pytest.raises(SteeringError, match="d_model 16"):
+        first_token_recovery(model, held_out, fitted[0], placebo=random_vector(30, 16))

@@ -90,6 +90,15 @@ def test_a_vector_made_on_the_command_line_steers_on_the_command_line(capsys, tm
         (["steer", "--vector", "none.safetensors", "--layer", "1", "--prompt", "x"], "no file at"),
         (["report", "--out", "r"], "--instruction ID"),
         (["vector", "--all", "--out", "v.safetensors"], "exactly one"),
+        (["rank", "--instruction", "title"], "did you mean 'detectable_format:title'"),
+        (["rank", "--instruction", TITLE, "--n", "2", "--position", "²"], "position"),
+        (["rank", "--instruction", TITLE, "--n", "4", "--seed", "-1"], "seed must be between 0"),
+        (["report", "--instruction", TITLE, "--out", "r", "--samples", "-1"], "n_samples must be"),
+        (["report", "--instruction", TITLE, "--out", "r", "--samples", "0"], "n_samples must be"),
+        (["report", "--instruction", TITLE, "--out", "r", "--seed", "-1"], "seed must be between"),
+        (["report", "--instruction", TITLE, "--out", "/dev/null/r"], "/dev/null is a file"),
+        (["vector", "--instruction", TITLE, "--out", "/dev/null/v"], "/dev/null is a file"),
+        (["rank", "--instruction", TITLE, "--out", "/dev/null/r"], "/dev/null is a file"),
     ],
 )
 def test_bad_input_ends_with_code_2_and_one_line(capsys, tmp_path, monkeypatch, argv, words):
@@ -119,3 +128,40 @@ def test_an_empty_prompt_is_refused(capsys, tmp_path):
     code, _, err = run(capsys, "steer", "--vector", path, "--layer", 3, "--prompt", " ")
     assert code == 2
     assert "empty" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "command"),
+        (["bogus"], "invalid choice: 'bogus'"),
+        (["rank", "--n", "many"], "argument --n"),
+        (["steer", "--prompt", "Hi"], "--vector"),
+        (["report", "--out", "r", "--chat-format", "plain"], "--chat-format"),
+    ],
+)
+def test_a_command_that_cannot_be_parsed_ends_with_code_2_and_one_line(capsys, argv, words):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert err.startswith("steerlens: ")
+    assert len(err.splitlines()) == 1
+    assert words in err
+
+
+def test_undefined_numbers_are_null_in_files_too_and_csv_may_be_in_capitals(
+    capsys, tmp_path, tiny_folder
+):
+    pairs = tmp_path / "PAIRS.CSV"
+    pairs.write_text("instructed,uninstructed\na b,a\nc d,c\n")
+    code, _, err = run(
+        capsys, "rank", "--model", tiny_folder, "--pairs", pairs, "--out", tmp_path / "out"
+    )
+    assert code == 0, err
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    ranking = json.loads((tmp_path / "out" / "ranking.json").read_text(), parse_constant=refuse)
+    assert ranking["layers"][0]["d_prime_high"] is None

@@ -98,3 +98,27 @@ def test_the_frame_has_a_row_a_token_also_for_an_empty_response(model, vector, r
     effects = token_effects(model, run.effects.token_ids[:5], [], vector.at(LAYER))
     assert len(effects.frame) == 5
     assert list(effects.frame.columns[:5]) == ["position", "token", "role", "steered", "kl"]
+
+
+def test_what_cannot_be_steered_is_refused_before_anything_is_generated(tiny_model, monkeypatch):
+    from steerlens import effects
+    from steerlens.errors import SteeringError
+    from steerlens.steering import Steering
+
+    def too_late(*_args, **_kwargs):
+        raise AssertionError("generated before the steering was checked")
+
+    monkeypatch.setattr(effects, "generate", too_late)
+    for steering, words in [
+        (Steering(()), "at least one intervention"),
+        (random_vector(30, 576).at(LAYER), "made for another model"),
+    ]:
+        with pytest.raises(SteeringError, match=words):
+            steer(tiny_model, "Hi", steering)
+
+
+def test_a_strength_that_breaks_the_logits_is_one_sentence(tiny_model):
+    from steerlens.errors import SteeringError
+
+    with pytest.raises(SteeringError, match="lower the strength"):
+        steer(tiny_model, "Hi", random_vector(3, 16).at(1, "add", 1e38), max_new_tokens=4)

@@ -45,3 +45,9 @@ def test_the_names_may_come_from_an_iterator() -> None:
     sentence = str(unknown_name("thing", "zzz", iter(["a", "b"])))
 
     assert sentence == "unknown thing 'zzz'; choose one of 'a', 'b'"
+
+
+def test_a_piece_of_a_long_name_suggests_the_names_that_hold_it() -> None:
+    sentence = str(unknown_name("instruction", "Title", ["punctuation:no_comma", "format:title"]))
+
+    assert sentence == "unknown instruction 'Title'; did you mean 'format:title'?"

@@ -367,3 +367,17 @@ def test_device_map_spreads_a_model_as_transformers_does(tiny_folder: Path) -> N
 
     assert model_info(spread).device == "cpu"
     assert find_source(str(tiny_folder)).kind == "folder"
+
+
+def test_a_prompt_that_is_no_unicode_is_refused_by_its_number(
+    tiny_model: TransformerBridge,
+) -> None:
+    with pytest.raises(ModelError, match="prompt 1 is not valid Unicode"):
+        tokenize_prompts(tiny_model, ["fine", "a\ud800"])
+
+
+def test_a_device_torch_was_not_compiled_for_is_one_sentence(tiny_folder: Path) -> None:
+    if torch.xpu.is_available():
+        pytest.skip("this machine has an XPU")
+    with pytest.raises(ModelError, match=r"cannot be set up: .*XPU"):
+        load_model(tiny_folder, device="xpu")

@@ -348,3 +348,13 @@ def test_a_bad_csv_line_is_named_with_its_file(content: str, message: str, tmp_p
     path.write_text(content, encoding="utf-8")
     with pytest.raises(PairsError, match=rf"bad\.csv, (line \d: )?{message}"):
         ContrastSet.from_csv(path)
+
+
+def test_a_number_too_long_to_read_is_named_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(
+        '{"instructed": "a b", "uninstructed": "a", "kwargs": {"n": %s}}' % ("9" * 5000)
+    )
+
+    with pytest.raises(PairsError, match=r"line 1: not a JSON object \(a number is too long\)"):
+        ContrastSet.from_jsonl(file)

@@ -51,3 +51,19 @@ def test_no_or_unknown_instructions_are_refused(model):
         survey(model, [])
     with pytest.raises(UnknownNameError, match="did you mean"):
         survey(model, ["detectable_format:titel"])
+
+
+def test_sizes_out_of_range_are_refused_before_the_model_runs():
+    for wrong in ({"n_samples": 0}, {"recovery_every": 0}, {"max_new_tokens": 0}, {"seed": -1}):
+        with pytest.raises(SteerlensError, match=next(iter(wrong))):
+            SurveySettings(**wrong)
+
+
+def test_more_pairs_than_the_last_instruction_has_are_refused_at_once(tiny_model, monkeypatch):
+    def too_late(*_args):
+        raise AssertionError("attributed before the settings were checked")
+
+    monkeypatch.setattr("steerlens.survey._attribute", too_late)
+    names = [*NAMES, "detectable_format:constrained_response"]
+    with pytest.raises(SteerlensError, match="gives 2 to 160"):
+        survey(tiny_model, names, SurveySettings(n_pairs=161))

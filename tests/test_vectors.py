@@ -107,3 +107,35 @@ def test_nothing_is_left_behind_when_a_file_cannot_be_written(tmp_path):
     with pytest.raises(SteerlensError, match="cannot write"):
         difference_of_means(example_cache()).save(blocker / "v.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"directions": torch.ones(3, 5)}, "unit vectors"),
+        ({"layers": torch.zeros(3, 3, dtype=torch.long)}, "steering vector"),
+        ({"metadata": "[1]"}, "metadata"),
+        ({"metadata": '{"n_layers": "3"}'}, "n_layers"),
+    ],
+)
+def test_a_file_with_parts_no_vector_can_have_is_refused_by_name(tmp_path, changes, words):
+    from safetensors import safe_open
+
+    path = difference_of_means(example_cache()).save(tmp_path / "v.safetensors")
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    record = json.loads(header["steerlens"])
+    if "metadata" in changes:
+        record["metadata"] = json.loads(changes.pop("metadata"))
+    save_file({**tensors, **changes}, path, metadata={"steerlens": json.dumps(record)})
+    with pytest.raises(FileFormatError, match=words) as refused:
+        SteeringVector.load(path)
+    assert "v.safetensors" in str(refused.value)
+
+
+def test_the_layers_a_vector_has_are_named_one_by_one_where_some_are_missing():
+    sides = torch.randn(2, 4, 2, 5)
+    vector = difference_of_means(ResidualCache.from_tensors(sides[0], sides[1], layers=[0, 6]))
+    with pytest.raises(SteeringError, match="it has layers 0, 6"):
+        vector.at(3)

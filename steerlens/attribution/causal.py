@@ -38,6 +38,9 @@ from steerlens.vectors import SteeringVector
 
 __all__ = ["RecoveryCurve", "first_token_recovery"]
 
+# Nats a pair; below this the difference of two distributions is float32 rounding.
+_MIN_EFFECT = 1e-6
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RecoveryCurve:
@@ -95,16 +98,23 @@ def first_token_recovery(
         progress: Show a progress bar on standard error; by default only in a terminal.
 
     Raises:
-        SteeringError: The vector does not fit the model or has no such layer, or the scope is
-            ``response``.
+        SteeringError: The vector or the placebo does not fit the model or has no such layer, the
+            scope is ``response``, the pairs' sides give the same first token distribution, or a
+            number is out of range.
     """
     if scope == "response":
         raise SteeringError(
             "scope 'response' cannot change the first response token; use 'all' or 'prompt'"
         )
-    vector.check_model(model)
     layers = vector.layers if layers is None else tuple(layers)
+    if not layers or batch_size < 1 or seed < 0:
+        raise SteeringError(
+            "at least one layer, a batch_size of at least 1 and a seed of at least 0 are needed; "
+            f"got {len(layers)} layers, batch_size {batch_size}, seed {seed}"
+        )
     kinds = [vector] if placebo is None else [vector, placebo]
+    for kind in kinds:
+        kind.check_model(model)
     rows = tokenize_prompts(
         model,
         [p.instructed for p in pairs] + [p.uninstructed for p in pairs],
@@ -114,6 +124,12 @@ def first_token_recovery(
     plain = torch.empty(len(rows), model.cfg.d_vocab)
     _first_logprobs(model, rows, [None] * len(rows), batch_size, plain.__setitem__)
     instructed, uninstructed = plain[:n_pairs], plain[n_pairs:]
+    whole = (instructed.exp() * (instructed - uninstructed)).sum(-1).double().numpy()
+    if not whole.sum() > _MIN_EFFECT * n_pairs:
+        raise SteeringError(
+            "the instruction does not change the first response token of these pairs "
+            f"(mean KL {whole.mean():.1g} nats), so there is no effect to recover"
+        )
     steerings = [
         kind.at(layer, operation, strength, scope)
         for kind in kinds
@@ -123,7 +139,6 @@ def first_token_recovery(
     steered_rows = rows[n_pairs:] * (len(kinds) * len(layers))
     kl = _kl_to(instructed, model, steered_rows, steerings, batch_size, progress)
     remaining = kl.reshape(len(kinds), len(layers), n_pairs)
-    whole = (instructed.exp() * (instructed - uninstructed)).sum(-1).double().numpy()
     table = pd.DataFrame({"layer": layers})
     names = (("recovery", "low", "high"), ("placebo", "placebo_low", "placebo_high"))
     for kind_names, values in zip(names, remaining, strict=False):

@@ -117,11 +117,14 @@ def rank_layers(
 
     Raises:
         ActivationError: All pairs share one base query, or a layer does not vary at all.
+        SteerlensError: Folds, resamples or seed out of range.
     """
     if n_folds < 2 or n_resamples < 1:
         raise SteerlensError(
             f"n_folds must be at least 2 and n_resamples at least 1; got {n_folds}, {n_resamples}"
         )
+    if not 0 <= seed < 2**32:
+        raise SteerlensError(f"seed must be between 0 and {2**32 - 1}; got {seed}")
     rng = np.random.default_rng(seed)
     _, groups = np.unique(np.asarray(cache.groups), return_inverse=True)
     n_groups = int(groups.max()) + 1
@@ -281,5 +284,7 @@ def _split_half_cosines(
 def _interval(
     name: str, samples: Float[Array, "layer resample"]
 ) -> dict[str, Float[Array, "layer"]]:
-    low, high = np.nanpercentile(samples, _INTERVAL, axis=1)
+    # Where the sides do not vary d′ is infinite, and an interval of infinities is undefined.
+    with np.errstate(invalid="ignore"):
+        low, high = np.nanpercentile(samples, _INTERVAL, axis=1)
     return {f"{name}_low": low, f"{name}_high": high}

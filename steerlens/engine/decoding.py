@@ -22,14 +22,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.engine.attention import decoding_attention
 from steerlens.engine.batches import common_prefix
 from steerlens.engine.memory import SlotCache, attention_masks
-from steerlens.engine.modules import device_of, fast_modules, on_blocks, unembed
+from steerlens.engine.modules import device_of, dtype_of, fast_modules, on_blocks, unembed
 from steerlens.engine.reading import Reading, branch, first_touched, read
 from steerlens.errors import SteerlensError
 from steerlens.steering import RowSteering, Steering, TokenRoles
 
-__all__ = ["Choose", "FinishReason", "Row", "decode_rows", "first_logits"]
+__all__ = ["Choose", "FinishReason", "Row", "decode_rows", "first_logits", "is_sound"]
 
 FinishReason = Literal["stop", "length", "non-finite"]
 Choose = Callable[[Float[Tensor, "row vocab"], Sequence[int]], Int[Tensor, "row"]]
@@ -82,6 +83,11 @@ class Row:
             self.produced.append(token)
             if len(self.produced) == self.max_new_tokens:
                 self.reason = "length"
+
+
+def is_sound(logits: Float[Tensor, "row vocab"], following: Int[Tensor, "row"]) -> list[bool]:
+    """Whether each row's chosen logit is a finite number; with NaN among its logits it is not."""
+    return torch.isfinite(logits.gather(-1, following[:, None])[:, 0]).tolist()
 
 
 class _Library:
@@ -334,13 +340,13 @@ class _Flow:
         positions = self.cache.begin_step(lengths, device)
         keys = torch.arange(max(lengths) + 1, device=device)[None]
         tokens = torch.tensor([[row.produced[-1]] for row in self.active], device=device)
-        with self._steered():
+        real = torch.ones_like(keys, dtype=torch.bool)
+        with self._steered(), decoding_attention(self.model) as ours:
+            dtype = torch.float32 if ours else dtype_of(self.model)
             out = root(
                 input_ids=tokens,
                 position_ids=positions,
-                attention_mask=attention_masks(
-                    root.config, positions, keys, torch.ones_like(keys, dtype=torch.bool)
-                ),
+                attention_mask=attention_masks(root.config, positions, keys, real, dtype),
                 past_key_values=self.cache,
                 use_cache=True,
             )
@@ -360,9 +366,9 @@ class _Flow:
 
     def _take(self, rows: Sequence[Row], logits: Float[Tensor, "row vocab"]) -> None:
         """Add the chosen token to each row, and end those that are done."""
-        following = self.choose(logits, [row.index for row in rows]).tolist()
-        finite = torch.isfinite(logits.max(dim=-1).values).tolist()
-        for row, token, sound in zip(rows, following, finite, strict=True):
+        following = self.choose(logits, [row.index for row in rows])
+        finite = is_sound(logits, following)
+        for row, token, sound in zip(rows, following.tolist(), finite, strict=True):
             row.take(token, sound, self.ends)
             if row.reason is not None:
                 self.finished(row)

@@ -29,24 +29,36 @@ def attention_masks(
     queries: Int[Tensor, "#row query"],
     keys: Int[Tensor, "#row key"],
     real: Bool[Tensor, "#row key"],
+    dtype: torch.dtype,
 ) -> Any:
     """What each query may look at, by absolute positions; a dict for models with a sliding window.
+
+    The masks are added to attention scores: 0 where a key may be seen, minus infinity elsewhere.
+    (Fused attention on a CPU takes these faster than booleans, which it turns into them.)
 
     Args:
         config: The Hugging Face config.
         queries: Positions of the new tokens; one row serves all when they agree.
         keys: Positions of all keys.
         real: Keys that exist (padding and unused slots do not).
+        dtype: Of the masks; fused attention wants the model's.
     """
     causal = (keys[:, None, :] <= queries[:, :, None]) & real[:, None, :]
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if not window or (kinds is not None and "sliding_attention" not in kinds):
-        return causal[:, None]
+        return _added(causal, dtype)
     near = causal & (keys[:, None, :] > queries[:, :, None] - window)
     if kinds is None:
-        return near[:, None]
-    return {"full_attention": causal[:, None], "sliding_attention": near[:, None]}
+        return _added(near, dtype)
+    return {"full_attention": _added(causal, dtype), "sliding_attention": _added(near, dtype)}
+
+
+def _added(
+    seen: Bool[Tensor, "row query key"], dtype: torch.dtype
+) -> Float[Tensor, "row 1 query key"]:
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, -torch.inf)[:, None]
 
 
 class PrefixCache:
@@ -99,14 +111,16 @@ class SlotCache:
     def write(self, slot: int, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Put the keys and values ``[head pos d]`` of a row's tokens from `start` on in place."""
         if layer not in self._stores:
-            self._stores[layer] = (self._room(keys), self._room(values))
+            n_heads, _, width = keys.shape
+            room = (self.n_slots, n_heads)
+            # Keys lie transposed, as `steerlens.engine.attention` reads them.
+            self._stores[layer] = (
+                keys.new_zeros(*room, width, self.n_positions).mT,
+                values.new_zeros(*room, self.n_positions, values.shape[2]),
+            )
         stop = start + keys.shape[1]
         for store, new in zip(self._stores[layer], (keys, values), strict=True):
             store[slot, :, start:stop] = new
-
-    def _room(self, like: Tensor) -> Tensor:
-        n_heads, _, width = like.shape
-        return like.new_zeros(self.n_slots, n_heads, self.n_positions, width)
 
     def move(self, source: int, target: int) -> None:
         """Copy one row's memory to another slot, the token of the last step included."""

@@ -29,6 +29,7 @@ from transformer_lens.model_bridge.generalized_components.block import BlockBrid
 __all__ = [
     "FastPath",
     "device_of",
+    "dtype_of",
     "fast_modules",
     "fast_path",
     "on_blocks",
@@ -80,6 +81,11 @@ def fast_path(model: TransformerBridge) -> FastPath:
 def device_of(model: TransformerBridge) -> torch.device:
     """Where the model takes its input."""
     return torch.device(model.cfg.device or "cpu")
+
+
+def dtype_of(model: TransformerBridge) -> torch.dtype:
+    """What the model computes in."""
+    return next(model.original_model.parameters()).dtype
 
 
 def _layer_list(model: TransformerBridge) -> nn.ModuleList | None:

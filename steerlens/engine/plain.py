@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import left_padded, length_batches
-from steerlens.engine.decoding import Choose, Row
+from steerlens.engine.decoding import Choose, Row, is_sound
 from steerlens.steering import RowSteering, TokenRoles
 
 __all__ = ["decode_rows_plainly", "first_logits_plainly"]
@@ -55,8 +55,8 @@ def _decode_batch(
                 logits_to_keep=1,
             )
             following = choose(logits[:, -1], [row.index for row in rows])
-            finite = torch.isfinite(logits[:, -1].max(dim=-1).values)
-            for row, token, sound in zip(rows, following.tolist(), finite.tolist(), strict=True):
+            finite = is_sound(logits[:, -1], following)
+            for row, token, sound in zip(rows, following.tolist(), finite, strict=True):
                 row.take(token, sound, ends)
             tokens = following[:, None]
             mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)

@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import right_padded
 from steerlens.engine.memory import KeyValues, PrefixCache, attention_masks
-from steerlens.engine.modules import device_of, on_blocks, only_blocks
+from steerlens.engine.modules import device_of, dtype_of, on_blocks, only_blocks
 from steerlens.steering import RowSteering, Steering, TokenRoles
 
 __all__ = ["Branch", "Reading", "branch", "first_touched", "read"]
@@ -114,7 +114,9 @@ def read(
             cache,
             input_ids=ids,
             position_ids=positions,
-            attention_mask=attention_masks(model.original_model.config, positions, keys, real),
+            attention_mask=attention_masks(
+                model.original_model.config, positions, keys, real, dtype_of(model)
+            ),
         )
     return [
         Reading(
@@ -245,6 +247,7 @@ def branch(
                     positions,
                     positions,
                     torch.ones_like(positions, dtype=torch.bool),
+                    resid.dtype,
                 ),
             )
     result: list[Branch | None] = [None] * len(trunks)
