@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import contenders, growth, table, vllm_peer
 from benchmarks.contenders import Contender
 from benchmarks.measure import Run, summary, timed
-from benchmarks.work import QUICK, Sizes, Work, prepare
+from benchmarks.work import FLOAT32, QUICK, Sizes, Work, prepare
 from steerlens.files import library_versions, write_text
 
 HERE = Path(__file__).parent
@@ -38,9 +38,9 @@ def main() -> None:
     parser.add_argument("--no-growth", action="store_true", help="leave out growth with size")
     parser.add_argument("--memory-of", nargs=2, metavar=("TASK", "NAME"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sizes = QUICK if arguments.quick else Sizes()
     if arguments.memory_of:
         task, name = arguments.memory_of
+        sizes = _sizes(arguments.dtypes, arguments.quick)
         work = prepare(arguments.dtypes, sizes)
         run = _run(work, TASKS[task][name])
         print(json.dumps({"peak": run.peak_bytes}))
@@ -49,13 +49,14 @@ def main() -> None:
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "versions": library_versions(),
-        "sizes": vars(sizes),
         "rounds": arguments.rounds,
         "dtypes": {},
     }
     for dtype in arguments.dtypes.split(","):
+        sizes = _sizes(dtype, arguments.quick)
         work = prepare(dtype, sizes)
-        found: dict[str, Any] = {"tasks": _rounds(work, arguments.rounds)}
+        found: dict[str, Any] = {"sizes": vars(sizes)}
+        found["tasks"] = _rounds(work, arguments.rounds)
         if not arguments.no_growth:
             found["growth"] = growth.measure(work)
         del work
@@ -118,6 +119,12 @@ def _memories(dtype: str, quick: bool) -> dict[str, int]:
         if done.returncode == 0:
             peaks[f"{task}: {name}"] = int(json.loads(done.stdout.splitlines()[-1])["peak"])
     return peaks
+
+
+def _sizes(dtype: str, quick: bool) -> Sizes:
+    if quick:
+        return QUICK
+    return FLOAT32 if dtype == "float32" else Sizes()
 
 
 def _machine() -> dict[str, Any]:

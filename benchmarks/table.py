@@ -13,19 +13,16 @@ rates are those of one machine on one day.
 
 def page(results: dict[str, Any]) -> str:
     """The whole page as Markdown."""
-    sizes = results["sizes"]
     parts = [
         _HEAD,
         f"Measured {results['made'][:10]} on {results['machine']['cores']} cores "
         f"({results['machine']['system']}), {results['rounds']} rounds, with "
         + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-        + f". Work: {sizes['n_prompts']} prompts × {sizes['n_new_tokens']} new tokens; a sweep of "
-        f"8 layers × 2 strengths × {sizes['n_sweep_prompts']} prompts (peers run "
-        f"{sizes['n_peer_settings']} of its settings, the recipe {sizes['n_recipe_rows']} row); "
-        f"last-prompt residuals of {sizes['n_pairs']} pairs at all layers.\n",
+        + ".\n",
     ]
     for dtype, found in results["dtypes"].items():
         parts.append(f"## {dtype}\n")
+        parts.append(_work(found["sizes"]))
         parts.append(_ratios(found))
         for task, members in found["tasks"].items():
             parts.append(_task(task, members))
@@ -33,6 +30,16 @@ def page(results: dict[str, Any]) -> str:
         if "growth" in found:
             parts.append(_growth(found["growth"]))
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _work(sizes: dict[str, int]) -> str:
+    return (
+        f"Work: {sizes['n_prompts']} prompts × {sizes['n_new_tokens']} new tokens, at most "
+        f"{sizes['batch_limit']} rows together; a sweep of 8 layers × 2 strengths × "
+        f"{sizes['n_sweep_prompts']} prompts (peers run {sizes['n_peer_settings']} of its 16 "
+        f"settings, bridge and repeng one, the recipe {sizes['n_recipe_rows']} row: rates are what "
+        f"is compared); last-prompt residuals of {sizes['n_pairs']} pairs at all layers.\n"
+    )
 
 
 def _rate(found: dict[str, Any], task: str, name: str) -> float | None:

@@ -49,7 +49,13 @@ def _serve() -> None:
 
     request = json.load(sys.stdin)
     n_new = request["n_new_tokens"]
-    llm = LLM(request["folder"], dtype=request["dtype"], max_model_len=1024)
+    # The share of memory for its cache; the default asks for more than may be free.
+    llm = LLM(
+        request["folder"],
+        dtype=request["dtype"],
+        max_model_len=1024,
+        gpu_memory_utilization=0.3,
+    )
     sampling = SamplingParams(temperature=0, max_tokens=n_new, min_tokens=n_new)
     prompts = [{"prompt_token_ids": row} for row in request["rows"]]
     rates = []

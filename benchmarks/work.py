@@ -28,6 +28,8 @@ class Sizes:
     n_recipe_rows: int = 1
 
 
+# Float32 is three to five times slower: less of the same work.
+FLOAT32 = Sizes(n_prompts=32, n_new_tokens=24, n_sweep_prompts=6, n_pairs=64, batch_limit=32)
 QUICK = Sizes(n_prompts=12, n_new_tokens=12, n_sweep_prompts=4, n_pairs=16, batch_limit=12)
 
 

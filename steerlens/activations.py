@@ -25,7 +25,7 @@ about 1e-5 relative in float32 and 1e-2 in bfloat16.
 ResidualCache(4 pairs, 2 layers 0–1, d_model 3)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine import choose_path, fast_modules
-from steerlens.engine.batches import common_prefix, left_padded, length_batches
-from steerlens.engine.reading import Reading, read
+from steerlens.engine.residuals import Span, residuals_at
 from steerlens.errors import ActivationError, FileFormatError, PairsError, unknown_name
 from steerlens.files import library_versions, read_tensors, write_tensors
 from steerlens.models import model_info, tokenize_prompts
@@ -47,20 +44,12 @@ from steerlens.pairs import ContrastPair, ContrastSet
 __all__ = [
     "Position",
     "ResidualCache",
-    "Span",
     "cache_residuals",
     "check_layers",
-    "residuals_at",
 ]
 
 Position = str | int
-Span = tuple[int, int]
-"""Half-open range of token indices of one row that a residual is averaged over."""
-
 _FILE_KIND = "residual-cache"
-# A shared beginning of fewer tokens is not worth a pass of its own.
-_MIN_SHARED = 4
-Keep = Callable[[int, Sequence[int], Tensor], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -181,7 +170,7 @@ class ResidualCache:
 
 def cache_residuals(
     model: TransformerBridge,
-    pairs: ContrastSet,
+    pairs: Any,
     position: Position = "last_prompt",
     layers: Sequence[int] | None = None,
     batch_size: int = 16,
@@ -192,7 +181,7 @@ def cache_residuals(
 
     Args:
         model: A hooked model.
-        pairs: Contrast pairs; ``response_mean`` needs pairs that carry both responses.
+        pairs: A `ContrastSet`; ``response_mean`` needs pairs that carry both responses.
         position: Where the residual is read; see the module's table.
         layers: Layers to keep; all by default. Negative numbers count from the last layer.
         batch_size: Prompts a forward pass.
@@ -207,6 +196,10 @@ def cache_residuals(
         PairsError: ``response_mean`` without responses.
         ModelError: A prompt longer than the model's context.
     """
+    if not isinstance(pairs, ContrastSet):
+        raise PairsError(
+            f"pairs must be a ContrastSet; got {type(pairs).__name__}; see ContrastSet.from_prompts"
+        )
     chosen = check_layers(model, layers)
     rows, spans = _rows_and_spans(model, pairs, position, chat_format)
     distinct: dict[tuple[tuple[int, ...], Span], int] = {}
@@ -249,182 +242,6 @@ def cache_residuals(
     )
 
 
-def residuals_at(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    spans: Sequence[Span],
-    layers: Sequence[int],
-    batch_size: int = 16,
-    progress: bool | None = None,
-) -> Float[Tensor, "row layer d_model"]:
-    """Residual vectors of token rows, averaged over one span of each row.
-
-    Args:
-        model: A hooked model.
-        rows: Token ids of each row, without padding.
-        spans: Half-open token range ``(start, stop)`` of each row to average over.
-        layers: Layers to read (output of these blocks).
-        batch_size: Rows a forward pass.
-        progress: Show a progress bar on standard error; by default only in a terminal.
-
-    Returns:
-        Float32 vectors on the CPU, in the order of `rows`.
-    """
-    if batch_size < 1:
-        raise ActivationError(f"batch_size must be at least 1; got {batch_size}")
-    result = torch.empty(len(rows), len(layers), model.cfg.d_model, dtype=torch.float32)
-    column = {layer: index for index, layer in enumerate(layers)}
-    disable = None if progress is None else not progress
-    with tqdm(total=len(rows), desc="caching residuals", unit="prompt", disable=disable) as bar:
-
-        def keep(layer: int, batch: Sequence[int], means: Float[Tensor, "row d_model"]) -> None:
-            result[list(batch), column[layer]] = means.cpu()
-            if layer == layers[-1]:
-                bar.update(len(batch))
-
-        walk = _walk_sharing if choose_path(model).is_fast else _walk_plainly
-        with torch.inference_mode():
-            walk(model, rows, spans, layers, batch_size, keep)
-    return result
-
-
-def _walk_plainly(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    spans: Sequence[Span],
-    layers: Sequence[int],
-    batch_size: int,
-    keep: Keep,
-) -> None:
-    """Every row whole, in left-padded batches through the bridge's own forward pass."""
-    stop = max(layers) + 1
-    for batch in length_batches([len(row) for row in rows], batch_size):
-        tokens, mask = left_padded([rows[i] for i in batch], device=model.cfg.device)
-        offsets = [tokens.shape[1] - len(rows[i]) for i in batch]
-        windows = [_moved(spans[i], offset) for i, offset in zip(batch, offsets, strict=True)]
-
-        def after(
-            resid: Tensor, hook: Any, batch: list[int] = batch, windows: list[Span] = windows
-        ) -> None:
-            keep(int(hook.name.split(".")[1]), batch, _span_means(resid, windows))
-
-        with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_out", after) for layer in layers]):
-            if stop < model.cfg.n_layers:
-                model(tokens, attention_mask=mask, stop_at_layer=stop, use_cache=False)
-            else:
-                model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
-
-
-def _walk_sharing(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    spans: Sequence[Span],
-    layers: Sequence[int],
-    batch_size: int,
-    keep: Keep,
-) -> None:
-    """Beginnings that rows share are run once: first that of all rows, then those of families.
-
-    A family is a run of rows, in lexicographic order, that begin alike: the two sides of a pair
-    share everything up to where the instruction stands. No beginning reaches into a row's span.
-    """
-    stop = max(layers) + 1
-    # A prefix may not swallow the span it is read over, nor the row's last token.
-    limits = [min(start, len(row) - 1) for row, (start, _) in zip(rows, spans, strict=True)]
-    shared = min(common_prefix(rows), *limits) if len(rows) > 1 else 0
-    shared = shared if shared >= _MIN_SHARED else 0
-    with fast_modules(model):
-        trunk = read(model, [rows[0][:shared]], [None], stop)[0] if shared else None
-        families = _families(rows, limits, shared)
-        for some in _packed(families, rows, batch_size):
-            longer = [family for family in some if family.n_shared > shared]
-            heads = [rows[family.members[0]][shared : family.n_shared] for family in longer]
-            read_heads = read(model, heads, [trunk] * len(heads), stop) if heads else []
-            parent_of = dict(zip([id(family) for family in longer], read_heads, strict=True))
-            members = [
-                (i, parent_of.get(id(family), trunk)) for family in some for i in family.members
-            ]
-            _read_tails(model, rows, spans, layers, stop, members, keep)
-
-
-def _read_tails(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    spans: Sequence[Span],
-    layers: Sequence[int],
-    stop: int,
-    members: Sequence[tuple[int, Reading | None]],
-    keep: Keep,
-) -> None:
-    """Run what each row has of its own and keep the means over its span."""
-    batch = [i for i, _ in members]
-    parents = [parent for _, parent in members]
-    starts = [parent.length if parent else 0 for parent in parents]
-    windows = [_moved(spans[i], -start) for i, start in zip(batch, starts, strict=True)]
-    read(
-        model,
-        [rows[i][start:] for i, start in zip(batch, starts, strict=True)],
-        parents,
-        stop,
-        visit=lambda layer, resid: keep(layer, batch, _span_means(resid, windows)),
-        visit_layers=layers,
-    )
-
-
-@dataclass(frozen=True)
-class _Family:
-    """Rows that share their first `n_shared` tokens."""
-
-    members: tuple[int, ...]
-    n_shared: int
-
-
-def _families(rows: Sequence[Sequence[int]], limits: Sequence[int], shared: int) -> list[_Family]:
-    """Rows in families whose common beginning is longer than what all rows share."""
-    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
-    families: list[_Family] = []
-    for i in order:
-        if families:
-            last = families[-1]
-            together = (*last.members, i)
-            common = min(
-                common_prefix([rows[last.members[0]], rows[i]]),
-                *(limits[member] for member in together),
-            )
-            # Joining must not give up much of what the family already shares.
-            alone = last.n_shared if len(last.members) > 1 else shared + _MIN_SHARED
-            if common >= max(alone, shared + _MIN_SHARED):
-                families[-1] = _Family(together, min(common, last.n_shared or common))
-                continue
-        families.append(_Family((i,), 0))
-    return [
-        family if len(family.members) > 1 else _Family(family.members, shared)
-        for family in families
-    ]
-
-
-def _packed(
-    families: Sequence[_Family], rows: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[list[_Family]]:
-    """Families of similar own length in packs of about `batch_size` rows, longest first."""
-
-    def own(family: _Family) -> int:
-        return max(len(rows[i]) for i in family.members) - family.n_shared
-
-    pack: list[_Family] = []
-    for family in sorted(families, key=own, reverse=True):
-        if pack and sum(len(f.members) for f in pack) + len(family.members) > batch_size:
-            yield pack
-            pack = []
-        pack.append(family)
-    if pack:
-        yield pack
-
-
-def _moved(span: Span, offset: int) -> Span:
-    return span[0] + offset, span[1] + offset
-
-
 def check_layers(model: TransformerBridge, layers: Sequence[int] | None) -> tuple[int, ...]:
     """Layer numbers checked against the model; all layers when none are given.
 
@@ -445,14 +262,6 @@ def check_layers(model: TransformerBridge, layers: Sequence[int] | None) -> tupl
     return tuple(sorted({layer % n_layers for layer in layers}))
 
 
-def _span_means(
-    resid: Float[Tensor, "batch pos d_model"], windows: Sequence[Span]
-) -> Float[Tensor, "batch d_model"]:
-    return torch.stack(
-        [row[start:stop].float().mean(0) for row, (start, stop) in zip(resid, windows, strict=True)]
-    )
-
-
 def _rows_and_spans(
     model: TransformerBridge, pairs: ContrastSet, position: Position, chat_format: str
 ) -> tuple[list[list[int]], list[Span]]:
@@ -465,16 +274,15 @@ def _rows_and_spans(
         responses = [_response(model, pairs, side, i) for side in _SIDES for i in range(len(pairs))]
         spans = [(len(p), len(p) + len(r)) for p, r in zip(rows, responses, strict=True)]
         whole = [p + r for p, r in zip(rows, responses, strict=True)]
-        _check_context(model, whole)
+        _check_context(model, whole, len(pairs))
         return whole, spans
     if isinstance(position, bool) or not isinstance(position, int):
         raise unknown_name("position", str(position), ("last_prompt", "response_mean"))
     for i, row in enumerate(rows):
         if not -len(row) <= position < len(row):
-            side = "instructed" if i < len(pairs) else "uninstructed"
             raise ActivationError(
-                f"position {position} is out of range for the {side} prompt of pair "
-                f"{i % len(pairs)}, which has {len(row)} tokens"
+                f"position {position} is out of range for the {_SIDES[i // len(pairs)]} prompt of "
+                f"pair {i % len(pairs)}, which has {len(row)} tokens"
             )
     return rows, [(position % len(row), position % len(row) + 1) for row in rows]
 
@@ -495,13 +303,14 @@ def _response(model: TransformerBridge, pairs: ContrastSet, side: str, i: int) -
     return tokens
 
 
-def _check_context(model: TransformerBridge, rows: Sequence[Sequence[int]]) -> None:
+def _check_context(model: TransformerBridge, rows: Sequence[Sequence[int]], n_pairs: int) -> None:
+    """Refuse rows (all instructed, then all uninstructed) that the model cannot read."""
     limit = model_info(model).context_length
     for i, row in enumerate(rows):
         if len(row) > limit:
             raise ActivationError(
-                f"prompt and response of row {i} have {len(row)} tokens together; the model's "
-                f"context holds {limit}"
+                f"{_SIDES[i // n_pairs]} prompt and response of pair {i % n_pairs} have "
+                f"{len(row)} tokens together; the model's context holds {limit}"
             )
 
 

@@ -181,13 +181,14 @@ def _instructions(arguments: argparse.Namespace) -> None:
 
 
 def _rank(arguments: argparse.Namespace) -> None:
+    sets = _pair_sets(arguments)  # before the slow imports: a mistyped name is refused at once
     from steerlens.attribution import rank_layers
     from steerlens.files import check_writable, write_text
     from steerlens.plots import layer_curves
 
     if arguments.out is not None:
         check_writable(arguments.out / "ranking.json")
-    rankings = [rank_layers(cache, seed=arguments.seed) for cache in _caches(arguments)]
+    rankings = [rank_layers(cache, seed=arguments.seed) for cache in _caches(arguments, sets)]
     for ranking in rankings:
         if arguments.out is None:
             continue
@@ -214,14 +215,15 @@ def _rank(arguments: argparse.Namespace) -> None:
 
 
 def _vector(arguments: argparse.Namespace) -> None:
-    from steerlens.files import check_writable
-    from steerlens.vectors import difference_of_means
-
     n_wanted = len(arguments.instruction) + bool(arguments.pairs)
     if arguments.all or n_wanted != 1:
         raise SteerlensError("give exactly one --instruction or one --pairs file for one vector")
+    sets = _pair_sets(arguments)
+    from steerlens.files import check_writable
+    from steerlens.vectors import difference_of_means
+
     check_writable(arguments.out)
-    [cache] = _caches(arguments)
+    [cache] = _caches(arguments, sets)
     vector = difference_of_means(cache)
     vector.save(arguments.out)
     if arguments.json:
@@ -327,10 +329,12 @@ def _instruction_ids(arguments: argparse.Namespace) -> list[str]:
     from steerlens.instructions import catalogue
 
     if arguments.all:
+        if arguments.instruction:
+            raise SteerlensError("give either --all or --instruction, not both")
         return list(catalogue)
     if not arguments.instruction:
         raise SteerlensError("give --instruction ID (it repeats), or --all for the catalogue")
-    return [catalogue[name].id for name in arguments.instruction]
+    return [catalogue[name].id for name in dict.fromkeys(arguments.instruction)]
 
 
 def _pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
@@ -351,10 +355,9 @@ def _pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
     ]
 
 
-def _caches(arguments: argparse.Namespace) -> "list[ResidualCache]":
+def _caches(arguments: argparse.Namespace, sets: "Sequence[ContrastSet]") -> "list[ResidualCache]":
     from steerlens.activations import cache_residuals
 
-    sets = _pair_sets(arguments)
     position: Any = arguments.position
     if re.fullmatch(r"-?[0-9]+", position):
         position = int(position)

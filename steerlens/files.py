@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 HEADER_KEY = "steerlens"
+REPORT_SCHEMA = "steerlens-report/1"
 
 
 def library_versions() -> dict[str, str]:

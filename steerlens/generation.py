@@ -11,6 +11,7 @@ In float32 the greedy tokens of a batch are those of one prompt at a time. In bf
 change a rounding and with it a close argmax.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,7 +76,7 @@ class Generations:
 def generate(
     model: TransformerBridge,
     prompts: str | Sequence[str],
-    steering: Steering | Sequence[Steering | None] | None = None,
+    steering: Any = None,
     max_new_tokens: int = 128,
     batch_size: int | None = None,
     temperature: float = 0.0,
@@ -89,7 +90,8 @@ def generate(
     Args:
         model: A hooked model.
         prompts: User messages as plain text; rendered with the model's chat format.
-        steering: One steering for all prompts, one (or ``None``) a prompt, or ``None``.
+        steering: One `Steering` for all prompts, a sequence of one (or ``None``) a prompt, or
+            ``None``. Checked here, not by annotation, so that a vector gets a sentence.
         max_new_tokens: Longest response, in tokens.
         batch_size: Prompts decoded together at most; by default as many as memory allows.
         temperature: 0 decodes greedily; otherwise samples at this temperature.
@@ -105,7 +107,7 @@ def generate(
     """
     if isinstance(prompts, str):
         prompts = [prompts]
-    if temperature < 0 or not 0 < top_p <= 1:
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise SteerlensError(
             f"temperature must be at least 0 and top_p in (0, 1]; got {temperature} and {top_p}"
         )
@@ -129,6 +131,8 @@ def generate(
             "dtype": info.dtype,
             "dtype_reason": info.dtype_reason,
             **how,
+            "chat_format": info.chat_format if chat_format == "auto" else chat_format,
+            "steering": _described(steerings),
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
@@ -201,13 +205,23 @@ def generate_from_tokens(
     }
 
 
+def _described(steerings: Sequence[Steering | None]) -> list[list[str]]:
+    """The interventions of each prompt in words."""
+    return [[one.describe() for one in s.interventions] if s is not None else [] for s in steerings]
+
+
 def _one_per_prompt(
     model: TransformerBridge,
-    steering: Steering | Sequence[Steering | None] | None,
+    steering: Any,
     n_prompts: int,
 ) -> list[Steering | None]:
     if steering is None or isinstance(steering, Steering):
         steerings: list[Steering | None] = [steering] * n_prompts
+    elif not isinstance(steering, Sequence):
+        raise SteeringError(
+            f"steering must be a Steering; got {type(steering).__name__}; a vector becomes one "
+            "with vector.at(layer=…)"
+        )
     else:
         steerings = list(steering)
         if len(steerings) != n_prompts:
@@ -221,7 +235,10 @@ def _one_per_prompt(
 
 def _sampler(n_prompts: int, temperature: float, top_p: float, seed: int) -> Choose:
     """Nucleus sampling with one random stream a prompt (Holtzman et al. 2020)."""
-    streams = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(n_prompts)]
+    # Seeds are 64-bit; far apart, so that streams of neighbouring seeds share no prompt's.
+    streams = [
+        torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63) for i in range(n_prompts)
+    ]
 
     def choose(
         logits: Float[Tensor, "batch vocab"], prompt_indices: Sequence[int]

@@ -198,13 +198,18 @@ class TokenRoles:
         cls,
         mask: Int[Tensor, "batch total"],
         n_new: int,
-        prompt_lengths: Int[Tensor, "batch"] | None,
+        prompt_lengths: Int[Tensor, "lengths"] | None,
     ) -> "TokenRoles":
         """Roles of the last `n_new` columns of an attention mask.
 
         Without `prompt_lengths`, a pass without cached tokens is all prompt, any other all
         response.
         """
+        if prompt_lengths is not None and len(prompt_lengths) != len(mask):
+            raise SteeringError(
+                f"prompt_lengths must hold one number a row; got {len(prompt_lengths)} for "
+                f"{len(mask)} rows"
+            )
         real = mask[:, mask.shape[1] - n_new :] != 0
         if prompt_lengths is None:
             is_response = torch.full_like(real, n_new < mask.shape[1])
@@ -218,7 +223,7 @@ class TokenRoles:
         cls,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        prompt_lengths: Int[Tensor, "batch"] | None,
+        prompt_lengths: Int[Tensor, "lengths"] | None,
     ) -> "TokenRoles":
         """Roles of the tokens of one call of a Hugging Face causal model."""
         new = kwargs.get("input_ids")
@@ -250,6 +255,16 @@ class _Stage:
     slope: Float[Tensor, "steered"]
     on_prompt: Bool[Tensor, "steered"]
     on_response: Bool[Tensor, "steered"]
+
+    def to(self, device: torch.device) -> "_Stage":
+        """This stage on a device; itself when it is there already."""
+        if self.direction.device == device:
+            return self
+        parts: dict[str, Tensor | None] = vars(self)
+        moved: dict[str, Any] = {
+            name: None if part is None else part.to(device) for name, part in parts.items()
+        }
+        return _Stage(**moved)
 
 
 class RowSteering:
@@ -305,7 +320,8 @@ class RowSteering:
         self, layer: int, resid: Float[Tensor, "batch pos d_model"], roles: TokenRoles
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after all interventions of a layer."""
-        for stage in self.stages.get(layer, ()):
+        for compiled in self.stages.get(layer, ()):
+            stage = compiled.to(resid.device)  # layers may live on several devices
             if stage.rows is None:
                 touched = _touched(stage, roles.prompt, roles.response)
                 resid = steer_residual(resid, stage.direction, stage.offset, stage.slope, touched)

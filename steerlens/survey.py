@@ -32,12 +32,11 @@ from steerlens.activations import ResidualCache, cache_residuals
 from steerlens.attribution import LayerRanking, RecoveryCurve, first_token_recovery, rank_layers
 from steerlens.effects import TokenEffects, parts_at, token_effects
 from steerlens.errors import SteerlensError
-from steerlens.files import library_versions
+from steerlens.files import REPORT_SCHEMA, library_versions
 from steerlens.generation import Generations, generate
 from steerlens.instructions import Instruction, base_queries, catalogue
 from steerlens.models import model_info
 from steerlens.pairs import contrast_pairs
-from steerlens.report.schema import SCHEMA
 from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector, difference_of_means, random_direction
 
@@ -54,7 +53,7 @@ class SurveySettings:
         n_pairs: Contrast pairs an instruction (``fit`` split) for vector and separability.
         n_recovery: Pairs of the ``select`` split for causal recovery.
         n_samples: Prompts of the ``report`` split that are answered and shown.
-        recovery_every: Causal recovery is measured at every so many layers, and at the last.
+        recovery_every: Causal recovery is measured at every so many layers, short of the last.
         operation: Operation of recovery and samples.
         strength: Its strength.
         scope: Its scope.
@@ -155,7 +154,7 @@ def survey(
     seconds["samples"] = time.monotonic() - started
     return Survey(
         data={
-            "schema": SCHEMA,
+            "schema": REPORT_SCHEMA,
             "model": _model_record(model),
             "provenance": _provenance(attributed, settings, command, seconds),
             "instructions": [
@@ -176,8 +175,9 @@ def _attribute(
     cache = cache_residuals(model, pairs, batch_size=settings.batch_size, progress=False)
     vector = difference_of_means(cache)
     placebo = random_direction(cache, seed=settings.seed)
-    last = model.cfg.n_layers - 1
-    layers = sorted({*range(0, last + 1, settings.recovery_every), last})
+    # Not the last layer: what is set there moves the first token's logits almost directly, so its
+    # recovery is high, but nothing is left that could carry the instruction on.
+    layers = range(0, max(model.cfg.n_layers - 1, 1), settings.recovery_every)
     recovery = first_token_recovery(
         model,
         held_out,

@@ -152,6 +152,8 @@ def test_bad_requests_are_refused_before_the_model_runs(tiny_model):
         cache_residuals(tiny_model, set_, position=400)
     with pytest.raises(PairsError, match="pair 0 has no instructed_response"):
         cache_residuals(tiny_model, set_, position="response_mean")
+    with pytest.raises(PairsError, match="must be a ContrastSet; got list"):
+        cache_residuals(tiny_model, list(set_))
     with pytest.raises(ActivationError, match="layer 40 is out of range"):
         cache_residuals(tiny_model, set_, layers=[40])
 

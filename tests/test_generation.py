@@ -102,5 +102,13 @@ def test_bad_requests_are_refused_in_one_sentence(tiny_model):
         generate(tiny_model, ["a", ""], chat_format="plain")
     with pytest.raises(SteerlensError, match="max_new_tokens"):
         generate(tiny_model, ["a"], max_new_tokens=0, chat_format="plain")
-    with pytest.raises(SteerlensError, match="temperature"):
-        generate(tiny_model, ["a"], temperature=-1.0, chat_format="plain")
+    for temperature in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(SteerlensError, match="temperature"):
+            generate(tiny_model, ["a"], temperature=temperature, chat_format="plain")
+    with pytest.raises(SteeringError, match=r"got SteeringVector; .* vector.at\(layer=…\)"):
+        generate(tiny_model, ["a"], steering=vector, chat_format="plain")
+
+
+def test_any_seed_samples(tiny_model):
+    texts = generate(tiny_model, ["a"], temperature=1.0, seed=2**62, max_new_tokens=4)
+    assert len(texts) == 1

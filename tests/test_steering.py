@@ -79,6 +79,12 @@ def test_roles_split_prompt_and_response_and_leave_padding_out():
     assert cached.response.tolist() == [[True], [True]]
 
 
+def test_prompt_lengths_must_name_every_row():
+    mask = torch.ones(2, 3, dtype=torch.long)
+    with pytest.raises(SteeringError, match="got 1 for 2 rows"):
+        TokenRoles.of_mask(mask, 3, torch.tensor([2]))
+
+
 def test_set_projection_meets_its_target_at_every_real_position(model):
     vector = random_vector(30, 576)
     tokens, mask = left_padded(tokenize_prompts(model, PROMPTS))

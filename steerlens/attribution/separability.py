@@ -30,7 +30,7 @@ steering does nothing yet; see `steerlens.attribution.causal`.
 (1, True)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +134,9 @@ def rank_layers(
             "base queries"
         )
     instructed, uninstructed = cache.instructed.numpy(), cache.uninstructed.numpy()
-    scores = held_out_scores(instructed, uninstructed, groups, min(n_folds, n_groups), seed)
+    scores = held_out_scores(
+        instructed, uninstructed, groups, cache.layers, min(n_folds, n_groups), seed
+    )
     wins = _wins(scores)
     everything = np.ones((1, cache.n_pairs))
     resamples = _group_resamples(rng, groups, n_groups, n_resamples)
@@ -181,6 +183,7 @@ def held_out_scores(
     instructed: Float[Array, "pair layer d_model"],
     uninstructed: Float[Array, "pair layer d_model"],
     groups: Int[Array, "pair"],
+    layers: Sequence[int],
     n_folds: int,
     seed: int,
 ) -> Float[Array, "side layer pair"]:
@@ -199,8 +202,8 @@ def held_out_scores(
         gap = np.linalg.norm(difference, axis=-1)
         if not gap.all():
             raise ActivationError(
-                f"cached layer number {int(np.argmin(gap))} is the same with and without the "
-                "instruction: nothing to rank there; leave that layer out"
+                f"layer {layers[int(np.argmin(gap))]} is the same with and without the "
+                "instruction: nothing to rank there; leave it out, or check that the pairs differ"
             )
         direction = difference / gap[:, None]
         midpoint = np.einsum("ld,ld->l", direction, means.mean(axis=0))

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steerlens.errors import SteerlensError
+from steerlens.files import REPORT_SCHEMA
 from steerlens.plots.layers import LAYER_COLUMNS, RECOVERY_COLUMNS
 
 __all__ = ["SCHEMA", "check"]
 
-SCHEMA = "steerlens-report/1"
+SCHEMA = REPORT_SCHEMA
 
 _ANY = object
 _RESPONSE = {"text": str, "passed": _ANY}
