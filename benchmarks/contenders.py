@@ -27,7 +27,7 @@ def _to_full_length(work: Work, rows: list[list[int]], steerings: list[Steering 
 
     def choose(logits: torch.Tensor, _rows: Any) -> torch.Tensor:
         logits[:, ends] = -torch.inf
-        return logits.argmax(-1)
+        return logits.max(-1).indices
 
     done, _ = generate_from_tokens(
         work.model,

@@ -40,6 +40,8 @@ _MIN_PREAMBLE = 8
 # Prompt tokens read in one pass: enough to keep the matrix units busy, little enough that Ctrl-C
 # is answered within a second on two cores.
 _READ_TOKENS = 2048
+# A pass over fewer tokens costs nearly as much as one over this many.
+_WORTH_A_PASS = 256
 # Waiting rows are admitted when this share of the slots is free: reading one row at a time would
 # stall the others, waiting longer would leave slots empty.
 _REFILL_SHARE = 8
@@ -128,7 +130,7 @@ class _Library:
                 self.model, [self.preamble], [None], self._stop(every), self._kept(every)
             )
         begin = len(self.preamble)
-        for some in _chunks(missing):
+        for some in _chunks(missing, begin):
             rest = [prompt[begin:] for prompt in some]
             parents = [self._start] * len(some)
             read_now = read(self.model, rest, parents, self._stop(some), self._kept(some))
@@ -141,12 +143,18 @@ class _Library:
             self.readings.pop(prompt, None)
 
 
-def _chunks(prompts: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Prompts in runs of at most `_READ_TOKENS` padded tokens."""
+def _chunks(prompts: Sequence[tuple[int, ...]], begin: int = 0) -> Iterator[list[tuple[int, ...]]]:
+    """Prompts, longest first, in runs for one pass; their first `begin` tokens are not read.
+
+    A run holds at most `_READ_TOKENS` tokens with padding, and ends early where the next prompt
+    would be padded to more than half as much again, once it is worth a pass.
+    """
     chunk: list[tuple[int, ...]] = []
     for prompt in prompts:
-        width = max(len(one) for one in [*chunk, prompt])
-        if chunk and width * (len(chunk) + 1) > _READ_TOKENS:
+        width = max((len(one) - begin for one in chunk), default=0)
+        own = len(prompt) - begin
+        full = max(width, own) * (len(chunk) + 1) > _READ_TOKENS
+        if chunk and (full or (width > 1.5 * own and width * len(chunk) > _WORTH_A_PASS)):
             yield chunk
             chunk = []
         chunk.append(prompt)
