@@ -1,12 +1,12 @@
 """Timing and peak memory."""
 
 import gc
-import resource
 import statistics
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -57,12 +57,7 @@ def timed(work: Callable[[], int]) -> Run:
     return Run(seconds, units, peak[0] - start_bytes)
 
 
-def peak_resident_bytes() -> int:
-    """The process's own high-water mark."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def summary(runs: list[Run]) -> dict[str, float]:
+def summary(runs: list[Run]) -> dict[str, Any]:
     """Median with spread over rounds."""
     rates = sorted(run.rate for run in runs)
     return {
@@ -72,4 +67,5 @@ def summary(runs: list[Run]) -> dict[str, float]:
         "seconds_median": statistics.median(run.seconds for run in runs),
         "units": runs[0].units,
         "rounds": len(runs),
+        "rates": [run.rate for run in runs],
     }

@@ -1,5 +1,6 @@
 """The benchmark's results as a page."""
 
+import statistics
 from typing import Any
 
 _HEAD = """# Benchmarks
@@ -47,41 +48,50 @@ def _rate(found: dict[str, Any], task: str, name: str) -> float | None:
     return None if row is None else float(row["rate_median"])
 
 
+def _paired(found: dict[str, Any], task: str, above: str, below: str) -> float | None:
+    """Median over rounds of the ratio within a round: drift of the machine cancels."""
+    members = found["tasks"][task]["measured"]
+    if above not in members or below not in members:
+        return None
+    pairs = zip(members[above]["rates"], members[below]["rates"], strict=False)
+    return statistics.median(one / other for one, other in pairs)
+
+
 def _ratios(found: dict[str, Any]) -> str:
-    ours = _rate(found, "sweep", "steerlens")
-    steered = _rate(found, "generation", "steerlens, steered")
-    caching = _rate(found, "caching", "steerlens")
     memory = found["memory"]
-    hf_peak = memory.get("generation: Hugging Face generate (sdpa)")
-    rows: list[tuple[str, float | None, float | None]] = [
-        ("sweep over the published recipe", ours, _rate(found, "sweep", "published recipe")),
+    vllm = found["vllm"].get("rate_median")
+    ours = _rate(found, "sweep", "steerlens")
+    peak = memory.get("generation: Hugging Face generate (sdpa)")
+    sweep = memory.get("sweep: steerlens")
+    steered, plain = "steerlens, steered", "steerlens, unsteered"
+    hf = "Hugging Face generate (sdpa)"
+    rows: list[tuple[str, float | None]] = [
+        (
+            "sweep over the published recipe",
+            _paired(found, "sweep", "steerlens", "published recipe"),
+        ),
         (
             "steered generation over Hugging Face generate",
-            steered,
-            _rate(found, "generation", "Hugging Face generate (sdpa)"),
+            _paired(found, "generation", steered, hf),
         ),
-        ("steered sweep over vLLM, unsteered", ours, found["vllm"].get("rate_median")),
-        (
-            "steered over our own unsteered",
-            steered,
-            _rate(found, "generation", "steerlens, unsteered"),
-        ),
+        ("steered sweep over vLLM, unsteered", ours / vllm if ours and vllm else None),
+        ("steered over our own unsteered", _paired(found, "generation", steered, plain)),
         (
             "caching over a plain forward pass",
-            caching,
-            _rate(found, "caching", "Hugging Face forward (sdpa)"),
+            _paired(found, "caching", "steerlens", "Hugging Face forward (sdpa)"),
         ),
-        ("caching over steering-vectors", caching, _rate(found, "caching", "steering-vectors")),
+        (
+            "caching over steering-vectors",
+            _paired(found, "caching", "steerlens", "steering-vectors"),
+        ),
         (
             "peak memory of the sweep over Hugging Face generate",
-            memory.get("sweep: steerlens"),
-            hf_peak,
+            sweep / peak if sweep and peak else None,
         ),
     ]
-    lines = ["| ratio | value |", "|---|---:|"]
-    for name, above, below in rows:
-        value = f"{above / below:.2f}" if above and below else "–"
-        lines.append(f"| {name} | {value} |")
+    lines = ["| ratio (median of rounds) | value |", "|---|---:|"]
+    for name, value in rows:
+        lines.append(f"| {name} | {'–' if value is None else f'{value:.2f}'} |")
     if "left_out" in found["vllm"]:
         lines.append(f"\nvLLM was left out: {found['vllm']['left_out']}.")
     return "\n".join(lines) + "\n"

@@ -39,7 +39,9 @@ def measure(dtype: str, sizes: Any) -> dict[str, Any]:
     )
     if done.returncode:
         return {"left_out": done.stderr.strip().splitlines()[-1][:200] if done.stderr else "failed"}
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    # vLLM writes its log to standard output as well.
+    [line] = [line for line in done.stdout.splitlines() if line.startswith('{"rate_median"')]
+    result: dict[str, Any] = json.loads(line)
     return result
 
 

@@ -102,8 +102,8 @@ def test_shared_caching_equals_the_unshared_computation(model):
         assert ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).max() < 1e-4
 
 
-def test_bfloat16_differs_from_the_bridges_path_by_less_than_a_thousandth_of_a_nat():
-    model = load_model(dtype="bfloat16", device="cpu")
+def test_in_bfloat16_the_engine_is_as_close_to_float32_as_the_bridge_is(model):
+    half = load_model(dtype="bfloat16", device="cpu")
     logprobs = {}
 
     def recording(path, forced=None):
@@ -121,15 +121,24 @@ def test_bfloat16_differs_from_the_bridges_path_by_less_than_a_thousandth_of_a_n
 
         return choose
 
-    plain, fast = mixed_rows(model, 12, 10), mixed_rows(model, 12, 10)
-    decode_rows_plainly(model, plain, 12, NO_END, recording("plain"), lambda row: None)
-    decode_rows(model, fast, 5, NO_END, recording("fast", plain), lambda row: None)
-    kls = []
-    for i in range(12):
-        for step in range(10):
-            p, q = logprobs["plain", i, step], logprobs["fast", i, step]
-            kls.append(float((p.exp() * (p - q)).sum()))
-    assert sum(kls) / len(kls) < 1e-3, (sum(kls) / len(kls), max(kls))
+    def kl(one, other):
+        values = [
+            (logprobs[one, i, s].exp() * (logprobs[one, i, s] - logprobs[other, i, s])).sum()
+            for i in range(12)
+            for s in range(8)
+        ]
+        return float(torch.stack(values).mean())
+
+    def done(_row):
+        return None
+
+    plain = mixed_rows(half, 12, 8)
+    decode_rows_plainly(half, plain, 12, NO_END, recording("bridge"), done)
+    decode_rows(half, mixed_rows(half, 12, 8), 5, NO_END, recording("engine", plain), done)
+    decode_rows(model, mixed_rows(model, 12, 8), 12, NO_END, recording("exact", plain), done)
+    # Two paths round differently: each is 1e-3 nats from float32, and 2e-3 from the other.
+    assert kl("exact", "engine") < 1.3 * kl("exact", "bridge") + 1e-4
+    assert kl("bridge", "engine") < 4e-3
 
 
 def test_a_row_with_non_finite_logits_ends_with_its_reason_while_the_others_finish(model):

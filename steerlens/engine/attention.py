@@ -49,14 +49,17 @@ def decode_attention(
     """
     n_rows, n_heads, _, width = query.shape
     n_shared = key.shape[1]
-    grouped = query.reshape(n_rows, n_shared, n_heads // n_shared, width)
-    scores = torch.matmul(grouped, key.transpose(2, 3)).float()
-    scores = scores * (width**-0.5 if scaling is None else scaling)
+    scaled = query * (width**-0.5 if scaling is None else scaling)
+    # flatten and view, not einops: this runs 30 times a step, and each of these is a microsecond.
+    grouped = scaled.reshape(n_rows * n_shared, n_heads // n_shared, width)
+    scores = torch.bmm(grouped, key.mT.flatten(0, 1))
     if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    pattern = (scores + attention_mask).softmax(-1).to(value.dtype)
-    out = torch.matmul(pattern, value)
-    return out.reshape(n_rows, 1, n_heads, value.shape[-1]), None
+        scores = softcap * torch.tanh(scores.float() / softcap)
+    # The mask is float32, so the sum and its softmax are too.
+    seen = scores.unflatten(0, (n_rows, n_shared)) + attention_mask
+    pattern = seen.softmax(-1).to(value.dtype)
+    out = torch.bmm(pattern.flatten(0, 1), value.flatten(0, 1))
+    return out.view(n_rows, 1, n_heads, value.shape[-1]), None
 
 
 AttentionInterface.register(DECODE, decode_attention)

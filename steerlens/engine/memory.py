@@ -10,9 +10,11 @@ Two shapes of memory, both handed to the Hugging Face model in place of its own 
 `attention_masks` gives the mask for both, also for models whose layers see a sliding window.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -59,6 +61,18 @@ def _added(
 ) -> Float[Tensor, "row 1 query key"]:
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return mask.masked_fill_(~seen, -torch.inf)[:, None]
+
+
+def _lazy_zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros; on a CPU their pages are taken from the system only when they are first written.
+
+    numpy's zeros come from ``calloc``; torch's are written at once, 0.7 s for 96 rows × 160 tokens
+    of SmolLM2. Zeros they must be: an unused place is masked, and 0 · NaN would still be NaN.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    n_bytes = math.prod(shape) * like.element_size()
+    return torch.from_numpy(np.zeros(n_bytes, dtype=np.uint8)).view(like.dtype).view(shape)
 
 
 class PrefixCache:
@@ -115,8 +129,8 @@ class SlotCache:
             room = (self.n_slots, n_heads)
             # Keys lie transposed, as `steerlens.engine.attention` reads them.
             self._stores[layer] = (
-                keys.new_zeros(*room, width, self.n_positions).mT,
-                values.new_zeros(*room, self.n_positions, values.shape[2]),
+                _lazy_zeros((*room, width, self.n_positions), keys).mT,
+                _lazy_zeros((*room, self.n_positions, values.shape[2]), values),
             )
         stop = start + keys.shape[1]
         for store, new in zip(self._stores[layer], (keys, values), strict=True):
