@@ -7,6 +7,9 @@ order, and the mask is added as numbers. On two CPU cores in bfloat16 a step ove
 tokens takes 0.5 ms a layer, the fused kernel with a boolean mask 1.1–1.7 ms; on other devices the
 fused kernel is kept.
 
+Compiling is left out because it does not pay here: with norms and MLPs compiled, a step over 96 rows
+took 90 ms instead of 80, after 26 s of compiling (torch 2.13, two cores, bfloat16).
+
 The function is registered with Hugging Face's attention interface under `DECODE` and chosen for the
 time of a step only.
 """
