@@ -304,7 +304,7 @@ class _Flow:
         self.ends = ends
         self.choose = choose
         self.finished = finished
-        self.library = _Library(model, rows)
+        self.known = _Library(model, rows)
         longest = max(len(row.tokens) + row.max_new_tokens for row in rows)
         self.cache = SlotCache(self.n_slots, longest)
         self.active: list[Row] = []
@@ -327,10 +327,10 @@ class _Flow:
 
     def _admit(self, n_rows: int) -> None:
         rows = [self.waiting.pop() for _ in range(min(n_rows, len(self.waiting)))]
-        opened = _open(self.model, self.library, rows)
+        opened = _open(self.model, self.known, rows)
         self._take(rows, torch.stack([one.logits for one in opened]))
         for one in opened:
-            self.library.release(one.row.tokens)
+            self.known.release(one.row.tokens)
             if one.row.reason is None:
                 one.write(self.cache, len(self.active))
                 self.active.append(one.row)
