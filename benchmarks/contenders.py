@@ -216,7 +216,7 @@ def hf_caching(work: Work) -> int:
 
 
 def steering_vectors_caching(work: Work) -> int:
-    """`steering-vectors` training, at the batch size that is fastest here (16)."""
+    """`steering-vectors` training, in batches of 16."""
     import steering_vectors
 
     samples = [

@@ -40,7 +40,7 @@ _MIN_PREAMBLE = 8
 # Prompt tokens read in one pass: enough to keep the matrix units busy, little enough that Ctrl-C
 # is answered within a second on two cores.
 _READ_TOKENS = 2048
-# A pass over fewer tokens costs nearly as much as one over this many.
+# Shorter passes are not split off: each has a fixed cost of its own.
 _WORTH_A_PASS = 256
 # Waiting rows are admitted when this share of the slots is free: reading one row at a time would
 # stall the others, waiting longer would leave slots empty.
