@@ -346,7 +346,7 @@ class _Flow:
         root = self.model.original_model
         lengths = [len(row.tokens) + len(row.produced) - 1 for row in self.active]
         positions = self.cache.begin_step(lengths, device)
-        keys = torch.arange(max(lengths) + 1, device=device)[None]
+        keys = torch.arange(self.cache.width, device=device)[None]
         tokens = torch.tensor([[row.produced[-1]] for row in self.active], device=device)
         real = torch.ones_like(keys, dtype=torch.bool)
         with self._steered(), decoding_attention(self.model) as ours:

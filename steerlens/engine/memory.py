@@ -21,6 +21,10 @@ from torch import Tensor
 
 __all__ = ["PrefixCache", "SlotCache", "attention_masks"]
 
+# Positions looked at grow in steps of so many: for every new shape the CPU's matrix library compiles
+# a kernel and keeps it, which at one shape a token was 400 MB after 96 tokens.
+_WIDTH_STEP = 32
+
 KeyValues = dict[
     int, tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_v"]]
 ]
@@ -109,6 +113,9 @@ class PrefixCache:
 class SlotCache:
     """Memory of the decoding rows: `n_slots` regions of `n_positions` tokens, written in place.
 
+    A step looks at the first `width` positions of every slot; those not yet written are zeros, to
+    be masked.
+
     Args:
         n_slots: Rows decoded together at most.
         n_positions: Longest prompt plus response, in tokens.
@@ -118,6 +125,7 @@ class SlotCache:
         self.n_slots = n_slots
         self.n_positions = n_positions
         self.lengths: list[int] = []
+        self.width = 0
         self._stores: dict[int, tuple[Tensor, Tensor]] = {}
         self._rows = torch.empty(0, dtype=torch.long)
         self._ends = self._rows
@@ -144,12 +152,14 @@ class SlotCache:
                 store[target, :, :stop] = store[source, :, :stop]
 
     def begin_step(self, lengths: Sequence[int], device: str | torch.device) -> Tensor:
-        """Fix where each active row's next token goes.
+        """Fix where each active row's next token goes, and how many positions are looked at.
 
         Returns:
             The positions of the new tokens, ``[row 1]``.
         """
         self.lengths = list(lengths)
+        needed = max(self.lengths) + 1
+        self.width = min(-(-needed // _WIDTH_STEP) * _WIDTH_STEP, self.n_positions)
         self._ends = torch.tensor(self.lengths, device=device)
         self._rows = torch.arange(len(self.lengths), device=device)
         return self._ends[:, None]
@@ -158,11 +168,11 @@ class SlotCache:
         self, keys: Tensor, values: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Called by each attention layer with one token a row; returns views, not copies."""
-        n_rows, stop = len(self.lengths), max(self.lengths) + 1
+        n_rows = len(self.lengths)
         views = []
         for store, new in zip(self._stores[layer_idx], (keys, values), strict=True):
             store[self._rows, :, self._ends] = new[:, :, 0]
-            views.append(store[:n_rows, :, :stop])
+            views.append(store[:n_rows, :, : self.width])
         return views[0], views[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
