@@ -22,70 +22,211 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steerlens.activations import ResidualCache, cache_residuals
     from steerlens.attribution import (
+        ComponentReading,
+        ComponentWriting,
         LayerRanking,
+        PatchingMap,
         RecoveryCurve,
+        ResponseRecovery,
+        VocabularyReadout,
+        activation_patching,
+        causal_recovery,
         first_token_recovery,
+        instruction_geometry,
+        layer_geometry,
         rank_layers,
+        reading_components,
+        vocabulary_readout,
+        writing_components,
     )
+    from steerlens.calibration import Calibration, calibrate, calibrated
+    from steerlens.composition import compose_report, joint_projection
+    from steerlens.conditional import Condition, fit_condition
+    from steerlens.divergence import response_kl
     from steerlens.effects import SteeredRun, TokenEffects, steer, token_effects
     from steerlens.errors import SteerlensError
+    from steerlens.evaluation import catalogue_prompts, read_prompts
+    from steerlens.evaluation.run import Evaluation, EvaluationSettings, evaluate
     from steerlens.generation import Generations, generate
     from steerlens.instructions import BaseQuery, Instruction, base_queries, catalogue
+    from steerlens.interop import load_vector
+    from steerlens.library import load_library, save_library
     from steerlens.models import available_models, load_model, model_info
     from steerlens.pairs import ContrastPair, ContrastSet, contrast_pairs
+    from steerlens.plans import Plan
+    from steerlens.search import SearchSettings
     from steerlens.steering import Intervention, Steering
-    from steerlens.vectors import SteeringVector, difference_of_means, random_direction
+    from steerlens.vectors import (
+        SteeringVector,
+        difference_of_means,
+        linear_discriminant,
+        linear_probe,
+        mean_centred,
+        pca_of_differences,
+        random_direction,
+    )
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "steerlens.activations": ("ResidualCache", "cache_residuals"),
-    "steerlens.attribution": (
-        "LayerRanking",
-        "RecoveryCurve",
-        "first_token_recovery",
-        "rank_layers",
+    "steerlens.activations": (
+        "ResidualCache",
+        "cache_residuals",
     ),
-    "steerlens.effects": ("SteeredRun", "TokenEffects", "steer", "token_effects"),
+    "steerlens.attribution": (
+        "ComponentReading",
+        "ComponentWriting",
+        "LayerRanking",
+        "PatchingMap",
+        "RecoveryCurve",
+        "ResponseRecovery",
+        "VocabularyReadout",
+        "activation_patching",
+        "causal_recovery",
+        "first_token_recovery",
+        "instruction_geometry",
+        "layer_geometry",
+        "rank_layers",
+        "reading_components",
+        "vocabulary_readout",
+        "writing_components",
+    ),
+    "steerlens.calibration": (
+        "Calibration",
+        "calibrate",
+        "calibrated",
+    ),
+    "steerlens.composition": (
+        "compose_report",
+        "joint_projection",
+    ),
+    "steerlens.conditional": (
+        "Condition",
+        "fit_condition",
+    ),
+    "steerlens.divergence": ("response_kl",),
+    "steerlens.effects": (
+        "SteeredRun",
+        "TokenEffects",
+        "steer",
+        "token_effects",
+    ),
     "steerlens.errors": ("SteerlensError",),
-    "steerlens.generation": ("Generations", "generate"),
-    "steerlens.instructions": ("BaseQuery", "Instruction", "base_queries", "catalogue"),
-    "steerlens.models": ("available_models", "load_model", "model_info"),
-    "steerlens.pairs": ("ContrastPair", "ContrastSet", "contrast_pairs"),
-    "steerlens.steering": ("Intervention", "Steering"),
-    "steerlens.vectors": ("SteeringVector", "difference_of_means", "random_direction"),
+    "steerlens.evaluation": (
+        "catalogue_prompts",
+        "read_prompts",
+    ),
+    "steerlens.evaluation.run": (
+        "Evaluation",
+        "EvaluationSettings",
+        "evaluate",
+    ),
+    "steerlens.generation": (
+        "Generations",
+        "generate",
+    ),
+    "steerlens.instructions": (
+        "BaseQuery",
+        "Instruction",
+        "base_queries",
+        "catalogue",
+    ),
+    "steerlens.interop": ("load_vector",),
+    "steerlens.library": (
+        "load_library",
+        "save_library",
+    ),
+    "steerlens.models": (
+        "available_models",
+        "load_model",
+        "model_info",
+    ),
+    "steerlens.pairs": (
+        "ContrastPair",
+        "ContrastSet",
+        "contrast_pairs",
+    ),
+    "steerlens.plans": ("Plan",),
+    "steerlens.search": ("SearchSettings",),
+    "steerlens.steering": (
+        "Intervention",
+        "Steering",
+    ),
+    "steerlens.vectors": (
+        "SteeringVector",
+        "difference_of_means",
+        "linear_discriminant",
+        "linear_probe",
+        "mean_centred",
+        "pca_of_differences",
+        "random_direction",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "BaseQuery",
+    "Calibration",
+    "ComponentReading",
+    "ComponentWriting",
+    "Condition",
     "ContrastPair",
     "ContrastSet",
+    "Evaluation",
+    "EvaluationSettings",
     "Generations",
     "Instruction",
     "Intervention",
     "LayerRanking",
+    "PatchingMap",
+    "Plan",
     "RecoveryCurve",
     "ResidualCache",
+    "ResponseRecovery",
+    "SearchSettings",
     "SteeredRun",
     "Steering",
     "SteeringVector",
     "SteerlensError",
     "TokenEffects",
+    "VocabularyReadout",
+    "activation_patching",
     "available_models",
     "base_queries",
     "cache_residuals",
+    "calibrate",
+    "calibrated",
     "catalogue",
+    "catalogue_prompts",
+    "causal_recovery",
+    "compose_report",
     "contrast_pairs",
     "difference_of_means",
+    "evaluate",
     "first_token_recovery",
+    "fit_condition",
     "generate",
+    "instruction_geometry",
+    "joint_projection",
+    "layer_geometry",
+    "linear_discriminant",
+    "linear_probe",
+    "load_library",
     "load_model",
+    "load_vector",
+    "mean_centred",
     "model_info",
+    "pca_of_differences",
     "random_direction",
     "rank_layers",
+    "read_prompts",
+    "reading_components",
+    "response_kl",
+    "save_library",
     "steer",
     "token_effects",
+    "vocabulary_readout",
+    "writing_components",
 ]
 
 

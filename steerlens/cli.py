@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import steerlens
+from steerlens import cli_runs
+from steerlens.cli_common import finite, instruction_ids, load, print_json
 from steerlens.errors import SteerlensError
 
 if TYPE_CHECKING:
@@ -83,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     steer = command("steer", _steer, "answer a prompt with and without steering")
     _add_model(steer)
     _add_steering(steer)
+    search = command("search", cli_runs.search, "choose where and how hard to steer, by behaviour")
+    _add_model(search, dtype="auto", chat_format=False)
+    cli_runs.add_search(search)
+    evaluate = command("evaluate", cli_runs.evaluate, "does the model follow its instructions?")
+    _add_model(evaluate, dtype="auto", chat_format=False)
+    cli_runs.add_evaluate(evaluate)
     report = command("report", _report, "write a layer-selection report (HTML and JSON)")
     _add_model(report, dtype="auto", chat_format=False)
     _add_report(report)
@@ -150,7 +158,7 @@ def _models(arguments: argparse.Namespace) -> None:
 
     listings = available_models()
     if arguments.json:
-        _print_json([vars(one) for one in listings])
+        print_json([vars(one) for one in listings])
         return
     for one in listings:
         state = "ready" if one.installed else "not installed"
@@ -162,7 +170,7 @@ def _instructions(arguments: argparse.Namespace) -> None:
 
     tasks = list(catalogue.values())
     if arguments.json:
-        _print_json(
+        print_json(
             [
                 {
                     "id": task.id,
@@ -195,7 +203,7 @@ def _rank(arguments: argparse.Namespace) -> None:
         folder = arguments.out
         if len(rankings) > 1:
             folder /= str(ranking.metadata["instruction"]).replace(":", "-")
-        write_text(folder / "ranking.json", json.dumps(_finite(ranking.to_json()), indent=1))
+        write_text(folder / "ranking.json", json.dumps(finite(ranking.to_json()), indent=1))
         write_text(folder / "ranking.csv", ranking.table.to_csv(index=False))
         write_text(
             folder / "ranking.html",
@@ -203,7 +211,7 @@ def _rank(arguments: argparse.Namespace) -> None:
         )
     if arguments.json:
         records = [ranking.to_json() for ranking in rankings]
-        _print_json(records[0] if len(records) == 1 else records)
+        print_json(records[0] if len(records) == 1 else records)
         return
     columns = ["layer", "auroc", "auroc_low", "auroc_high", "d_prime", "split_half_cosine"]
     for ranking in rankings:
@@ -227,7 +235,7 @@ def _vector(arguments: argparse.Namespace) -> None:
     vector = difference_of_means(cache)
     vector.save(arguments.out)
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "path": str(arguments.out),
                 "layers": list(vector.layers),
@@ -247,7 +255,7 @@ def _steer(arguments: argparse.Namespace) -> None:
     vector = SteeringVector.load(arguments.vector)
     steering = vector.at(arguments.layer, arguments.operation, arguments.strength, arguments.scope)
     run = steer(
-        _load(arguments),
+        load(arguments),
         arguments.prompt,
         steering,
         max_new_tokens=arguments.max_new_tokens,
@@ -257,7 +265,7 @@ def _steer(arguments: argparse.Namespace) -> None:
     )
     frame = run.effects.frame
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "prompt": run.prompt,
                 "baseline": run.baseline,
@@ -281,7 +289,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from steerlens.report import render_report
     from steerlens.survey import SurveySettings, survey
 
-    names = _instruction_ids(arguments)
+    names = instruction_ids(arguments)
     # Token details are most of a page: with many instructions fewer samples keep it under 8 MB.
     n_samples = arguments.samples
     if n_samples is None:
@@ -293,13 +301,13 @@ def _report(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     check_writable(arguments.out / "report.html")
-    result = survey(_load(arguments), names, settings, command=arguments.command)
+    result = survey(load(arguments), names, settings, command=arguments.command)
     for name, vector in result.vectors.items():
         vector.save(arguments.out / "vectors" / f"{name.replace(':', '-')}.safetensors")
-    write_text(arguments.out / "report.json", json.dumps(_finite(result.data)))
+    write_text(arguments.out / "report.json", json.dumps(finite(result.data)))
     page = write_text(arguments.out / "report.html", render_report(result.data))
     if arguments.json:
-        _print_json(
+        print_json(
             {
                 "report": str(page),
                 "data": str(arguments.out / "report.json"),
@@ -318,25 +326,6 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"report written to {page}")
 
 
-def _load(arguments: argparse.Namespace) -> Any:
-    from steerlens.models import load_model
-
-    return load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
-
-
-def _instruction_ids(arguments: argparse.Namespace) -> list[str]:
-    """Ids asked for, checked against the catalogue before any model is loaded."""
-    from steerlens.instructions import catalogue
-
-    if arguments.all:
-        if arguments.instruction:
-            raise SteerlensError("give either --all or --instruction, not both")
-        return list(catalogue)
-    if not arguments.instruction:
-        raise SteerlensError("give --instruction ID (it repeats), or --all for the catalogue")
-    return [catalogue[name].id for name in dict.fromkeys(arguments.instruction)]
-
-
 def _pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
     from steerlens.pairs import ContrastSet, contrast_pairs
 
@@ -351,7 +340,7 @@ def _pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
         return [read(arguments.pairs)]
     return [
         contrast_pairs(name, n=arguments.n, seed=arguments.seed, split="fit")
-        for name in _instruction_ids(arguments)
+        for name in instruction_ids(arguments)
     ]
 
 
@@ -361,7 +350,7 @@ def _caches(arguments: argparse.Namespace, sets: "Sequence[ContrastSet]") -> "li
     position: Any = arguments.position
     if re.fullmatch(r"-?[0-9]+", position):
         position = int(position)
-    model = _load(arguments)
+    model = load(arguments)
     return [
         cache_residuals(
             model,
@@ -372,22 +361,6 @@ def _caches(arguments: argparse.Namespace, sets: "Sequence[ContrastSet]") -> "li
         )
         for pairs in sets
     ]
-
-
-def _print_json(value: Any) -> None:
-    json.dump(_finite(value), sys.stdout, ensure_ascii=False, allow_nan=False)
-    print()
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: undefined numbers become null."""
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return value
 
 
 if __name__ == "__main__":

@@ -230,7 +230,11 @@ class ContrastSet(Sequence[ContrastPair]):
 
 
 def contrast_pairs(
-    task: Instruction | str, n: int = 64, seed: int = 0, split: str = "fit"
+    task: Instruction | str,
+    n: int = 64,
+    seed: int = 0,
+    split: str = "fit",
+    kwargs: Mapping[str, Any] | None = None,
 ) -> ContrastSet:
     """Draw `n` contrast pairs for an instruction.
 
@@ -239,6 +243,7 @@ def contrast_pairs(
         n: number of pairs, at least 2.
         seed: decides queries, phrasings and arguments; any integer.
         split: "fit", "select" or "report"; both queries and phrasings are of this split.
+        kwargs: arguments that are the same in every pair ("the word *sea*"); the others are drawn.
 
     Raises:
         UnknownNameError: the instruction or the split does not exist.
@@ -263,15 +268,15 @@ def contrast_pairs(
         # Round r gives query k the phrasing k + r: phrasings are balanced, no combination repeats.
         round_, k = divmod(i, len(queries))
         phrasing = phrasings[(k + round_) % len(phrasings)]
-        kwargs = instruction.sample_kwargs(rng, queries[k])
+        arguments = {**instruction.sample_kwargs(rng, queries[k]), **(kwargs or {})}
         text = queries[k].text
         pairs.append(
             ContrastPair(
-                instructed=instruction.instruct(text, phrasing, kwargs),
+                instructed=instruction.instruct(text, phrasing, arguments),
                 uninstructed=text,
                 base_query=text,
                 phrasing=phrasing,
-                kwargs=kwargs,
+                kwargs=arguments,
             )
         )
     return ContrastSet(tuple(pairs), instruction.id, split, seed)

@@ -18,9 +18,10 @@ operation           a                  b               at strength 1
 layer, strength and scope in every row: `RowSteering` keeps one ``(u, a, b)`` a row.
 
 **Scope.** ``prompt`` touches the tokens of the prompt, ``response`` the tokens after it, ``all``
-both; padding is never touched. Inside `Steering.applied` the attention mask of each forward pass
-tells padding, and a token counts as *response* when it lies beyond `prompt_lengths`, or, when
-these are not given, when it is fed with a KV cache (as every generation loop does).
+both; padding is never touched. `steerlens.roles` says how tokens are told apart.
+
+**One side.** ``set_projection`` with ``only_below`` acts only while the projection is below its
+target: the amount is max(0, a + b x·u), so a token that is there already is left alone.
 
 **Composition.** ``a + b`` applies `a`'s interventions first; at one layer the second sees the
 residual the first has left.
@@ -37,7 +38,7 @@ Steering(difference_of_means: set_projection ×2 at layer 0 on all; difference_o
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -47,6 +48,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import SteeringError, unknown_name
+from steerlens.roles import TokenRoles, observed_roles
 
 __all__ = [
     "Intervention",
@@ -55,6 +57,7 @@ __all__ = [
     "Scope",
     "Steering",
     "TokenRoles",
+    "applied_to_rows",
     "steer_residual",
 ]
 
@@ -76,6 +79,8 @@ class Intervention:
         scope: ``all``, ``prompt`` or ``response``.
         label: What it carries, for people.
         n_layers: Depth of the model the vector was made for, when known.
+        baseline: Mean uninstructed projection, when known (residual-stream units).
+        only_below: Act only while the projection is below its target (``set_projection``).
     """
 
     layer: int
@@ -87,6 +92,8 @@ class Intervention:
     scope: str
     label: str = "vector"
     n_layers: int | None = None
+    baseline: float | None = None
+    only_below: bool = False
 
     def __post_init__(self) -> None:
         if self.operation not in get_args(Operation):
@@ -95,6 +102,11 @@ class Intervention:
             raise unknown_name("scope", self.scope, get_args(Scope))
         if not math.isfinite(self.strength):
             raise SteeringError(f"strength must be a finite number; got {self.strength}")
+        if self.only_below and (self.operation != "set_projection" or self.strength < 0):
+            raise SteeringError(
+                "only_below raises projections to a target: it needs set_projection and a strength "
+                f"of at least 0; got {self.operation} and {self.strength:g}"
+            )
 
     @property
     def coefficients(self) -> tuple[float, float]:
@@ -109,7 +121,7 @@ class Intervention:
         """One phrase, for example ``title: set_projection ×1 at layer 24 on all``."""
         return (
             f"{self.label}: {self.operation} ×{self.strength:g} at layer {self.layer} "
-            f"on {self.scope}"
+            f"on {self.scope}{', only below its target' if self.only_below else ''}"
         )
 
 
@@ -126,6 +138,12 @@ class Steering:
     def layers(self) -> tuple[int, ...]:
         """The layers touched, ascending."""
         return tuple(sorted({one.layer for one in self.interventions}))
+
+    def scaled(self, factor: float) -> "Steering":
+        """The same interventions, each at `factor` times its strength."""
+        return Steering(
+            tuple(replace(one, strength=one.strength * factor) for one in self.interventions)
+        )
 
     def touching(self, role: Literal["prompt", "response"]) -> "Steering":
         """The interventions that touch tokens of one role."""
@@ -166,83 +184,46 @@ class Steering:
         Raises:
             SteeringError: The steering does not fit the model.
         """
-        self.check_model(model)
-        device = model.cfg.device
-        rows = RowSteering([self], device=device)
-        lengths = None if prompt_lengths is None else torch.tensor(prompt_lengths, device=device)
-        roles: list[TokenRoles] = []
-
-        def observe(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            roles[:] = [TokenRoles.of_forward(args, kwargs, lengths)]
-
-        handle = model.original_model.register_forward_pre_hook(observe, with_kwargs=True)
-        try:
-            with model.hooks(fwd_hooks=rows.hooks(lambda: roles[0])):
-                yield self
-        finally:
-            handle.remove()
+        with applied_to_rows(model, [self], prompt_lengths):
+            yield self
 
     def __repr__(self) -> str:
         return f"Steering({'; '.join(one.describe() for one in self.interventions)})"
 
 
-@dataclass(frozen=True, eq=False)
-class TokenRoles:
-    """Which tokens of a forward pass are prompt, which response; padding is neither."""
+@contextmanager
+def applied_to_rows(
+    model: TransformerBridge,
+    steerings: Sequence[Steering | None],
+    prompt_lengths: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Every forward pass steered, each row in its own way; hooks are always off again.
 
-    prompt: Bool[Tensor, "batch pos"]
-    response: Bool[Tensor, "batch pos"]
+    Args:
+        model: The model to steer.
+        steerings: One for each row of the batches to come (``None`` leaves it alone), or exactly
+            one for all rows.
+        prompt_lengths: See `Steering.applied`.
 
-    @classmethod
-    def of_mask(
-        cls,
-        mask: Int[Tensor, "batch total"],
-        n_new: int,
-        prompt_lengths: Int[Tensor, "lengths"] | None,
-    ) -> "TokenRoles":
-        """Roles of the last `n_new` columns of an attention mask.
+    Raises:
+        SteeringError: A steering does not fit the model, or a batch has another number of rows.
+    """
+    for steering in {id(one): one for one in steerings if one is not None}.values():
+        steering.check_model(model)
+    rows = RowSteering(steerings, device=model.cfg.device)
+    with observed_roles(model, prompt_lengths) as observed:
 
-        Without `prompt_lengths`, a pass without cached tokens is all prompt, any other all
-        response.
-        """
-        if prompt_lengths is not None and len(prompt_lengths) != len(mask):
-            raise SteeringError(
-                f"prompt_lengths must hold one number a row; got {len(prompt_lengths)} for "
-                f"{len(mask)} rows"
-            )
-        real = mask[:, mask.shape[1] - n_new :] != 0
-        if prompt_lengths is None:
-            is_response = torch.full_like(real, n_new < mask.shape[1])
-        else:
-            order = (mask != 0).long().cumsum(-1)[:, mask.shape[1] - n_new :]
-            is_response = order > prompt_lengths[:, None]
-        return cls(prompt=real & ~is_response, response=real & is_response)
+        def roles() -> TokenRoles:
+            found = observed()
+            if len(steerings) not in (1, len(found.prompt)):
+                raise SteeringError(
+                    f"one steering a row is needed: got {len(steerings)} for a batch of "
+                    f"{len(found.prompt)} rows"
+                )
+            return found
 
-    @classmethod
-    def of_forward(
-        cls,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        prompt_lengths: Int[Tensor, "lengths"] | None,
-    ) -> "TokenRoles":
-        """Roles of the tokens of one call of a Hugging Face causal model."""
-        new = kwargs.get("input_ids")
-        if new is None:
-            new = args[0] if args else kwargs.get("inputs_embeds")
-        if new is None:
-            raise SteeringError("cannot tell which tokens are steered: the call has no input_ids")
-        batch, n_new = new.shape[:2]
-        mask = kwargs.get("attention_mask")
-        if mask is None:
-            past = kwargs.get("past_key_values")
-            n_past = past.get_seq_length() if past is not None else 0
-            mask = torch.ones(batch, n_past + n_new, dtype=torch.long, device=new.device)
-        if mask.ndim != 2:
-            raise SteeringError(
-                f"steering needs a [batch pos] attention mask to leave padding alone; got shape "
-                f"{tuple(mask.shape)}"
-            )
-        return cls.of_mask(mask, n_new, prompt_lengths)
+        with model.hooks(fwd_hooks=rows.hooks(roles)):
+            yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,6 +236,7 @@ class _Stage:
     slope: Float[Tensor, "steered"]
     on_prompt: Bool[Tensor, "steered"]
     on_response: Bool[Tensor, "steered"]
+    least: Float[Tensor, "steered"] | None  # smallest amount; None: none has a bound
 
     def to(self, device: torch.device) -> "_Stage":
         """This stage on a device; itself when it is there already."""
@@ -314,6 +296,7 @@ class RowSteering:
             slope=torch.tensor(b, dtype=torch.float32, device=device),
             on_prompt=torch.tensor([one.scope != "response" for one in ones], device=device),
             on_response=torch.tensor([one.scope != "prompt" for one in ones], device=device),
+            least=_least_amounts(ones, device),
         )
 
     def apply(
@@ -324,12 +307,19 @@ class RowSteering:
             stage = compiled.to(resid.device)  # layers may live on several devices
             if stage.rows is None:
                 touched = _touched(stage, roles.prompt, roles.response)
-                resid = steer_residual(resid, stage.direction, stage.offset, stage.slope, touched)
+                resid = steer_residual(
+                    resid, stage.direction, stage.offset, stage.slope, touched, stage.least
+                )
             else:
                 rows = stage.rows
                 touched = _touched(stage, roles.prompt[rows], roles.response[rows])
                 changed = steer_residual(
-                    resid[rows], stage.direction, stage.offset, stage.slope, touched
+                    resid[rows],
+                    stage.direction,
+                    stage.offset,
+                    stage.slope,
+                    touched,
+                    stage.least,
                 )
                 resid = resid.index_copy(0, rows, changed)
         return resid
@@ -351,6 +341,7 @@ def steer_residual(
     offset: Float[Tensor, "rows"],
     slope: Float[Tensor, "rows"],
     touched: Bool[Tensor, "batch pos"],
+    least: Float[Tensor, "rows"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """``x + (a + b x·u) u`` on the touched tokens; the amount is computed in float32.
 
@@ -360,14 +351,26 @@ def steer_residual(
         offset: ``a``, in residual-stream units.
         slope: ``b``, no unit.
         touched: Tokens to change.
+        least: The amount is at least this; ``None`` sets no bound.
     """
     projection = einsum(
         resid.float(), direction.expand(resid.shape[0], -1), "batch pos d, batch d -> batch pos"
     )
     amount = offset[:, None] + slope[:, None] * projection
+    if least is not None:
+        amount = torch.maximum(amount, least[:, None])
     # where, not a product: padding may hold NaN, and 0 · NaN is NaN.
     amount = torch.where(touched, amount, 0.0)
     return resid + (amount[..., None] * direction[:, None, :]).to(resid.dtype)
+
+
+def _least_amounts(
+    ones: Sequence[Intervention], device: str | torch.device | None
+) -> Float[Tensor, "steered"] | None:
+    """0 where an intervention may only raise the projection; nothing when none is so."""
+    if not any(one.only_below for one in ones):
+        return None
+    return torch.tensor([0.0 if one.only_below else -math.inf for one in ones], device=device)
 
 
 def _touched(

@@ -46,10 +46,6 @@ def test_auroc_equals_scikit_learn_on_the_same_held_out_scores():
     ]
     table = rank_layers(cache, seed=7).table
     np.testing.assert_allclose(table.auroc, expected, atol=1e-6)
-    d_prime = (scores[0].mean(1) - scores[1].mean(1)) / np.sqrt(
-        (scores[0].var(1, ddof=1) + scores[1].var(1, ddof=1)) / 2
-    )
-    np.testing.assert_allclose(table.d_prime, d_prime, rtol=1e-5)
     accuracy = ((scores[0] > 0).mean(1) + (scores[1] < 0).mean(1)) / 2
     np.testing.assert_allclose(table.accuracy, accuracy)
 
@@ -109,8 +105,8 @@ def test_the_same_seed_gives_the_same_ranking():
     [
         (planted(n_pairs=4, groups=[1, 1, 1, 1]), "one base query"),
         (
-            ResidualCache.from_tensors(torch.ones(4, 1, 3), torch.ones(4, 1, 3)),
-            "same with and without",
+            ResidualCache.from_tensors(torch.ones(8, 1, 3), torch.ones(8, 1, 3)),
+            "same in all runs",
         ),
     ],
 )

@@ -9,7 +9,8 @@ from steering_examples import n_hooks, random_vector
 from steerlens.engine.batches import left_padded
 from steerlens.errors import SteeringError, UnknownNameError
 from steerlens.models import tokenize_prompts
-from steerlens.steering import RowSteering, Steering, TokenRoles, steer_residual
+from steerlens.roles import TokenRoles
+from steerlens.steering import RowSteering, Steering, applied_to_rows, steer_residual
 
 PROMPTS = [
     "Tell me about Rome.",
@@ -68,21 +69,6 @@ def test_untouched_positions_keep_their_bits_even_when_they_hold_nan():
     assert torch.isnan(changed[0, 0]).all()
     assert torch.equal(changed[0, 2], x[0, 2])
     assert not torch.equal(changed[0, 1], x[0, 1])
-
-
-def test_roles_split_prompt_and_response_and_leave_padding_out():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    roles = TokenRoles.of_mask(mask, 5, torch.tensor([2, 4]))
-    assert roles.prompt.int().tolist() == [[0, 0, 1, 1, 0], [1, 1, 1, 1, 0]]
-    assert roles.response.int().tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 1]]
-    cached = TokenRoles.of_mask(mask, 1, None)
-    assert cached.response.tolist() == [[True], [True]]
-
-
-def test_prompt_lengths_must_name_every_row():
-    mask = torch.ones(2, 3, dtype=torch.long)
-    with pytest.raises(SteeringError, match="got 1 for 2 rows"):
-        TokenRoles.of_mask(mask, 3, torch.tensor([2]))
 
 
 def test_set_projection_meets_its_target_at_every_real_position(model):
@@ -162,6 +148,33 @@ def test_each_row_of_a_batch_follows_its_own_steering():
                 layer, x[row : row + 1], TokenRoles(real[:1], ~real[:1])
             )
             torch.testing.assert_close(batched[row : row + 1], alone)
+
+
+def test_rows_of_a_forward_pass_are_steered_each_in_its_own_way(tiny_model):
+    vector = random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
+    tokens, mask = left_padded([[3, 4, 5, 6], [7, 8], [9, 10, 11]])
+    rows = [vector.at(1, "add", 2.0), None, vector.at(0) + vector.at(2, "ablate", scope="response")]
+    with torch.inference_mode(), applied_to_rows(tiny_model, rows, prompt_lengths=[2, 2, 2]):
+        together = tiny_model(tokens, attention_mask=mask)
+    for i, steering in enumerate(rows):
+        alone = Steering(()) if steering is None else steering
+        with torch.inference_mode(), alone.applied(tiny_model, prompt_lengths=[2]):
+            expected = tiny_model(tokens[i : i + 1], attention_mask=mask[i : i + 1])[0, -1]
+        torch.testing.assert_close(together[i, -1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_with_another_number_of_rows_is_refused(tiny_model):
+    vector = random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
+    with (
+        pytest.raises(SteeringError, match="got 2 for a batch of 3 rows"),
+        applied_to_rows(tiny_model, [vector.at(0), None]),
+    ):
+        tiny_model(torch.ones(3, 2, dtype=torch.long))
+
+
+def test_a_scaled_steering_has_every_strength_multiplied():
+    both = random_vector(2, 8).at(0, "add", 2.0) + random_vector(2, 8).at(1, "ablate", 0.5)
+    assert [one.strength for one in both.scaled(3.0).interventions] == [6.0, 1.5]
 
 
 def test_hooks_are_gone_after_success_failure_and_interrupt(tiny_model):

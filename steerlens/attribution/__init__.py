@@ -1,16 +1,55 @@
 """Layer attribution: where an instruction lives, and where steering it moves the model.
 
-Two kinds of evidence, which need not agree:
+Kinds of evidence, which need not agree:
 
-* `steerlens.attribution.separability`: how well projections on a direction fitted on some pairs
-  tell instructed from uninstructed runs of other pairs. Cheap, and high almost everywhere.
-* `steerlens.attribution.causal`: how much of the shift of the next-token distribution that the
-  instruction causes is reproduced by steering the uninstructed prompt at a layer.
+* `separability`: how well projections on a direction fitted on some pairs tell instructed from
+  uninstructed runs of other pairs. Cheap, and high almost everywhere.
+* `causal`: how much of the shift of the next-token distributions that the instruction causes is
+  reproduced by steering the uninstructed prompt at a layer, over the first token or the response.
+* `components`, `reactions`: which heads and MLPs write the direction, and which react to it.
+* `patching`: the same for whole residuals, by layer and position, as the reference.
+* `geometry`, `vocabulary`: how directions turn between layers and instructions, and what they say
+  through the model's own unembedding.
 
-`rank_layers` gives the first as a `LayerRanking`; `first_token_recovery` the second.
+`rank_layers` gives the first as a `LayerRanking`; `first_token_recovery` and `causal_recovery` the
+second.
 """
 
-from steerlens.attribution.causal import RecoveryCurve, first_token_recovery
+from steerlens.attribution.causal import (
+    RecoveryCurve,
+    ResponseRecovery,
+    causal_recovery,
+    first_token_recovery,
+)
+from steerlens.attribution.components import ComponentWriting, writing_components
+from steerlens.attribution.geometry import (
+    InstructionGeometry,
+    LayerGeometry,
+    instruction_geometry,
+    layer_geometry,
+)
+from steerlens.attribution.patching import PatchingMap, activation_patching
+from steerlens.attribution.reactions import ComponentReading, reading_components
 from steerlens.attribution.separability import LayerRanking, rank_layers
+from steerlens.attribution.vocabulary import VocabularyReadout, vocabulary_readout
 
-__all__ = ["LayerRanking", "RecoveryCurve", "first_token_recovery", "rank_layers"]
+__all__ = [
+    "ComponentReading",
+    "ComponentWriting",
+    "InstructionGeometry",
+    "LayerGeometry",
+    "LayerRanking",
+    "PatchingMap",
+    "RecoveryCurve",
+    "ResponseRecovery",
+    "VocabularyReadout",
+    "activation_patching",
+    "causal_recovery",
+    "first_token_recovery",
+    "instruction_geometry",
+    "layer_geometry",
+    "rank_layers",
+    "reading_components",
+    "vocabulary_readout",
+    "writing_components",
+]

@@ -1,45 +1,57 @@
-r"""Causal recovery: what steering at a layer does to the next token, without generating.
+r"""Causal recovery: how much of what an instruction does to a model, steering at a layer does too.
 
-Let :math:`p^+` and :math:`p^-` be the model's distributions of the first response token for the
-instructed and the uninstructed prompt of a pair, and :math:`q_l` that of the uninstructed prompt
-steered at layer *l*. The share of the instruction's effect that steering recovers is
+No text is generated under steering. The instructed run's own greedy response :math:`y` is fed to
+the model after the *uninstructed* prompt (teacher forcing), and at every token of it three
+distributions are compared: :math:`p^+` after the instructed prompt, :math:`p^-` after the
+uninstructed one, and :math:`q` after the uninstructed one steered in some setting (layer,
+operation, strength, scope). The share of the instruction's effect on the first *h* tokens that
+the setting recovers is
 
-.. math:: R_l = 1 - \frac{\sum_i \mathrm{KL}(p^+_i \,\|\, q_{l,i})}
-                         {\sum_i \mathrm{KL}(p^+_i \,\|\, p^-_i)}
+.. math:: R_h = 1 - \frac{\sum_i \sum_{t \le h} \mathrm{KL}(p^+_{it} \,\|\, q_{it})}
+                         {\sum_i \sum_{t \le h} \mathrm{KL}(p^+_{it} \,\|\, p^-_{it})}
 
-summed over pairs the vector was **not** fitted on. 1 means that the steered model starts its answer
-as the instructed one does, 0 that steering did nothing, below 0 that it moved the distribution
-elsewhere. Intervals are 95 % percentile bootstrap intervals over pairs. The same is measured for
-a placebo, a random direction pushed as far.
+summed over pairs *i* the vector was **not** fitted on. 1 means that the steered model answers as
+the instructed one does, 0 that steering did nothing, below 0 that it moved the distribution
+elsewhere. A response that ends before *h* tokens counts to its end, the decision to end included.
+Intervals are 95 % percentile bootstrap intervals over base queries. The same is measured for a
+placebo, a random direction pushed as far.
 
-Caveat: the first token sees instructions that show at the start of an answer (a title, a bullet,
-a brace); it is blind to those that show later (no commas, a postscript).
+`causal_recovery` measures a grid of settings over several horizons *h*; `first_token_recovery`
+one setting at :math:`h = 1`, for which no response is needed.
+
+Caveats. The first token sees instructions that show at the start of an answer (a title, a bullet,
+a brace) and is blind to those that show later (no commas, a postscript). Further on, the fed
+tokens themselves tell the uninstructed model what is wanted (it has just read a bullet), so later
+tokens add less to both sums: :math:`R_h` is not an average over tokens. The best of many settings
+is flattered by the choice; its interval does not correct for that.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
-from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine import Row, choose_path, first_logits
-from steerlens.engine.plain import first_logits_plainly
+from steerlens.attribution.resampling import INTERVAL, query_draws
+from steerlens.attribution.teacher_forcing import instructed_responses, kl_to_instructed
 from steerlens.errors import SteeringError
 from steerlens.models import tokenize_prompts
 from steerlens.pairs import ContrastSet
-from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector
 
-__all__ = ["RecoveryCurve", "first_token_recovery"]
+__all__ = ["RecoveryCurve", "ResponseRecovery", "causal_recovery", "first_token_recovery"]
 
 # Nats a pair; below this the difference of two distributions is float32 rounding.
 _MIN_EFFECT = 1e-6
+_COLUMNS = (("recovery", "low", "high"), ("placebo", "placebo_low", "placebo_high"))
+
+Array = np.ndarray
+Setting = tuple[str, float, str, int]
+"""Operation, strength, scope, layer."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,6 +77,127 @@ class RecoveryCurve:
             f"RecoveryCurve(best layer {self.best_layer}: {row.recovery:.2f} "
             f"[{row.low:.2f}, {row.high:.2f}], {self.n_pairs} pairs)"
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ResponseRecovery:
+    """Causal recovery over settings and horizons.
+
+    Attributes:
+        table: One row a setting and horizon: ``layer, operation, strength, scope, horizon,
+            recovery, low, high`` and, when a placebo was given, ``placebo, placebo_low,
+            placebo_high``. Horizons are tokens, the rest shares without unit. NaN where logits
+            were no numbers (an absurd strength) or the instruction has no effect that early.
+        best: The row of `table` with the highest recovery over the longest horizon; the first of
+            equals.
+        selection: For each layer the share of bootstrap resamples in which it holds that highest
+            recovery: how sure `best_layer` is. Columns ``layer, frequency``.
+        n_pairs: Pairs scored.
+        metadata: Vectors, hashes, seed; ``kl_instructed_uninstructed``, the effect that could be
+            recovered, in nats a pair by horizon; ``n_tokens``, the mean length of the responses.
+    """
+
+    table: pd.DataFrame
+    best: Mapping[str, Any]
+    selection: pd.DataFrame
+    n_pairs: int
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def best_layer(self) -> int:
+        """The layer of `best`."""
+        return int(self.best["layer"])
+
+    def __repr__(self) -> str:
+        one = self.best
+        return (
+            f"ResponseRecovery(best: layer {one['layer']}, {one['operation']} "
+            f"×{one['strength']:g} on {one['scope']}, {one['horizon']} tokens: "
+            f"{one['recovery']:.2f} [{one['low']:.2f}, {one['high']:.2f}], {self.n_pairs} pairs)"
+        )
+
+
+def causal_recovery(
+    model: TransformerBridge,
+    pairs: ContrastSet,
+    vector: SteeringVector,
+    layers: Sequence[int] | None = None,
+    operations: Sequence[str] = ("set_projection",),
+    strengths: Sequence[float] = (1.0,),
+    scopes: Sequence[str] = ("prompt", "all"),
+    horizons: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    placebo: SteeringVector | None = None,
+    seed: int = 0,
+    chat_format: str = "auto",
+    progress: bool | None = None,
+) -> ResponseRecovery:
+    """Recovery of the instruction's effect on whole responses, for a grid of settings.
+
+    Every layer is measured with every operation, strength and scope; all of them ride together,
+    and what they share is run once (`steerlens.engine.scoring`).
+
+    Args:
+        model: A hooked model.
+        pairs: Contrast pairs that the vector was not fitted on.
+        vector: The vector to test.
+        layers: Layers to steer at; all of the vector's by default.
+        operations: See `steerlens.steering`.
+        strengths: See `steerlens.steering`.
+        scopes: ``"prompt"``, ``"response"``, ``"all"``.
+        horizons: Tokens from the start of the response over which recovery is summed; responses
+            are as long as the longest of them at most. All cost no more than the longest.
+        placebo: A vector to run beside it, for example `steerlens.vectors.random_direction`.
+        seed: Seed of the bootstrap.
+        chat_format: See `steerlens.models`.
+        progress: Show a progress bar on standard error; by default only in a terminal.
+
+    Raises:
+        SteeringError: The vector or the placebo does not fit the model or has no such layer, the
+            grid is empty, a horizon is below 1, the two sides of the pairs give the same
+            distributions, or no setting gives logits that are numbers.
+        SteerlensError: All pairs share one base query.
+        UnknownNameError: An operation or scope that does not exist.
+    """
+    layers = vector.layers if layers is None else tuple(layers)
+    horizons = tuple(sorted(set(horizons)))
+    grid = [
+        (operation, float(strength), scope, layer)
+        for operation, strength, scope, layer in product(
+            _listed(operations), strengths, _listed(scopes), layers
+        )
+    ]
+    if not grid or not horizons or horizons[0] < 1 or seed < 0:
+        raise SteeringError(
+            "at least one layer, operation, strength and scope, horizons of at least 1 and a seed "
+            f"of at least 0 are needed; got {len(grid)} settings, horizons {horizons}, seed {seed}"
+        )
+    kinds = _fitting(model, vector, placebo)
+    steerings = [
+        kind.at(layer, operation, strength, scope)
+        for kind in kinds
+        for operation, strength, scope, layer in grid
+    ]
+    draws = query_draws([pair.base_query for pair in pairs], seed=seed)
+    instructed, uninstructed = _tokenized(model, pairs, chat_format)
+    responses = instructed_responses(model, instructed, uninstructed, horizons[-1], progress)
+    kl = kl_to_instructed(model, instructed, uninstructed, responses, [None, *steerings], progress)
+    # Summed to each horizon, [steering pair horizon]; the first steering is none at all.
+    summed = kl.cumsum(-1)[..., [min(h, kl.shape[-1]) - 1 for h in horizons]]
+    whole, remaining = summed[0], summed[1:].reshape(len(kinds), len(grid), *summed.shape[1:])
+    _require_effect(whole[:, -1], f"first {horizons[-1]} response tokens")
+    table = _table(grid, horizons, whole, remaining, draws)
+    longest = table[table.horizon == horizons[-1]]
+    return ResponseRecovery(
+        table=table,
+        best={str(k): v for k, v in longest.iloc[_highest(longest)].items()},
+        selection=_selection(grid, whole[:, -1], remaining[0, ..., -1], draws),
+        n_pairs=len(pairs),
+        metadata={
+            **_provenance(vector, placebo, pairs, seed),
+            "n_tokens": float(np.mean([len(response) for response in responses])),
+            "kl_instructed_uninstructed": dict(zip(horizons, whole.mean(0).tolist(), strict=True)),
+        },
+    )
 
 
 def first_token_recovery(
@@ -101,6 +234,7 @@ def first_token_recovery(
         SteeringError: The vector or the placebo does not fit the model or has no such layer, the
             scope is ``response``, the pairs' sides give the same first token distribution, or a
             number is out of range.
+        SteerlensError: All pairs share one base query.
     """
     if scope == "response":
         raise SteeringError(
@@ -112,107 +246,135 @@ def first_token_recovery(
             "at least one layer, a batch_size of at least 1 and a seed of at least 0 are needed; "
             f"got {len(layers)} layers, batch_size {batch_size}, seed {seed}"
         )
-    kinds = [vector] if placebo is None else [vector, placebo]
-    for kind in kinds:
-        kind.check_model(model)
-    rows = tokenize_prompts(
-        model,
-        [p.instructed for p in pairs] + [p.uninstructed for p in pairs],
-        chat_format=chat_format,
+    kinds = _fitting(model, vector, placebo)
+    steerings = [kind.at(layer, operation, strength, scope) for kind in kinds for layer in layers]
+    draws = query_draws([pair.base_query for pair in pairs], seed=seed)
+    instructed, uninstructed = _tokenized(model, pairs, chat_format)
+    # What is predicted first does not depend on what follows: any token stands for a response.
+    anything = [(0,)] * len(pairs)
+    kl = kl_to_instructed(
+        model, instructed, uninstructed, anything, [None, *steerings], progress, batch_size
     )
-    n_pairs = len(pairs)
-    plain = torch.empty(len(rows), model.cfg.d_vocab)
-    _first_logprobs(model, rows, [None] * len(rows), batch_size, plain.__setitem__)
-    instructed, uninstructed = plain[:n_pairs], plain[n_pairs:]
-    whole = (instructed.exp() * (instructed - uninstructed)).sum(-1).double().numpy()
-    if not whole.sum() > _MIN_EFFECT * n_pairs:
-        raise SteeringError(
-            "the instruction does not change the first response token of these pairs "
-            f"(mean KL {whole.mean():.1g} nats), so there is no effect to recover"
-        )
-    steerings = [
-        kind.at(layer, operation, strength, scope)
-        for kind in kinds
-        for layer in layers
-        for _ in range(n_pairs)
-    ]
-    steered_rows = rows[n_pairs:] * (len(kinds) * len(layers))
-    kl = _kl_to(instructed, model, steered_rows, steerings, batch_size, progress)
-    remaining = kl.reshape(len(kinds), len(layers), n_pairs)
+    whole, remaining = kl[0, :, 0], kl[1:, :, 0].reshape(len(kinds), len(layers), len(pairs))
+    _require_effect(whole, "first response token")
     table = pd.DataFrame({"layer": layers})
-    names = (("recovery", "low", "high"), ("placebo", "placebo_low", "placebo_high"))
-    for kind_names, values in zip(names, remaining, strict=False):
-        for name, column in zip(kind_names, _recovery(values, whole, seed), strict=True):
-            table[name] = column
+    for names, values in zip(_COLUMNS, remaining, strict=False):
+        table[list(names)] = _shares(values, whole, draws)
     return RecoveryCurve(
         table=table,
-        best_layer=int(table.layer[int(table.recovery.argmax())]),
-        n_pairs=n_pairs,
+        best_layer=layers[_highest(table)],
+        n_pairs=len(pairs),
         metadata={
-            "vector": vector.name,
+            **_provenance(vector, placebo, pairs, seed),
             "operation": operation,
             "strength": strength,
             "scope": scope,
-            "data_hash": pairs.data_hash,
-            "seed": seed,
             "kl_instructed_uninstructed": float(whole.mean()),
         },
     )
 
 
-def _recovery(
-    remaining: Float[np.ndarray, "layer pair"],
-    whole: Float[np.ndarray, "pair"],
-    seed: int,
-    n_resamples: int = 1000,
-) -> tuple[Float[np.ndarray, "layer"], ...]:
-    """Recovery with the ends of its 95 % interval."""
-    n_pairs = len(whole)
-    rng = np.random.default_rng(seed)
-    draws = rng.multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), size=n_resamples)
-    samples = 1 - (remaining @ draws.T) / (whole @ draws.T)
-    low, high = np.percentile(samples, (2.5, 97.5), axis=1)
-    return 1 - remaining.sum(1) / whole.sum(), low, high
+def _listed(names: Sequence[str]) -> tuple[str, ...]:
+    """One name alone is meant as a list of one, not as its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _kl_to(
-    instructed: Float[Tensor, "pair vocab"],
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    steerings: Sequence[Steering],
-    batch_size: int,
-    progress: bool | None,
-) -> Float[np.ndarray, "row"]:
-    """KL(instructed‖steered) of each row; row *i* belongs to pair *i* modulo their number."""
-    result = np.empty(len(rows))
-    disable = None if progress is None else not progress
-    with tqdm(total=len(rows), desc="causal recovery", unit="row", disable=disable) as bar:
-
-        def visit(batch: list[int], logprobs: Float[Tensor, "row vocab"]) -> None:
-            p = instructed[[i % len(instructed) for i in batch]]
-            result[batch] = (p.exp() * (p - logprobs)).sum(-1).double().numpy()
-            bar.update(len(batch))
-
-        _first_logprobs(model, rows, steerings, batch_size, visit)
-    return result
+def _fitting(
+    model: TransformerBridge, vector: SteeringVector, placebo: SteeringVector | None
+) -> list[SteeringVector]:
+    kinds = [vector] if placebo is None else [vector, placebo]
+    for kind in kinds:
+        kind.check_model(model)
+    return kinds
 
 
-def _first_logprobs(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    steerings: Sequence[Steering | None],
-    batch_size: int,
-    visit: Callable[[list[int], Float[Tensor, "row vocab"]], None],
-) -> None:
-    """Log-probabilities of the first response token, each row under its own steering."""
-    flow = [
-        Row(i, tuple(tokens), steering, 1)
-        for i, (tokens, steering) in enumerate(zip(rows, steerings, strict=True))
-    ]
-    run = first_logits if choose_path(model).is_fast else first_logits_plainly
-    run(
-        model,
-        flow,
-        batch_size,
-        lambda batch, logits: visit(batch, logits.float().log_softmax(-1).cpu()),
-    )
+def _tokenized(
+    model: TransformerBridge, pairs: ContrastSet, chat_format: str
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Instructed and uninstructed prompts as tokens."""
+    prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
+    rows = tokenize_prompts(model, prompts, chat_format=chat_format)
+    return rows[: len(pairs)], rows[len(pairs) :]
+
+
+def _require_effect(whole: Float[np.ndarray, "pair"], where: str) -> None:
+    if not whole.sum() > _MIN_EFFECT * len(whole):
+        raise SteeringError(
+            f"the instruction does not change the {where} of these pairs "
+            f"(mean KL {whole.mean():.1g} nats), so there is no effect to recover"
+        )
+
+
+def _table(
+    grid: Sequence[Setting],
+    horizons: Sequence[int],
+    whole: Float[Array, "pair horizon"],
+    remaining: Float[Array, "kind setting pair horizon"],
+    draws: Float[Array, "resample pair"],
+) -> pd.DataFrame:
+    """One row a setting and horizon, the horizons of a setting side by side."""
+    settings = pd.DataFrame(grid, columns=["operation", "strength", "scope", "layer"])
+    parts = []
+    for place, horizon in enumerate(horizons):
+        part = settings[["layer", "operation", "strength", "scope"]].assign(horizon=horizon)
+        for names, values in zip(_COLUMNS, remaining[..., place], strict=False):
+            part[list(names)] = _shares(values, whole[:, place], draws)
+        parts.append(part)
+    return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
+
+
+def _shares(
+    remaining: Float[Array, "setting pair"],
+    whole: Float[Array, "pair"],
+    draws: Float[Array, "resample pair"],
+) -> Float[Array, "setting three"]:
+    """Recovery of each setting with the ends of its 95 % interval."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = 1 - remaining.sum(1) / whole.sum()
+        low, high = np.percentile(_resampled(remaining, whole, draws), INTERVAL, axis=0)
+    return np.column_stack([share, low, high])
+
+
+def _resampled(
+    remaining: Float[Array, "setting pair"],
+    whole: Float[Array, "pair"],
+    draws: Float[Array, "resample pair"],
+) -> Float[Array, "resample setting"]:
+    """Recovery of each setting in resamples of the pairs, the same resamples for all."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares: Array = 1 - (draws @ remaining.T) / (draws @ whole)[:, None]
+    return shares
+
+
+def _highest(table: pd.DataFrame) -> int:
+    """Where recovery is highest; the first of equals."""
+    recovery = table.recovery.to_numpy()
+    if not np.isfinite(recovery).any():
+        raise SteeringError("no setting gives logits that are numbers; try smaller strengths")
+    return int(np.nanargmax(recovery))
+
+
+def _selection(
+    grid: Sequence[Setting],
+    whole: Float[Array, "pair"],
+    remaining: Float[Array, "setting pair"],
+    draws: Float[Array, "resample pair"],
+) -> pd.DataFrame:
+    """In which share of resamples each layer holds the highest recovery."""
+    samples = _resampled(remaining, whole, draws)
+    winners = np.where(np.isnan(samples), -np.inf, samples).argmax(1)
+    layers = np.array([layer for *_, layer in grid])
+    order = list(dict.fromkeys(layers.tolist()))
+    frequency = [float(np.mean(layers[winners] == layer)) for layer in order]
+    return pd.DataFrame({"layer": order, "frequency": frequency})
+
+
+def _provenance(
+    vector: SteeringVector, placebo: SteeringVector | None, pairs: ContrastSet, seed: int
+) -> dict[str, Any]:
+    return {
+        "vector": vector.name,
+        "placebo": None if placebo is None else placebo.name,
+        "data_hash": pairs.data_hash,
+        "seed": seed,
+    }

@@ -1,22 +1,24 @@
-r"""Separability: how well a layer tells instructed from uninstructed runs, on unseen pairs.
+r"""Separability: how well a layer tells instructed from uninstructed runs, on unseen queries.
 
-For each of *k* folds (folds never split a base query) the difference-of-means direction *u* is
-fitted on the other folds and the held-out residuals are scored by
+For each of *k* folds, which never split a base query, the difference-of-means direction is fitted
+on the other folds and the held-out runs are scored along it (`steerlens.attribution.held_out` has
+the equation). From the held-out scores of a layer come AUROC, d′ and accuracy, with intervals that
+keep their coverage where separation is perfect or absent (`steerlens.attribution.uncertainty`).
+They are the performance of directions fitted on so many pairs. ``d_prime`` is that of the layer
+itself, along the true difference of means (`steerlens.attribution.sensitivity`): it does not grow
+with the number of pairs, only its interval shrinks.
 
-.. math:: s(h) = \frac{u \cdot h - m}{g}, \qquad m = \tfrac12 (\bar h^+ + \bar h^-) \cdot u,
-          \qquad g = \|\bar h^+ - \bar h^-\|
+The best layer has the highest AUROC, ties broken by held-out d′. Its **selection frequency** is the
+share of 1,000 resamples of base queries that choose it, directions fitted again in each. How far
+the direction depends on the queries is told by the **split-half cosine**, between directions fitted
+on two random halves of them (mean and middle 95 % of 50 splits).
 
-with means over the training pairs, so scores of different folds share one scale: 0 is the midpoint
-and the training means lie at ±½. From the held-out scores of a layer:
+`rank_layers` adds further evidence on request:
 
-* **AUROC**: probability that a random instructed run scores above a random uninstructed one.
-* **d′** = (mean⁺ − mean⁻) / √((var⁺ + var⁻)/2), the distance in standard deviations.
-* **accuracy** of the rule *s* > 0.
-
-Intervals are 95 % percentile bootstrap intervals over base queries (both sides of a query's pairs
-are drawn together) with the held-out scores fixed; they hold the uncertainty of the evaluation, not
-that of fitting the direction. The latter is told by the **split-half cosine**: the cosine between
-directions fitted on two random halves of the base queries.
+* ``"probes"``: other ways to fit a direction (`steerlens.attribution.probes`);
+* ``"null"``: a permutation test of all layers at once, with shuffled labels and random directions
+  as controls (`steerlens.attribution.null`);
+* ``"dimension"``: how many dimensions carry it (`steerlens.attribution.dimension`).
 
 Caveat: separability is not steerability. On chat models AUROC saturates after a few layers, where
 steering does nothing yet; see `steerlens.attribution.causal`.
@@ -30,141 +32,97 @@ steering does nothing yet; see `steerlens.attribution.causal`.
 (1, True)
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float, Int
-from sklearn.model_selection import GroupKFold
 
 from steerlens.activations import ResidualCache
-from steerlens.errors import ActivationError, SteerlensError
+from steerlens.attribution.dimension import instruction_dimension
+from steerlens.attribution.held_out import (
+    Folds,
+    check_rankable,
+    difference_scores,
+    group_numbers,
+    layer_runs,
+    products,
+)
+from steerlens.attribution.null import permutation_null
+from steerlens.attribution.probes import probe_layers
+from steerlens.attribution.ranking import LayerRanking
+from steerlens.attribution.resampling import INTERVAL, query_draws
+from steerlens.attribution.sensitivity import sensitivity
+from steerlens.attribution.uncertainty import (
+    auroc_of,
+    d_prime_of,
+    fit_noise_share,
+    held_out_measures,
+)
+from steerlens.errors import SteerlensError, unknown_name
 
-__all__ = ["BEST_LAYER_RULE", "LayerRanking", "held_out_scores", "rank_layers"]
+__all__ = ["BEST_LAYER_RULE", "EVIDENCE", "LayerRanking", "rank_layers"]
 
 BEST_LAYER_RULE = "highest held-out AUROC, ties broken by d′"
-_INTERVAL = (2.5, 97.5)
+EVIDENCE = ("separability", "probes", "null", "dimension")
+# The names the probes' columns begin with; the difference of means is the ranking's own.
+_PROBES = ("first_component", "lda", "logistic")
+_KINDS = ("auroc", "d_prime", "d_prime_held_out", "accuracy", "split_half_cosine")
 # AUROCs closer than this differ only by rounding.
 _TIE = 1e-9
 Array = np.ndarray
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class LayerRanking:
-    """Layers ranked by separability.
-
-    Attributes:
-        table: One row a layer: ``layer, auroc, auroc_low, auroc_high, d_prime, d_prime_low,
-            d_prime_high, accuracy, gap, relative_gap, split_half_cosine,
-            split_half_cosine_low, split_half_cosine_high, selection_frequency``. ``gap`` is in
-            residual-stream units, ``relative_gap`` in units of the mean residual norm.
-        best_layer: The layer chosen by `rule`.
-        rule: How it was chosen, in words.
-        selection_frequency: For each layer, the share of resamples that choose it.
-        n_pairs: Pairs used.
-        metadata: Provenance of the activations, with seed, folds and resamples.
-    """
-
-    table: pd.DataFrame
-    best_layer: int
-    rule: str
-    selection_frequency: Mapping[int, float]
-    n_pairs: int
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: what ``steerlens rank --json`` prints."""
-        return {
-            "model": self.metadata.get("model"),
-            "instruction": self.metadata.get("instruction"),
-            "n_pairs": self.n_pairs,
-            "position": self.metadata.get("position"),
-            "layers": [
-                {name: _plain(value) for name, value in row.items()}
-                for row in self.table.to_dict("records")
-            ],
-            "best_layer": self.best_layer,
-            "best_layer_rule": self.rule,
-            "metadata": dict(self.metadata),
-        }
-
-    def __repr__(self) -> str:
-        row = self.table.set_index("layer").loc[self.best_layer]
-        return (
-            f"LayerRanking(best layer {self.best_layer} of {len(self.table)}, AUROC "
-            f"{row.auroc:.3f} [{row.auroc_low:.3f}, {row.auroc_high:.3f}], chosen in "
-            f"{row.selection_frequency:.0%} of resamples, {self.n_pairs} pairs)"
-        )
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def rank_layers(
-    cache: ResidualCache, seed: int = 0, n_folds: int = 5, n_resamples: int = 1000
+    cache: ResidualCache,
+    seed: int = 0,
+    n_folds: int = 5,
+    n_resamples: int = 1000,
+    evidence: Sequence[str] = ("separability",),
 ) -> LayerRanking:
-    """Rank the cached layers by how well they separate the two sides on unseen pairs.
+    """Rank the cached layers by how well they separate the two sides on unseen queries.
 
     Args:
         cache: Residuals of both sides.
-        seed: Seed of folds, resamples and halves.
-        n_folds: Cross-validation folds; fewer when there are fewer base queries.
+        seed: Seed of folds, resamples, halves, permutations and directions.
+        n_folds: Cross-validation folds.
         n_resamples: Bootstrap resamples.
+        evidence: Kinds from `EVIDENCE`; separability is always there. ``"probes"`` adds the kinds
+            ``lda_auroc``, ``logistic_auroc``, ``first_component_auroc`` and the same with
+            ``d_prime`` and ``balanced_accuracy``; ``"null"`` the columns ``p_adjusted,
+            shuffled_auroc, random_auroc`` and the ranking's `p_value`; ``"dimension"`` the columns
+            ``dimension, first_share, participation_ratio``.
 
     Raises:
-        ActivationError: All pairs share one base query, or a layer does not vary at all.
+        ActivationError: Fewer base queries than folds, or only one; values that are not finite; a
+            layer whose residuals are constant, or the same with and without the instruction.
+        UnknownNameError: A kind of evidence that does not exist.
         SteerlensError: Folds, resamples or seed out of range.
     """
-    if n_folds < 2 or n_resamples < 1:
-        raise SteerlensError(
-            f"n_folds must be at least 2 and n_resamples at least 1; got {n_folds}, {n_resamples}"
-        )
-    if not 0 <= seed < 2**32:
-        raise SteerlensError(f"seed must be between 0 and {2**32 - 1}; got {seed}")
-    rng = np.random.default_rng(seed)
-    _, groups = np.unique(np.asarray(cache.groups), return_inverse=True)
-    n_groups = int(groups.max()) + 1
-    if n_groups < 2:
-        raise ActivationError(
-            "all pairs come from one base query, so none can be held out; add pairs of other "
-            "base queries"
-        )
-    instructed, uninstructed = cache.instructed.numpy(), cache.uninstructed.numpy()
-    scores = held_out_scores(
-        instructed, uninstructed, groups, cache.layers, min(n_folds, n_groups), seed
-    )
-    wins = _wins(scores)
-    everything = np.ones((1, cache.n_pairs))
-    resamples = _group_resamples(rng, groups, n_groups, n_resamples)
-    point = _statistics(scores, wins, everything)
-    boot = _statistics(scores, wins, resamples)
-    chosen = _best(boot["auroc"], boot["d_prime"])
+    if n_resamples < 1:
+        raise SteerlensError(f"n_resamples must be at least 1; got {n_resamples}")
+    for name in evidence:
+        if name not in EVIDENCE:
+            raise unknown_name("kind of evidence", name, EVIDENCE)
+    folds = check_rankable(cache, n_folds, seed)
+    groups = group_numbers(cache.groups)
+    draws = query_draws(cache.groups, n_resamples, seed)
+    rows, aurocs, d_primes = [], [], []
+    for layer, runs in zip(cache.layers, layer_runs(cache), strict=True):
+        product = products(runs)
+        rows.append({"layer": layer, **_layer_row(product, folds, groups)})
+        scores = difference_scores(product, folds, counts=draws)
+        aurocs.append(auroc_of(scores[0], scores[1], draws))
+        d_primes.append(d_prime_of(scores, draws))
+    samples = {"auroc": np.stack(aurocs), "d_prime_held_out": np.stack(d_primes)}
+    chosen = _best(samples["auroc"], samples["d_prime_held_out"])
     frequency = np.bincount(chosen, minlength=len(cache.layers)) / n_resamples
-    halves = _split_half_cosines(rng, instructed - uninstructed, groups, n_groups)
-    gap = np.linalg.norm((instructed.mean(0) - uninstructed.mean(0)), axis=-1)
-    norm = np.linalg.norm(np.concatenate([instructed, uninstructed]), axis=-1).mean(0)
-    table = pd.DataFrame(
-        {
-            "layer": cache.layers,
-            "auroc": point["auroc"][:, 0],
-            **_interval("auroc", boot["auroc"]),
-            "d_prime": point["d_prime"][:, 0],
-            **_interval("d_prime", boot["d_prime"]),
-            "accuracy": point["accuracy"][:, 0],
-            **_interval("accuracy", boot["accuracy"]),
-            "gap": gap,
-            "relative_gap": gap / norm,
-            "split_half_cosine": halves.mean(1),
-            **_interval("split_half_cosine", halves),
-            "selection_frequency": frequency,
-        }
+    table = pd.DataFrame(rows).assign(
+        **_stability(cache, groups, seed), selection_frequency=frequency
     )
-    best = int(_best(point["auroc"], point["d_prime"])[0])
-    return LayerRanking(
+    best = int(_best(table[["auroc"]].to_numpy(), table[["d_prime_held_out"]].to_numpy())[0])
+    ranking = LayerRanking(
         table=table,
         best_layer=cache.layers[best],
         rule=BEST_LAYER_RULE,
@@ -173,80 +131,60 @@ def rank_layers(
         metadata={
             **cache.metadata,
             "ranking_seed": seed,
-            "n_folds": min(n_folds, n_groups),
+            "n_folds": n_folds,
             "n_resamples": n_resamples,
         },
+        kinds=_KINDS,
+        samples=samples,
     )
+    return _with_more(ranking, cache, seed, n_folds, n_resamples, evidence)
 
 
-def held_out_scores(
-    instructed: Float[Array, "pair layer d_model"],
-    uninstructed: Float[Array, "pair layer d_model"],
+def _layer_row(
+    product: Float[Array, "side run pair"],
+    folds: Folds,
     groups: Int[Array, "pair"],
-    layers: Sequence[int],
-    n_folds: int,
+) -> dict[str, float]:
+    """Separability of one layer."""
+    fit_noise = fit_noise_share(product[0] - product[1], groups, len(folds))
+    measures = held_out_measures(difference_scores(product, folds)[:, 0], groups, fit_noise)
+    named = {
+        "auroc": measures["auroc"],
+        "d_prime": np.array(sensitivity(product, groups)),
+        "d_prime_held_out": measures["d_prime"],
+        "accuracy": measures["accuracy"],
+    }
+    return {
+        column: float(value)
+        for name, values in named.items()
+        for column, value in zip((name, f"{name}_low", f"{name}_high"), values, strict=True)
+    }
+
+
+def _with_more(
+    ranking: LayerRanking,
+    cache: ResidualCache,
     seed: int,
-) -> Float[Array, "side layer pair"]:
-    """Held-out scores *s* of the module's equation, instructed side first.
-
-    Raises:
-        ActivationError: A layer where the training means of both sides coincide.
-    """
-    n_pairs, n_layers, _ = instructed.shape
-    sides = np.stack([instructed, uninstructed])
-    scores = np.empty((2, n_layers, n_pairs))
-    folds = GroupKFold(n_splits=n_folds, shuffle=True, random_state=seed)
-    for train, test in folds.split(np.zeros(n_pairs), groups=groups):
-        means = sides[:, train].mean(axis=1, dtype=np.float64)
-        difference = means[0] - means[1]
-        gap = np.linalg.norm(difference, axis=-1)
-        if not gap.all():
-            raise ActivationError(
-                f"layer {layers[int(np.argmin(gap))]} is the same with and without the "
-                "instruction: nothing to rank there; leave it out, or check that the pairs differ"
-            )
-        direction = difference / gap[:, None]
-        midpoint = np.einsum("ld,ld->l", direction, means.mean(axis=0))
-        projection = np.einsum("spld,ld->slp", sides[:, test], direction)
-        scores[:, :, test] = (projection - midpoint[None, :, None]) / gap[None, :, None]
-    return scores
-
-
-def _wins(scores: Float[Array, "side layer pair"]) -> Float[Array, "layer plus minus"]:
-    """1 where an instructed run scores above an uninstructed one, ½ where they tie."""
-    plus, minus = scores[0][:, :, None], scores[1][:, None, :]
-    wins: Array = ((plus > minus) + 0.5 * (plus == minus)).astype(np.float32)
-    return wins
-
-
-def _group_resamples(
-    rng: np.random.Generator, groups: Int[Array, "pair"], n_groups: int, n_resamples: int
-) -> Float[Array, "resample pair"]:
-    """How often each pair is drawn when base queries are drawn with replacement."""
-    counts = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples)
-    drawn: Array = counts[:, groups].astype(np.float64)
-    return drawn
-
-
-def _statistics(
-    scores: Float[Array, "side layer pair"],
-    wins: Float[Array, "layer plus minus"],
-    weights: Float[Array, "resample pair"],
-) -> dict[str, Float[Array, "layer resample"]]:
-    """AUROC, d′ and accuracy of each layer under each weighting of the pairs."""
-    total = weights.sum(axis=1)
-    light = weights.astype(np.float32)
-    auroc = np.stack([((light @ layer) * light).sum(axis=1) for layer in wins]) / total**2
-    mean = np.einsum("slp,rp->slr", scores, weights) / total
-    square = np.einsum("slp,rp->slr", scores**2, weights) / total
-    # Weighted sample variance: frequencies are counts, so the unbiased divisor is total − 1.
-    variance = np.maximum(square - mean**2, 0.0) * total / np.maximum(total - 1, 1)
-    spread = np.sqrt(reduce(variance, "side layer resample -> layer resample", "mean"))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        d_prime = (mean[0] - mean[1]) / spread
-    right = np.stack([scores[0] > 0, scores[1] < 0]).mean(axis=0)
-    accuracy = np.einsum("lp,rp->lr", right, weights) / total
-    return {"auroc": auroc, "d_prime": d_prime, "accuracy": accuracy}
+    n_folds: int,
+    n_resamples: int,
+    evidence: Sequence[str],
+) -> LayerRanking:
+    """The ranking with the kinds of evidence asked for beyond separability."""
+    if "probes" in evidence:
+        frame = probe_layers(cache, seed, n_folds, _PROBES)
+        for estimator in _PROBES:
+            rows = frame[frame.estimator == estimator]
+            for measure in ("auroc", "d_prime", "balanced_accuracy"):
+                ranking = ranking.with_evidence(
+                    f"{estimator}_{measure}", rows, measure, f"{measure}_low", f"{measure}_high"
+                )
+    if "null" in evidence:
+        null = permutation_null(cache, seed, n_folds)
+        ranking = ranking.with_columns(null.table.drop(columns="auroc"), p_value=null.p_value)
+    if "dimension" in evidence:
+        frame = instruction_dimension(cache, seed, n_folds, n_resamples=n_resamples)
+        ranking = ranking.with_columns(frame)
+    return ranking
 
 
 def _best(
@@ -257,14 +195,32 @@ def _best(
     return best
 
 
+def _stability(
+    cache: ResidualCache, groups: Int[Array, "pair"], seed: int
+) -> dict[str, Float[Array, "layer"]]:
+    """Length of the mean difference, and how far it depends on the queries."""
+    instructed, uninstructed = cache.instructed.numpy(), cache.uninstructed.numpy()
+    gap = np.linalg.norm(instructed.mean(0) - uninstructed.mean(0), axis=-1)
+    norm = np.linalg.norm(np.concatenate([instructed, uninstructed]), axis=-1).mean(0)
+    halves = _split_half_cosines(np.random.default_rng(seed), instructed - uninstructed, groups)
+    low, high = np.percentile(halves, INTERVAL, axis=1)
+    return {
+        "gap": gap,
+        "relative_gap": gap / norm,
+        "split_half_cosine": halves.mean(1),
+        "split_half_cosine_low": low,
+        "split_half_cosine_high": high,
+    }
+
+
 def _split_half_cosines(
     rng: np.random.Generator,
     differences: Float[Array, "pair layer d_model"],
     groups: Int[Array, "pair"],
-    n_groups: int,
     n_splits: int = 50,
 ) -> Float[Array, "layer split"]:
     """Cosine between mean differences of two random halves of the base queries."""
+    n_groups = int(groups.max()) + 1
     order = rng.permuted(np.tile(np.arange(n_groups), (n_splits, 1)), axis=1)
     first = np.zeros((n_splits, n_groups), dtype=bool)
     np.put_along_axis(first, order[:, : n_groups // 2], True, axis=1)
@@ -282,12 +238,3 @@ def _split_half_cosines(
     dot = (halves[0] * halves[1]).sum(-1)
     cosines: Array = dot / (np.linalg.norm(halves[0], axis=-1) * np.linalg.norm(halves[1], axis=-1))
     return cosines
-
-
-def _interval(
-    name: str, samples: Float[Array, "layer resample"]
-) -> dict[str, Float[Array, "layer"]]:
-    # Where the sides do not vary d′ is infinite, and an interval of infinities is undefined.
-    with np.errstate(invalid="ignore"):
-        low, high = np.nanpercentile(samples, _INTERVAL, axis=1)
-    return {f"{name}_low": low, f"{name}_high": high}

@@ -21,8 +21,8 @@ from torch import Tensor
 
 __all__ = ["PrefixCache", "SlotCache", "attention_masks"]
 
-# Positions looked at grow in steps of so many: for every new shape the CPU's matrix library compiles
-# a kernel and keeps it, which at one shape a token was 400 MB after 96 tokens.
+# Positions looked at grow in steps of so many: for every new shape the CPU's matrix library
+# compiles a kernel and keeps it, which at one shape a token was 400 MB after 96 tokens.
 _WIDTH_STEP = 32
 
 KeyValues = dict[

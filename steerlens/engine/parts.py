@@ -4,15 +4,15 @@ A block adds two vectors to the stream, its attention's and its MLP's. `last_par
 for unsteered rows, with what each attention head put in (``z``, before the output projection) and
 the stream itself; `varied_parts` does so for one row whose last token's residual is replaced by
 several others at one layer. Only the last token is kept: ``z`` is 1/`n_heads` of the per-head
-outputs' size, and everything else about a head follows from it (`head_shares`).
+outputs' size, and everything else about a head follows from it (`steerlens.engine.shares`).
 
 Where a norm follows attention or MLP (Gemma 2 and 3, OLMo 2), what is written is what leaves that
 norm. TransformerLens's aliases ``hook_attn_out`` and ``hook_mlp_out`` point there, and say here
 which module to listen to on the fast path as well.
 
-`ActivationCache.get_full_resid_decomposition` gives the same parts where no norm follows attention,
-after `enable_compatibility_mode` or not, but keeps ``[layer × head, row, pos, d_model]`` on the way
-and takes a head's output for its contribution also where a norm follows; so it serves the tests.
+`ActivationCache.get_full_resid_decomposition` gives the same parts where no norm follows attention.
+It keeps ``[layer × head, row, pos, d_model]`` on the way, runs every block of every row whole, and
+takes a head's output for its contribution also where a norm follows; so it serves the tests.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,31 +21,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from einops import einsum
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, left_padded, length_batches
-from steerlens.engine.modules import dtype_of, fast_modules, on_blocks
+from steerlens.engine.modules import fast_modules, on_blocks
 from steerlens.engine.paths import choose_path
 from steerlens.engine.reading import read
 from steerlens.errors import ModelError
 
 __all__ = [
-    "HeadShares",
     "Parts",
     "check_components",
-    "head_shares",
     "last_parts",
-    "through_final_norm",
-    "tolerance",
+    "norm_after",
     "varied_parts",
 ]
-
-# Relative error of a sum of parts that is rounding: measured 1e-6 in float32, 4e-3 in bfloat16.
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-TOLERANCE_HALF = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,8 +195,8 @@ def _sites(model: TransformerBridge, layers: Sequence[int]) -> list[_Site]:
                 layer=layer,
                 block=block.original_component,
                 project=project,
-                attn=_writer(block, "hook_attn_out") or project,
-                mlp=_writer(block, "hook_mlp_out") or block.mlp.original_component,
+                attn=norm_after(block, "hook_attn_out") or project,
+                mlp=norm_after(block, "hook_mlp_out") or block.mlp.original_component,
                 scale=float(getattr(block, "residual_contribution_scale", 1.0)),
             )
         )
@@ -269,9 +261,15 @@ def _recording(
         yield parts
 
 
-def _writer(block: Any, alias: str) -> nn.Module | None:
-    """The module, after attention or MLP, whose output enters the stream; ``None`` if none is."""
-    target = block.hook_aliases[alias]
+def norm_after(block: Any, alias: str) -> nn.Module | None:
+    """The norm between attention or MLP and the stream; ``None`` where there is none.
+
+    Args:
+        block: A block of the bridge, outside `fast_modules`.
+        alias: ``"hook_attn_out"`` or ``"hook_mlp_out"``: TransformerLens points it at the module
+            whose output enters the stream.
+    """
+    target = block.hook_aliases.get(alias, ())
     for candidate in [target] if isinstance(target, str) else target:
         owner = candidate.split(".", 1)[0]
         if owner in block.submodules:
@@ -307,124 +305,3 @@ def _recording_plainly(
         hooks.append((f"blocks.{before}.hook_out", keep(parts.resid, before)))
     with model.hooks(fwd_hooks=hooks):
         yield parts
-
-
-@dataclass(frozen=True, eq=False)
-class HeadShares:
-    """What attention wrote along some directions, head by head.
-
-    Attributes:
-        heads: Contribution of each head.
-        bias: That of the output projection's bias; ``None`` when it has none.
-    """
-
-    heads: Float[Tensor, "row head direction"]
-    bias: Float[Tensor, "row direction"] | None
-
-
-@torch.inference_mode()
-def head_shares(
-    model: TransformerBridge,
-    layer: int,
-    z: Float[Tensor, "row width"],
-    written: Float[Tensor, "row d_model"],
-    directions: Float[Tensor, "direction d_model"],
-) -> HeadShares:
-    r"""Split what attention wrote along directions among its heads.
-
-    With :math:`a = \sum_h z_h W_O^h + b_O`, what is written is :math:`s\,\gamma \odot a`: the gain
-    :math:`\gamma` and, for each row, the scale *s* of the norm that follows, or ones where none
-    does. *s* is taken from what was in fact written (least squares) and held fixed, so the heads'
-    parts are linear in :math:`z_h` and sum to the whole.
-
-    Raises:
-        ModelError: What is written is no such scaling.
-    """
-    block = model.blocks[layer]
-    weight = block.attn.W_O.double()  # [head d_head d_model]
-    bias = getattr(block.attn.o.original_component, "bias", None)
-    per_head = z.double().unflatten(-1, weight.shape[:2])
-    entered = einsum(per_head, weight, "row head d, head d d_model -> row d_model")
-    if bias is not None:
-        entered = entered + bias.double()
-    norm = _writer(block, "hook_attn_out")
-    gain = torch.ones_like(entered[0]) if norm is None else _gain(norm, entered[0])
-    entered = entered * gain
-    target = written.double()
-    scale = (entered * target).sum(-1) / (entered * entered).sum(-1).clamp_min(1e-300)
-    off = (target - scale[:, None] * entered).norm(dim=-1) / target.norm(dim=-1).clamp_min(1e-300)
-    if not bool((off <= tolerance(model)).all()):
-        raise ModelError(
-            f"block {layer} of this model does more than scale its attention's output before it "
-            f"enters the residual stream (off by {float(off.max()):.2g} of its norm), so heads "
-            "have no part of their own in it; use layers and patching instead"
-        )
-    aimed = directions.double() * gain
-    heads = einsum(
-        per_head,
-        einsum(weight, aimed, "head d d_model, direction d_model -> head d direction"),
-        "row head d, head d direction -> row head direction",
-    )
-    parts = None if bias is None else scale[:, None] * (aimed @ bias.double())
-    return HeadShares(heads=heads * scale[:, None, None], bias=parts)
-
-
-def _gain(norm: nn.Module, like: Tensor) -> Float[Tensor, "d_model"]:
-    """Gain of an RMS norm, offsets included: what it makes of a vector of ones."""
-    dtype = next(norm.parameters()).dtype
-    gain: Tensor = norm(torch.ones_like(like, dtype=dtype)[None, None])[0, 0].double()
-    return gain
-
-
-def tolerance(model: TransformerBridge) -> float:
-    """Relative error of a sum of parts that counts as rounding in the model's dtype."""
-    return TOLERANCE.get(dtype_of(model), TOLERANCE_HALF)
-
-
-@torch.inference_mode()
-def through_final_norm(
-    model: TransformerBridge,
-    unembedded: Float[Tensor, "d_model"],
-    resid: Float[Tensor, "row d_model"],
-) -> tuple[Float[Tensor, "d_model"], Float[Tensor, "row"]]:
-    r"""A direction after the final norm as one before it, with the norm frozen.
-
-    For a vector *t* after the norm and a residual *x* before it, :math:`t \cdot N(x) =
-    s(x)\, d \cdot x + c` with *d* the gain-weighted (and for a layer norm centred) *t*, and *s*
-    the scale that the norm gives *x*.
-
-    Args:
-        model: A hooked model, outside `fast_modules`.
-        unembedded: *t*, for example a difference of unembedding columns.
-        resid: Residuals *x* after the last block.
-
-    Returns:
-        *d* and the scale *s* of each row, in float64.
-
-    Raises:
-        ModelError: The final norm is neither an RMS norm nor a layer norm.
-    """
-    final = getattr(model, "ln_final", None)
-    if final is None:
-        return unembedded.double(), torch.ones(len(resid), dtype=torch.float64)
-    norm = final.original_component
-    bias = getattr(norm, "bias", None)
-    centred = isinstance(norm, nn.LayerNorm)
-    gain = norm.weight.double() if centred else _gain(norm, resid[0])
-    aimed = unembedded.to(gain) * gain
-    entered = resid.double()
-    if centred:
-        aimed = aimed - aimed.mean()
-        entered = entered - entered.mean(-1, keepdim=True)
-    entered = entered * gain
-    left = norm(resid[None])[0].double()
-    if bias is not None:
-        left = left - bias.double()
-    scale = (entered * left).sum(-1) / (entered * entered).sum(-1).clamp_min(1e-300)
-    off = (left - scale[:, None] * entered).norm(dim=-1) / left.norm(dim=-1).clamp_min(1e-300)
-    if not bool((off <= tolerance(model)).all()):
-        raise ModelError(
-            "the final norm of this model is neither an RMS norm nor a layer norm, so directions "
-            "of logits cannot be followed through it; use patching instead"
-        )
-    return aimed, scale

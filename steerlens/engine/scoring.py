@@ -16,18 +16,18 @@ Rows differ in few of the numbers they need, and what they share is computed onc
 * the rest of a prompt likewise, so that only continuations are run row by row; a row that leaves
   the prompt alone (scope ``response``) takes all of it from the trunk.
 
-A **stretch** is a run of tokens of one row between two such places. Stretches that begin at the
-same position ride in one pass: their masks and positions agree, also where rows join on the way.
+What a row has of its own is a stretch of tokens after such a beginning
+(`steerlens.engine.stretches`).
 
 A model on the bridge's own path (`steerlens.engine.paths`) is scored by it, row by row in padded
 batches, with the same results.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -35,31 +35,28 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, left_padded
-from steerlens.engine.memory import attention_masks
-from steerlens.engine.modules import device_of, fast_modules, on_blocks, only_blocks, unembed
+from steerlens.engine.modules import device_of, fast_modules, unembed
 from steerlens.engine.paths import choose_path
 from steerlens.engine.reading import Reading, first_touched, read
+from steerlens.engine.stretches import PASS_TOKENS, Memory, Stretch, advance, passes
 from steerlens.errors import SteerlensError
-from steerlens.steering import RowSteering, Steering, TokenRoles
+from steerlens.steering import Intervention, RowSteering, Steering, TokenRoles
 
 __all__ = ["ForcedRow", "Visit", "score_rows"]
 
 Visit = Callable[[list[int], list[int], Float[Tensor, "position vocab"]], None]
-Memory = dict[int, tuple[Tensor, Tensor]]
-Effect = tuple[tuple[int, bytes, float, float], ...]
+Effect = tuple[tuple[Hashable, ...], ...]
 Item = TypeVar("Item")
 
-# Tokens of one pass, padding included: enough to keep the matrix units busy, little enough that
-# Ctrl-C is answered within seconds on two cores.
-_PASS_TOKENS = 2048
 # Rows of several prompts are taken together until they are worth a pass.
 _WORTH_A_PASS = 1024
 # A shared beginning shorter than this is not worth a pass of its own.
 _MIN_PREAMBLE = 8
 # Different steered prompts at a time: each holds its own memory of the prompts at work.
 _MOST_EFFECTS = 128
-# Logits at a time: 128 positions of a vocabulary of 49,152 (25 MB in float32). Larger blocks are
-# taken from the system anew at each use, which doubled the time of what visitors do with them.
+# Logits at a time: 128 positions of a vocabulary of 49,152, 25 MB in float32. Blocks above 32 MB
+# are taken from the system anew at each use: copying 256 positions took 8 times as long as twice
+# 128 would.
 _MOST_LOGITS = 128 * 49_152
 # Rows of a padded batch on the bridge's own path, whose eager attention holds every score.
 _PLAIN_ROWS = 32
@@ -96,10 +93,17 @@ class ForcedRow:
         """What is done to the prompt, as a value: rows that agree share the steered prompt."""
         if self.steering is None:
             return ()
-        return tuple(
-            (one.layer, one.direction.float().cpu().numpy().tobytes(), *one.coefficients)
-            for one in self.steering.touching("prompt").interventions
-        )
+        return tuple(map(_as_value, self.steering.touching("prompt").interventions))
+
+
+def _as_value(intervention: Intervention) -> tuple[Hashable, ...]:
+    """Everything about an intervention but its name and the tokens it touches."""
+    values = ((one.name, getattr(intervention, one.name)) for one in fields(intervention))
+    return tuple(
+        value.float().cpu().numpy().tobytes() if isinstance(value, Tensor) else value
+        for name, value in values
+        if name not in ("label", "scope")
+    )
 
 
 @torch.inference_mode()
@@ -155,156 +159,9 @@ def _blocks(rows: Sequence[ForcedRow]) -> Iterator[list[ForcedRow]]:
     by_effect: dict[Effect, list[ForcedRow]] = {}
     for row in rows:
         by_effect.setdefault(row.effect, []).append(row)
-    groups = sorted(by_effect.items(), key=lambda item: [layer for layer, *_ in item[0]])
+    groups = sorted(by_effect.items(), key=lambda item: min(item[1][0].layers, default=0))
     for start in range(0, len(groups), _MOST_EFFECTS):
         yield [row for _, group in groups[start : start + _MOST_EFFECTS] for row in group]
-
-
-@dataclass(frozen=True, eq=False)
-class _Stretch:
-    """Tokens ``start ≤ t < stop`` of a row, to be run under its steering.
-
-    Attributes:
-        trunk: The unsteered reading of at least these tokens.
-        steering: What is done to the row.
-        n_prompt: Where its response begins.
-        start: First token to run.
-        stop: End of the tokens to run.
-        before: The steered row's memory of the tokens before `start`; a layer that is not in it
-            has the trunk's.
-    """
-
-    trunk: Reading
-    steering: Steering
-    n_prompt: int
-    start: int
-    stop: int
-    before: Memory
-
-    @property
-    def layer(self) -> int:
-        """Where it parts from the trunk."""
-        return self.steering.layers[0]
-
-    def beginning(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[head start d_head]`` of the tokens before."""
-        if layer in self.before:
-            return self.before[layer]
-        keys, values = zip(*(one.memory[layer] for one in self.trunk.chain()), strict=True)
-        return torch.cat(keys, 1)[:, : self.start], torch.cat(values, 1)[:, : self.start]
-
-
-class _JoiningMemory:
-    """Keys and values of one pass in which rows join on the way; Hugging Face's cache for it.
-
-    Args:
-        stretches: The rows, in the order in which they join.
-        remember: Keep what is known after the pass.
-    """
-
-    def __init__(self, stretches: Sequence[_Stretch], remember: bool) -> None:
-        self.stretches = stretches
-        self.remember = remember
-        self.known: Memory = {}
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer with the new tokens' keys and values."""
-        if self.stretches[0].start > 0:
-            present = [one.beginning(layer_idx) for one in self.stretches[: len(keys)]]
-            old_keys, old_values = (torch.stack(side) for side in zip(*present, strict=True))
-            keys, values = torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
-        if self.remember:
-            self.known[layer_idx] = (keys, values)
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens before the new ones; asked for by models that make their own positions."""
-        return self.stretches[0].start
-
-    def of_row(self, place: int) -> Memory:
-        """One row's memory up to the end of its stretch, for the layers it was run through."""
-        one = self.stretches[place]
-        return {
-            layer: (keys[place, :, : one.stop], values[place, :, : one.stop])
-            for layer, (keys, values) in self.known.items()
-            if layer > one.layer
-        }
-
-
-def _advance(
-    model: TransformerBridge, stretches: Sequence[_Stretch], remember: bool = False
-) -> tuple[Float[Tensor, "row pos d_model"], list[Memory]]:
-    """Run stretches that begin at one position; the residuals after all blocks, and memories.
-
-    Args:
-        model: A model inside `fast_modules`.
-        stretches: In the order in which they join.
-        remember: Whether memories are wanted.
-    """
-    device, n_layers = device_of(model), model.cfg.n_layers
-    start, first = stretches[0].start, stretches[0].layer
-    stops = torch.tensor([one.stop for one in stretches], device=device)[:, None]
-    n_prompt = torch.tensor([one.n_prompt for one in stretches], device=device)[:, None]
-    keys = torch.arange(int(stops.max()), device=device)[None]
-    positions = keys[:, start:]
-    on_prompt = positions < torch.minimum(n_prompt, stops)
-    on_response = (positions >= n_prompt) & (positions < stops)
-    compiled = RowSteering([one.steering for one in stretches], device=device, per_row=True)
-    joining: dict[int, list[_Stretch]] = {}
-    for one in stretches:
-        joining.setdefault(one.layer, []).append(one)
-    stream: dict[str, Tensor] = {}
-
-    def after(layer: int, resid: Tensor | None) -> Tensor:
-        """New rows join, and every row present is steered."""
-        parts = [] if resid is None else [resid]
-        parts += [
-            _residuals(one, layer, positions.shape[1])[None] for one in joining.get(layer, [])
-        ]
-        joined = torch.cat(parts)
-        present = len(joined)
-        roles = TokenRoles(prompt=on_prompt[:present], response=on_response[:present])
-        stream["resid"] = compiled.apply(layer, joined, roles)
-        return stream["resid"]
-
-    cache = _JoiningMemory(stretches, remember)
-    resid = after(first, None)
-    if first < n_layers - 1:
-        touched = {layer for layer in (*joining, *compiled.stages) if layer > first}
-        real = torch.ones_like(keys, dtype=torch.bool)
-        masks = attention_masks(model.original_model.config, positions, keys, real, resid.dtype)
-        with (
-            on_blocks(model, {*touched, n_layers - 1}, after),
-            only_blocks(model, first + 1, n_layers),
-        ):
-            _run_body(
-                model,
-                inputs_embeds=resid,
-                position_ids=positions,
-                attention_mask=masks,
-                past_key_values=cache,
-                use_cache=True,
-            )
-    memories = [cache.of_row(place) for place in range(len(stretches))] if remember else []
-    return stream["resid"], memories
-
-
-def _run_body(model: TransformerBridge, **inputs: object) -> None:
-    """One pass without the unembedding, where the model can do without."""
-    root: Any = model.original_model
-    body = getattr(root, root.base_model_prefix, None)
-    if body is None:
-        root(logits_to_keep=1, **inputs)
-    else:
-        body(**inputs)
-
-
-def _residuals(stretch: _Stretch, layer: int, width: int) -> Float[Tensor, "width d_model"]:
-    """The trunk's residuals of a stretch, padded on the right."""
-    resid = stretch.trunk.residual(layer)[stretch.start : stretch.stop]
-    return torch.nn.functional.pad(resid, (0, 0, 0, width - len(resid)))
 
 
 class _Block:
@@ -344,9 +201,7 @@ class _Block:
             by_tokens.setdefault(row.tokens, []).append(row)
         # Longest first, so that memory peaks at once; equal prompts side by side.
         order = sorted(by_tokens, key=lambda tokens: (-len(tokens), tokens))
-        for some in _packs(
-            order, lambda tokens: len(tokens) - begin, _PASS_TOKENS, self.batch_size
-        ):
+        for some in _packs(order, lambda tokens: len(tokens) - begin, PASS_TOKENS, self.batch_size):
             rest = [tokens[begin:] for tokens in some]
             trunks = read(self.model, rest, [self.begin] * len(some), self.stop, self.keep)
             trunk_of = dict(zip(some, trunks, strict=True))
@@ -366,11 +221,11 @@ class _Block:
         }
         self.openings = self._remembered(wanted)
 
-    def _prompt_stretch(self, row: ForcedRow, trunk: Reading, stop: int) -> _Stretch:
+    def _prompt_stretch(self, row: ForcedRow, trunk: Reading, stop: int) -> Stretch:
         """The steered prompt up to `stop`, from the end of its opening on."""
         before = self.openings.get(row.effect)
         assert row.steering is not None  # its effect is not empty
-        return _Stretch(
+        return Stretch(
             trunk=trunk,
             steering=row.steering.touching("prompt"),
             n_prompt=stop,
@@ -379,12 +234,12 @@ class _Block:
             before=before or {},
         )
 
-    def _remembered(self, stretches: dict[Item, _Stretch]) -> dict[Item, Memory]:
+    def _remembered(self, stretches: dict[Item, Stretch]) -> dict[Item, Memory]:
         """Memories after stretches, by the same keys."""
         known = {}
         keys = {id(stretch): key for key, stretch in stretches.items()}
-        for some in _passes(list(stretches.values()), self.batch_size):
-            _, memories = _advance(self.model, some, remember=True)
+        for some in passes(list(stretches.values()), self.batch_size):
+            _, memories = advance(self.model, some, remember=True)
             known.update({keys[id(one)]: m for one, m in zip(some, memories, strict=True)})
         return known
 
@@ -426,7 +281,7 @@ class _Block:
                 start, before = (len(self.preamble), opening) if opening else (0, {})
             assert row.steering is not None  # it touches a layer
             stretches.append(
-                _Stretch(
+                Stretch(
                     trunk=trunk_of[row.tokens],
                     steering=row.steering,
                     n_prompt=len(row.prompt),
@@ -436,14 +291,14 @@ class _Block:
                 )
             )
             row_of[id(stretches[-1])] = row
-        for some in _passes(stretches, self.batch_size):
-            resid, _ = _advance(self.model, some)
+        for some in passes(stretches, self.batch_size):
+            resid, _ = advance(self.model, some)
             self._predict_pass(resid, some, [row_of[id(one)] for one in some])
 
     def _predict_pass(
         self,
         resid: Float[Tensor, "row pos d_model"],
-        stretches: Sequence[_Stretch],
+        stretches: Sequence[Stretch],
         rows: Sequence[ForcedRow],
     ) -> None:
         """Steps outside, rows inside: a visitor meets rows of one prompt and step together."""
@@ -500,20 +355,6 @@ def _units(rows: Sequence[ForcedRow]) -> Iterator[list[ForcedRow]]:
         n_tokens += len(row.continuation)
     if unit:
         yield unit
-
-
-def _passes(stretches: Sequence[_Stretch], batch_size: int) -> Iterator[list[_Stretch]]:
-    """Stretches that begin at one position, in passes of about equal size, as they join."""
-    by_start: dict[int, list[_Stretch]] = {}
-    for one in stretches:
-        by_start.setdefault(one.start, []).append(one)
-    for group in by_start.values():
-        group.sort(key=lambda one: one.layer)
-        width = max(one.stop - one.start for one in group)
-        n_passes = -(-len(group) * width // _PASS_TOKENS)
-        size = min(-(-len(group) // n_passes), batch_size)
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
 
 
 def _score_plainly(

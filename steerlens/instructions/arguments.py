@@ -28,7 +28,7 @@ from typing import Any
 from steerlens.errors import SteerlensError
 from steerlens.instructions.queries import BaseQuery
 
-__all__ = ["SAMPLERS", "Sampler", "fill_template", "template_fields"]
+__all__ = ["SAMPLERS", "WORDINGS", "Sampler", "fill_template", "template_fields"]
 
 Sampler = Callable[[random.Random, BaseQuery], dict[str, Any]]
 
@@ -111,6 +111,9 @@ def _keyword_frequency(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
         "relation": "at least",
     }
 
+
+# Arguments that are words of the response; the others are numbers and relations.
+WORDINGS = frozenset({"end_phrase", "forbidden_words", "keyword", "keywords", "postscript_marker"})
 
 SAMPLERS: Mapping[str, Sampler] = {
     "startend:end_checker": _end_checker,

@@ -12,7 +12,7 @@ from typing import Any
 
 from steerlens import ifeval
 from steerlens.errors import SteerlensError, unknown_name
-from steerlens.instructions.arguments import SAMPLERS, fill_template, template_fields
+from steerlens.instructions.arguments import SAMPLERS, WORDINGS, fill_template, template_fields
 from steerlens.instructions.queries import SPLITS, BaseQuery
 from steerlens.instructions.rewrites import REWRITERS
 
@@ -54,6 +54,18 @@ class Instruction:
     def has_rewrite(self) -> bool:
         """Whether `rewrite` can turn any response into a compliant one."""
         return self.id in REWRITERS
+
+    def wording(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that are words ("end with *That is all.*", "use the word *sea*").
+
+        No direction carries every word, so a vector is fitted for these words alone; numbers and
+        relations it may average over. Empty for most instructions.
+        """
+        return {
+            name: value
+            for name, value in kwargs.items()
+            if name in WORDINGS and name not in self.fixed_kwargs
+        }
 
     def phrasings_for(self, split: str) -> tuple[str, ...]:
         """The phrasings of one split.

@@ -1,17 +1,27 @@
-"""Pictures of results: heat maps, layer curves, and text shaded token by token.
+"""Pictures of results: heat maps, curves, histograms, bars, and text shaded token by token.
 
-Every function takes plain rows (a DataFrame, or a list of mappings) and returns a
-`plotly.graph_objects.Figure`, except `token_strip`, which returns HTML. Nothing here touches a
-model: a picture can be drawn again from the numbers in a report. All share one theme
-(`steerlens.plots.theme`): transparent, colour-blind-safe, legible on light and dark pages.
+Every function takes plain rows (a DataFrame, or a list of mappings) or plain numbers and returns a
+`Picture`, a `plotly.graph_objects.Figure` with `.save(path)`; except `token_strip`, which returns
+HTML. Nothing here touches a model: a picture can be drawn again from the numbers in a report. All
+share one theme (`steerlens.plots.theme`): colour-blind-safe, for light and dark pages.
 
 | function | shows |
 |---|---|
+| `token_strip`, `text_figure` | a text shaded token by token, as HTML and as a figure |
+| `layer_token_map` | one quantity over layers × the tokens of a text |
 | `instruction_layer_heatmap` | one quantity over instructions × layers |
-| `layer_curves` | separability of one instruction over layers, with uncertainty |
+| `cosine_matrix` | how alike directions are |
+| `layer_curves`, `evidence_curves` | evidence about layers, with uncertainty |
 | `recovery_curve` | causal recovery over layers, beside its placebo |
-| `cosine_matrix` | how alike the instructions' directions are at a layer |
-| `token_strip` | what steering did to each token of a text |
+| `strength_sweep` | rate, KL and perplexity over strength, with bands |
+| `length_over_strength` | how long responses get |
+| `projection_histogram` | instructed, uninstructed and steered residuals along a direction |
+| `vector_curves`, `norm_curves` | a steering vector, and residuals, over layers |
+| `survival_curve` | what later layers leave of an intervention |
+| `ranked_tokens` | tokens promoted and suppressed |
+| `response_lengths` | lengths of responses, and why they ended |
+
+`.plot()` of a result picks one of them. `save` writes any figure as HTML, SVG, PNG or PDF.
 
 >>> rows = [{"instruction": "title", "layer": n, "auroc": 0.5 + n / 10} for n in range(5)]
 >>> figure = instruction_layer_heatmap(rows, "auroc", marked={"title": 4})
@@ -19,16 +29,44 @@ model: a picture can be drawn again from the numbers in a report. All share one 
 'layer'
 """
 
-from steerlens.plots.layers import layer_curves, recovery_curve
-from steerlens.plots.maps import cosine_matrix, instruction_layer_heatmap
-from steerlens.plots.theme import TEMPLATE
+from steerlens.plots.bars import ranked_tokens, response_lengths
+from steerlens.plots.layers import evidence_curves, layer_curves, recovery_curve
+from steerlens.plots.maps import cosine_matrix, instruction_layer_heatmap, layer_token_map
+from steerlens.plots.residuals import (
+    norm_curves,
+    projection_histogram,
+    survival_curve,
+    vector_curves,
+)
+from steerlens.plots.saving import save
+from steerlens.plots.strip import Section, text_figure
+from steerlens.plots.summaries import summary
+from steerlens.plots.sweeps import length_over_strength, strength_sweep
+from steerlens.plots.theme import DARK, LIGHT, TEMPLATE, Picture
 from steerlens.plots.tokens import token_strip
 
 __all__ = [
+    "DARK",
+    "LIGHT",
     "TEMPLATE",
+    "Picture",
+    "Section",
     "cosine_matrix",
+    "evidence_curves",
     "instruction_layer_heatmap",
     "layer_curves",
+    "layer_token_map",
+    "length_over_strength",
+    "norm_curves",
+    "projection_histogram",
+    "ranked_tokens",
     "recovery_curve",
+    "response_lengths",
+    "save",
+    "strength_sweep",
+    "summary",
+    "survival_curve",
+    "text_figure",
     "token_strip",
+    "vector_curves",
 ]

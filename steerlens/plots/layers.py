@@ -4,7 +4,8 @@
 95 % intervals, how stable the direction is (cosine between directions from two halves of the
 pairs), and how often resampling the pairs would have chosen each layer. `recovery_curve` shows the
 causal side: the share of KL(instructed‖uninstructed) at the first response token that steering
-removes, beside a placebo. The two often disagree, which is why both are drawn.
+removes, beside a placebo. The two often disagree, which is why both are drawn. `evidence_curves`
+has a panel for each kind of evidence in a table, whatever the kinds are.
 
 Caveat: a high, flat AUROC says that the instruction is easy to read at many layers, not that
 steering works at any of them.
@@ -16,16 +17,25 @@ steering works at any of them.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from steerlens.plots.numbers import compact, show, show_interval
-from steerlens.plots.tables import Rows, layer_table
-from steerlens.plots.theme import BLUE, GREEN, GREY, VERMILLION, themed, translucent
+from steerlens.errors import SteerlensError
+from steerlens.plots.bands import banded, mark_across, not_measured, reference_line
+from steerlens.plots.numbers import compact
+from steerlens.plots.tables import Rows, layer_table, table_of
+from steerlens.plots.theme import BLUE, GREEN, GREY, VERMILLION, Picture, plain_text, themed
 
-__all__ = ["LAYER_COLUMNS", "RECOVERY_COLUMNS", "layer_curves", "recovery_curve"]
+__all__ = [
+    "LAYER_COLUMNS",
+    "RECOVERY_COLUMNS",
+    "evidence_curves",
+    "layer_curves",
+    "recovery_curve",
+]
 
 LAYER_COLUMNS = (
     "auroc", "auroc_low", "auroc_high",
@@ -37,6 +47,7 @@ RECOVERY_COLUMNS = ("recovery", "low", "high", "placebo", "placebo_low", "placeb
 
 # Shown with a point of the panel on hover, where the table has them.
 _ALSO = {"auroc": ("accuracy", "relative_gap")}
+_NAMES = {"auroc": "AUROC", "d_prime": "d′", "d_prime_held_out": "d′ of held-out directions"}
 # (column, panel title, row, column of the grid, value of "nothing there")
 _PANELS = (
     ("auroc", "AUROC", 1, 1, 0.5),
@@ -63,6 +74,7 @@ def layer_curves(
     also = [name for names in _ALSO.values() for name in names if name in known]
     rows = layer_table(table, [*LAYER_COLUMNS, *also], "layer table")
     figure = make_subplots(
+        figure=Picture(),
         rows=2,
         cols=2,
         shared_xaxes=True,
@@ -71,9 +83,11 @@ def layer_curves(
         subplot_titles=[*(name for _, name, *_ in _PANELS), "selection frequency"],
     )
     for column, name, row, col, nothing in _PANELS:
-        for trace in _banded(rows, column, f"{column}_low", f"{column}_high", name, BLUE):
+        said = [extra for extra in _ALSO.get(column, ()) if extra in rows]
+        ends = (f"{column}_low", f"{column}_high")
+        for trace in banded(rows, "layer", column, *ends, name, BLUE, also=said):
             figure.add_trace(trace, row=row, col=col)
-        _reference_line(figure, nothing, row, col)
+        reference_line(figure, nothing, row, col)
     frequency = go.Bar(
         x=rows["layer"].tolist(),
         y=compact(rows["selection_frequency"]),
@@ -84,7 +98,7 @@ def layer_curves(
     figure.update_yaxes(tickformat=".0%", rangemode="tozero", row=2, col=2)
     figure.update_xaxes(title_text="layer", row=2)
     if best_layer is not None:
-        _mark_layer(figure, best_layer)
+        mark_across(figure, float(best_layer))
     figure.update_annotations(font_size=12)
     return themed(figure, height=440, title=title, showlegend=False, bargap=0.15)
 
@@ -98,98 +112,80 @@ def recovery_curve(
     0 that it did nothing, below 0 that it moved away.
 
     Args:
-        rows: one row a measured layer with `layer` and `RECOVERY_COLUMNS`; may be empty.
+        rows: one row a measured layer with `layer` and `RECOVERY_COLUMNS`; the placebo's may be
+            left out together; may be empty.
         steered_layer: marked by a vertical line.
         title: above the curve, if given.
 
     Raises:
         SteerlensError: a column is missing, or a layer is malformed or comes twice.
     """
-    table = layer_table(rows, RECOVERY_COLUMNS, "recovery table")
-    figure = go.Figure()
-    for trace in _banded(table, "recovery", "low", "high", "steering", VERMILLION):
+    has_placebo = "placebo" in table_of(rows, ["layer", "recovery"], "recovery table")
+    columns = RECOVERY_COLUMNS if has_placebo or not len(rows) else RECOVERY_COLUMNS[:3]
+    table = layer_table(rows, columns, "recovery table")
+    figure = Picture()
+    for trace in banded(table, "layer", "recovery", "low", "high", "steering", VERMILLION):
         figure.add_trace(trace)
-    placebo = ("placebo", "placebo_low", "placebo_high")
-    for trace in _banded(table, *placebo, name="placebo", colour=GREY, dash="dot"):
-        figure.add_trace(trace)
+    if "placebo" in table:
+        ends = ("placebo_low", "placebo_high")
+        options: dict[str, Any] = {"dash": "dot", "symbol": "diamond"}
+        for trace in banded(table, "layer", "placebo", *ends, "placebo", GREY, **options):
+            figure.add_trace(trace)
     if table.empty:
-        figure.add_annotation(
-            text="not measured", showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper"
-        )
+        not_measured(figure)
     else:
-        _reference_line(figure, 0.0)
+        reference_line(figure, 0.0)
         if steered_layer is not None:
-            _mark_layer(figure, steered_layer)
+            mark_across(figure, float(steered_layer))
     figure.update_xaxes(title_text="layer")
     figure.update_yaxes(title_text="share of KL removed")
     return themed(figure, height=440, title=title)
 
 
-def _banded(
-    table: pd.DataFrame,
-    value: str,
-    low: str,
-    high: str,
-    name: str,
-    colour: str,
-    dash: str = "solid",
-) -> list[go.Scatter]:
-    """The band between `low` and `high` (where both are known) and the line of `value` over it."""
-    known = table[table[low].notna() & table[high].notna()]
-    layers = known["layer"].tolist()
-    also = [column for column in _ALSO.get(value, ()) if column in table]
-    labels = ["", *(f"<br>{column.replace('_', ' ')} " for column in also)]
-    said = "".join(f"{label}%{{customdata[{index}]}}" for index, label in enumerate(labels))
-    line = go.Scatter(
-        x=table["layer"].tolist(),
-        y=compact(table[value]),
-        customdata=_hover(table, value, low, high, also),
-        name=name,
-        mode="lines+markers",
-        line={"color": colour, "width": 2, "dash": dash},
-        marker={"size": 4, "color": colour},
-        hovertemplate=f"layer %{{x}}: {name} {said}<extra></extra>",
+def evidence_curves(
+    table: Rows,
+    kinds: Sequence[str],
+    best_layer: int | None = None,
+    *,
+    title: str | None = None,
+) -> go.Figure:
+    """A panel over layers for each kind of evidence, with its 95 % band where there is one.
+
+    Args:
+        table: one row a layer with `layer` and a column for each kind; bands come from the columns
+            `…_low` and `…_high` where the table has them.
+        kinds: the columns to draw, in order.
+        best_layer: marked by a vertical line in every panel.
+        title: above the panels, if given.
+
+    Raises:
+        SteerlensError: no kind, a column is missing, or a layer is malformed or comes twice.
+    """
+    if not kinds:
+        raise SteerlensError("evidence curves: name at least one column to draw")
+    needed = table_of(table, ["layer", *kinds], "evidence table")
+    ends = [f"{kind}{end}" for kind in kinds for end in ("_low", "_high")]
+    rows = layer_table(needed, [*kinds, *(end for end in ends if end in needed)], "evidence table")
+    n_columns = min(len(kinds), 2)
+    n_rows = -(-len(kinds) // n_columns)
+    names = [_NAMES.get(kind, kind.replace("_", " ")) for kind in kinds]
+    figure = make_subplots(
+        figure=Picture(),
+        rows=n_rows,
+        cols=n_columns,
+        shared_xaxes=True,
+        vertical_spacing=0.32 / max(n_rows, 2),
+        horizontal_spacing=0.1,
+        subplot_titles=[plain_text(name) for name in names],
     )
-    if len(known) == 1:
-        # A band over one layer has no area, and its uncertainty would vanish from the picture.
-        above = compact(table[high] - table[value])
-        below = compact(table[value] - table[low])
-        line.error_y = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
-    if len(known) < 2:
-        return [line]
-    band = go.Scatter(
-        x=layers + layers[::-1],
-        y=compact([*known[high], *known[low].iloc[::-1]]),
-        name=f"{name}, 95 % interval",
-        mode="lines",
-        line={"width": 0, "color": colour},
-        fill="toself",
-        fillcolor=translucent(colour, 0.2),
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    return [band, line]
-
-
-def _hover(
-    table: pd.DataFrame, value: str, low: str, high: str, also: Sequence[str]
-) -> list[list[str]]:
-    """What a point says: its value with the interval, and what else is known at the layer."""
-    return [
-        [show_interval(row[value], row[low], row[high]), *(show(row[name]) for name in also)]
-        for row in table.to_dict("records")
-    ]
-
-
-def _reference_line(
-    figure: go.Figure, at: float, row: int | str = "all", col: int | str = "all"
-) -> None:
-    """The level that means "nothing there": chance, zero."""
-    line = {"color": GREY, "width": 1, "dash": "dash"}
-    figure.add_hline(y=at, line=line, row=row, col=col)
-
-
-def _mark_layer(figure: go.Figure, layer: int) -> None:
-    """A vertical line in every panel."""
-    line = {"color": VERMILLION, "width": 1.5, "dash": "dot"}
-    figure.add_vline(x=layer, line=line, layer="below")
+    for place, (kind, name) in enumerate(zip(kinds, names, strict=True)):
+        row, col = place // n_columns + 1, place % n_columns + 1
+        band = (f"{kind}_low", f"{kind}_high")
+        for trace in banded(rows, "layer", kind, *band, plain_text(name), BLUE):
+            figure.add_trace(trace, row=row, col=col)
+        if place + n_columns >= len(kinds):  # the lowest panel of its column
+            figure.update_xaxes(title_text="layer", showticklabels=True, row=row, col=col)
+    if best_layer is not None:
+        mark_across(figure, float(best_layer))
+    figure.update_annotations(font_size=12)
+    return themed(figure, height=110 + 180 * n_rows, title=title, showlegend=False)

@@ -1,10 +1,11 @@
-"""Heat maps: instructions by layers, and how alike the instructions' directions are.
+"""Heat maps: instructions by layers, layers by tokens, and how alike directions are.
 
 `instruction_layer_heatmap` compares instructions at a glance; AUROC runs from chance (0.5) to 1 in
 cividis, recovery and the other signed quantities are two-sided around zero. The columns are the
 layers that were measured, evenly spaced even where layers were skipped; a cell without a value is
 left out. `cosine_matrix` compares unit directions u_a · u_b at one layer: near 1, two instructions
-share a direction there, and steering one is likely to move the other.
+share a direction there, and steering one is likely to move the other. `layer_token_map` shows one
+quantity over layers × the tokens of a text; signed quantities are centred at zero.
 
 >>> rows = [{"instruction": "title", "layer": 3, "auroc": 0.75}]
 >>> figure = instruction_layer_heatmap(rows, "auroc")
@@ -15,23 +16,29 @@ share a direction there, and steering one is likely to move the other.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.plots.numbers import compact, finite
 from steerlens.plots.tables import Rows, layer_table, table_of
-from steerlens.plots.theme import SEQUENTIAL, TWO_SIDED, plain_text, themed
+from steerlens.plots.theme import Picture, plain_text, themed
+from steerlens.plots.tokens import one_line
 
-__all__ = ["HEATMAP_VALUES", "cosine_matrix", "instruction_layer_heatmap"]
+__all__ = ["HEATMAP_VALUES", "cosine_matrix", "instruction_layer_heatmap", "layer_token_map"]
 
-# The quantities a heat map can show: name on the colour bar, colours, and the range they span.
-HEATMAP_VALUES: Mapping[str, tuple[str, Any, float, float]] = {
-    "auroc": ("AUROC", SEQUENTIAL, 0.5, 1.0),
-    "recovery": ("recovery", TWO_SIDED, -1.0, 1.0),
-    "split_half_cosine": ("split-half cosine", TWO_SIDED, -1.0, 1.0),
-    "selection_frequency": ("selection frequency", SEQUENTIAL, 0.0, 1.0),
+# The quantities a heat map can show: name on the colour bar, and the range it spans. A range with
+# zero inside takes the two-sided colours of the theme, any other the one-sided ones.
+HEATMAP_VALUES: Mapping[str, tuple[str, float, float]] = {
+    "auroc": ("AUROC", 0.5, 1.0),
+    "recovery": ("recovery", -1.0, 1.0),
+    "split_half_cosine": ("split-half cosine", -1.0, 1.0),
+    "selection_frequency": ("selection frequency", 0.0, 1.0),
 }
 _ROW_PIXELS = 22
+# With more columns than this, gaps between cells would hide the cells.
+_MOST_WITH_GAPS = 120
+_MOST_TICKS = 48
 
 
 def instruction_layer_heatmap(
@@ -59,7 +66,7 @@ def instruction_layer_heatmap(
     """
     if value not in HEATMAP_VALUES:
         raise unknown_name("heat map value", value, HEATMAP_VALUES)
-    name, colours, lowest, highest = HEATMAP_VALUES[value]
+    name, lowest, highest = HEATMAP_VALUES[value]
     rows = table_of(table, ["instruction", "layer", value], "heat map table")
     cells: dict[str, dict[int, object]] = {}
     for instruction, group in rows.groupby("instruction", sort=False):
@@ -67,14 +74,14 @@ def instruction_layer_heatmap(
         by_layer = layer_table(group, [value], what)
         cells[str(instruction)] = dict(zip(by_layer["layer"], by_layer[value], strict=True))
     layers = sorted({layer for row in cells.values() for layer in row})
-    figure = go.Figure(
+    figure = Picture(
         go.Heatmap(
             x=[str(layer) for layer in layers],
             y=[plain_text(instruction) for instruction in cells],
             z=[compact(row.get(layer) for layer in layers) for row in cells.values()],
             zmin=lowest,
             zmax=highest,
-            colorscale=colours,
+            autocolorscale=True,
             hoverongaps=False,
             xgap=1,
             ygap=1,
@@ -121,14 +128,14 @@ def cosine_matrix(
             if abs(finite(cosine) or 0.0) > 1.01:
                 raise SteerlensError(f"cosine matrix: {cosine!r} is not a cosine (−1 to 1)")
     labels = [plain_text(name) for name in ids]
-    figure = go.Figure(
+    figure = Picture(
         go.Heatmap(
             x=labels,
             y=labels,
             z=[compact(row, 3) for row in matrix],
             zmin=-1,
             zmax=1,
-            colorscale=TWO_SIDED,
+            autocolorscale=True,
             hoverongaps=False,
             xgap=1,
             ygap=1,
@@ -144,6 +151,97 @@ def cosine_matrix(
     # The slanted names below the map take height too, about 6 pixels a character.
     names = 6 * max((len(name) for name in ids), default=0)
     return themed(figure, height=80 + names + _ROW_PIXELS * max(size, 4), title=title)
+
+
+def layer_token_map(
+    tokens: Sequence[str],
+    layers: Sequence[int],
+    values: Any,
+    name: str,
+    *,
+    unit: str = "",
+    signed: bool = True,
+    limit: float | None = None,
+    n_prompt: int | None = None,
+    title: str | None = None,
+    subtitle: str | None = None,
+) -> go.Figure:
+    """One quantity over layers (rows, the lowest below) and the tokens of a text (columns).
+
+    Args:
+        tokens: the text, token by token; may be empty.
+        layers: the layers of the rows of `values`, ascending.
+        values: `len(layers)` rows of `len(tokens)` numbers, as an array, a tensor or lists; NaN
+            where there is none.
+        name: what is shown, for the colour bar.
+        unit: its unit.
+        signed: centre the colours at zero; otherwise they start there.
+        limit: |value| of the strongest colour; by default the 99.5th percentile over all tokens but
+            the first, whose residual is in many models far longer than any other's.
+        n_prompt: how many tokens are prompt; a line is drawn after them.
+        title: above the map.
+        subtitle: a smaller line below it.
+
+    Raises:
+        SteerlensError: the shape of `values` does not fit, or `limit` is not above zero.
+    """
+    cells = np.asarray(values, dtype=np.float32)
+    if cells.shape != (len(layers), len(tokens)):
+        raise SteerlensError(
+            f"layer × token map: {len(layers)} layers and {len(tokens)} tokens need values of "
+            f"shape {(len(layers), len(tokens))}, not {cells.shape}"
+        )
+    if limit is None:
+        known = np.abs(cells[:, 1:] if len(tokens) > 1 else cells)
+        known = known[np.isfinite(known)]
+        limit = max(float(np.quantile(known, 0.995)) if known.size else 0.0, 1e-6)
+    elif not limit > 0:
+        raise SteerlensError(f"limit must be a number above zero, not {limit!r}")
+    # Every column needs a name of its own; its number comes first.
+    columns = [f"{place} {plain_text(one_line(text))}" for place, text in enumerate(tokens)]
+    crowded = len(tokens) > _MOST_WITH_GAPS
+    figure = Picture(
+        go.Heatmap(
+            x=columns,
+            y=[str(layer) for layer in layers],
+            z=cells,
+            zmin=-limit if signed else 0.0,
+            zmax=limit,
+            autocolorscale=True,
+            hoverongaps=False,
+            xgap=0 if crowded else 1,
+            ygap=0 if crowded else 1,
+            colorbar=_colorbar(f"{name}<br>{unit}" if unit else name),
+            hovertemplate=f"token %{{x}}<br>layer %{{y}}: %{{z:.3g}} {unit}<extra></extra>",
+        )
+    )
+    step = max(1, -(-len(tokens) // _MOST_TICKS))
+    shown = list(range(0, len(tokens), step))
+    labels = [plain_text(_short(one_line(tokens[place]))) for place in shown]
+    figure.update_xaxes(
+        title_text="token" if step == 1 else f"token (one in {step} is named)",
+        type="category",
+        showgrid=False,
+        tickmode="array",
+        tickvals=shown,
+        ticktext=labels,
+        tickangle=-90,
+        tickfont={"family": "ui-monospace, monospace", "size": 11},
+    )
+    figure.update_yaxes(title_text="layer", type="category", showgrid=False)
+    if n_prompt and n_prompt < len(tokens):
+        for colour, width in (("white", 4), ("black", 1.5)):  # seen on every colour
+            figure.add_vline(x=n_prompt - 0.5, line={"color": colour, "width": width})
+    if not len(tokens):
+        figure.add_annotation(
+            text="no tokens", showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper"
+        )
+    height = 170 + max(14 * len(layers), 130)
+    return themed(figure, height=height, title=title, subtitle=subtitle)
+
+
+def _short(text: str, most: int = 14) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _colorbar(name: str) -> dict[str, Any]:

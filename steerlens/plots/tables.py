@@ -14,7 +14,7 @@ import pandas as pd
 from steerlens.errors import SteerlensError
 from steerlens.plots.numbers import finite
 
-__all__ = ["Rows", "layer_table", "table_of"]
+__all__ = ["Rows", "layer_table", "strength_table", "table_of"]
 
 Rows = pd.DataFrame | Sequence[Mapping[str, Any]]
 
@@ -46,13 +46,34 @@ def layer_table(rows: Rows, values: Iterable[str], what: str) -> pd.DataFrame:
     """
     columns = list(values)
     table = table_of(rows, ["layer", *columns], what)
-    layers = [_layer(value, what) for value in table["layer"]]
-    if len(set(layers)) != len(layers):
-        twice = next(layer for layer in layers if layers.count(layer) > 1)
-        raise SteerlensError(f"{what}: layer {twice} comes more than once; give one row a layer")
+    return _sorted(table, "layer", [_layer(value, what) for value in table["layer"]], columns, what)
+
+
+def strength_table(rows: Rows, values: Iterable[str], what: str) -> pd.DataFrame:
+    """`rows` sorted by `strength`, with the `values` columns as floats (gaps are NaN).
+
+    Raises:
+        SteerlensError: a column is missing, a strength is missing or comes twice, or a value is
+            not a number.
+    """
+    columns = list(values)
+    table = table_of(rows, ["strength", *columns], what)
+    strengths = [finite(value) for value in table["strength"]]
+    if None in strengths:
+        raise SteerlensError(f"{what}: a row has no strength; give a number in every row")
+    return _sorted(table, "strength", strengths, columns, what)
+
+
+def _sorted(
+    table: pd.DataFrame, across: str, places: Sequence[Any], columns: Sequence[str], what: str
+) -> pd.DataFrame:
+    if len(set(places)) != len(places):
+        twice = next(place for place in places if places.count(place) > 1)
+        raise SteerlensError(f"{what}: {across} {twice} comes more than once; give one row each")
     cleaned = {column: [finite(value) for value in table[column]] for column in columns}
-    result = pd.DataFrame({"layer": pd.Series(layers, dtype=int), **cleaned})
-    return result.sort_values("layer", ignore_index=True).astype(dict.fromkeys(columns, float))
+    kind = int if across == "layer" else float
+    result = pd.DataFrame({across: pd.Series(places, dtype=kind), **cleaned})
+    return result.sort_values(across, ignore_index=True).astype(dict.fromkeys(columns, float))
 
 
 def _layer(value: object, what: str) -> int:

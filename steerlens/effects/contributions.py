@@ -1,0 +1,251 @@
+r"""Which earlier positions of the intervention changed one output token.
+
+The intervention is switched on position by position, from left to right. Let :math:`f_j` be the
+log-probability of the chosen token *y* given the text before it, steered at the positions
+:math:`0 \dots j-1` and nowhere else. The contribution of position *j* is
+
+.. math:: c_j = f_{j+1} - f_j, \qquad
+          \sum_j c_j = f_n - f_0 = \ln q(y) - \ln p(y)
+
+so the contributions add up to the whole change of log-probability, exactly. Positions that no
+intervention touches contribute nothing and are not run. Left to right is the order in which a
+causal model meets the interventions: what position *j* adds is measured with everything before it
+steered and nothing after.
+
+Caveat: the parts depend on the order. Where two positions do the same job (a direction written to
+every token of a prompt), the first to be switched on takes the credit and the second has little
+left to add; a small :math:`c_j` does not say that steering position *j* alone would do little.
+
+Cost: one pass over the text before the token for each position (or run of `group` positions),
+through the layers from the first steered one on, many in a batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.effects.forced import TokenEffects, decoder
+from steerlens.effects.streams import run_blocks
+from steerlens.engine.modules import device_of, fast_modules, unembed
+from steerlens.engine.paths import choose_path
+from steerlens.errors import SteerlensError
+from steerlens.steering import RowSteering, TokenRoles
+
+__all__ = ["TokenContributions", "token_contributions"]
+
+# Tokens in one pass: enough to keep the matrix units busy.
+_PASS_TOKENS = 4096
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenContributions:
+    """What the intervention at each earlier position added to one token's log-probability.
+
+    Attributes:
+        position: Place of the chosen token in the text.
+        target: The chosen token as text.
+        target_id: Its id.
+        tokens: The text before it, as tokens.
+        n_prompt: How many of them belong to the prompt.
+        spans: Half-open ranges of positions that were switched on together, left to right.
+        contributions: What each added, nats.
+        logprob_baseline: Log-probability of the target with no position steered, nats.
+        logprob_steered: With all of them steered.
+    """
+
+    position: int
+    target: str
+    target_id: int
+    tokens: tuple[str, ...]
+    n_prompt: int
+    spans: tuple[tuple[int, int], ...]
+    contributions: Float[Tensor, "span"]
+    logprob_baseline: float
+    logprob_steered: float
+
+    @property
+    def change(self) -> float:
+        """The whole change of log-probability, which the contributions add up to, nats."""
+        return self.logprob_steered - self.logprob_baseline
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a span: start, stop, text, role, contribution, share of the whole change."""
+        starts = [start for start, _ in self.spans]
+        return pd.DataFrame(
+            {
+                "start": starts,
+                "stop": [stop for _, stop in self.spans],
+                "text": ["".join(self.tokens[start:stop]) for start, stop in self.spans],
+                "role": ["prompt" if at < self.n_prompt else "response" for at in starts],
+                "contribution": self.contributions.tolist(),
+                "share": (self.contributions / self.change).tolist()
+                if self.change
+                else [float("nan")] * len(starts),
+            }
+        )
+
+    def plot(self) -> Any:
+        """The text before the token, shaded by what each position added."""
+        from steerlens.plots.effects import picture_of_contributions
+
+        return picture_of_contributions(self)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.effects import summary_of_contributions
+
+        return summary_of_contributions(self)
+
+    def __repr__(self) -> str:
+        return (
+            f"TokenContributions({self.target!r} at position {self.position}: {self.change:+.3g} "
+            f"nats from {len(self.spans)} steered spans)"
+        )
+
+
+@torch.inference_mode()
+def token_contributions(
+    model: TransformerBridge,
+    effects: TokenEffects,
+    position: int,
+    target: int | None = None,
+    group: int = 1,
+) -> TokenContributions:
+    """Take one token's change of log-probability apart by the positions that were steered.
+
+    Args:
+        model: The model the effects were recorded on.
+        effects: Effects over the text.
+        position: Place of the token, as in the column ``position`` of the frame; the length of the
+            text asks for the token that would follow it.
+        target: Id of the token to explain; by default the one the text has there.
+        group: Positions switched on together; larger is cheaper by that factor.
+
+    Raises:
+        SteerlensError: A position, target or group out of range.
+    """
+    n_tokens = len(effects)
+    if not 1 <= position <= n_tokens or (position == n_tokens and target is None):
+        raise SteerlensError(
+            f"position must be between 1 and {n_tokens - 1}, or {n_tokens} with a target; got "
+            f"{position}"
+        )
+    if group < 1:
+        raise SteerlensError(f"group must be at least 1; got {group}")
+    target = effects.token_ids[position] if target is None else target
+    if not 0 <= target < model.cfg.d_vocab:
+        raise SteerlensError(
+            f"token {target} is not in this model's vocabulary of {model.cfg.d_vocab}"
+        )
+    touched = effects.steered[:, :position].any(0)
+    spans = tuple(_spans(touched, effects.n_prompt, group))
+    on = torch.zeros(len(spans) + 1, position, dtype=torch.bool)
+    for row, (start, stop) in enumerate(spans, start=1):
+        on[row:, start:stop] = True
+    run = _run_fast if choose_path(model).is_fast else _run_plainly
+    logprobs = run(model, effects, effects.token_ids[:position], on, target)
+    return TokenContributions(
+        position=position,
+        target=decoder(model)(target),
+        target_id=target,
+        tokens=effects.tokens[:position],
+        n_prompt=min(effects.n_prompt, position),
+        spans=spans,
+        contributions=logprobs.diff(),
+        logprob_baseline=float(logprobs[0]),
+        logprob_steered=float(logprobs[-1]),
+    )
+
+
+def _spans(touched: Bool[Tensor, "pos"], n_prompt: int, group: int) -> Iterator[tuple[int, int]]:
+    """Touched positions in runs of at most `group`, none across the end of the prompt."""
+    start: int | None = None
+    for position, is_touched in enumerate([*touched.tolist(), False]):
+        if start is not None:
+            ends = not is_touched or position - start == group or position == n_prompt
+            if ends:
+                yield start, position
+                start = None
+        if is_touched and start is None:
+            start = position
+
+
+def _batches(n_rows: int, n_tokens: int) -> Iterator[slice]:
+    size = max(1, _PASS_TOKENS // n_tokens)
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
+
+
+def _roles(on: Bool[Tensor, "row pos"], n_prompt: int) -> TokenRoles:
+    is_prompt = torch.arange(on.shape[1], device=on.device) < n_prompt
+    return TokenRoles(prompt=on & is_prompt, response=on & ~is_prompt)
+
+
+def _run_fast(
+    model: TransformerBridge,
+    effects: TokenEffects,
+    tokens: Sequence[int],
+    on: Bool[Tensor, "row pos"],
+    target: int,
+) -> Float[Tensor, "row"]:
+    """Log-probability of the target with the positions of each row steered, float64."""
+    device, last = device_of(model), model.cfg.n_layers - 1
+    compiled = RowSteering([effects.steering], device=device)
+    start = min(effects.steering.layers)
+    later = {layer for layer in {*effects.steering.layers, last} if layer > start}
+    found = torch.empty(len(on), dtype=torch.float64)
+    with fast_modules(model):
+        trunk: dict[int, Tensor] = {}
+        ids = torch.tensor([list(tokens)], device=device)
+        run_blocks(model, 0, [start], trunk.__setitem__, stop=start + 1, input_ids=ids)
+        for rows in _batches(len(on), len(tokens)):
+            roles = _roles(on[rows].to(device), effects.n_prompt)
+            final: dict[int, Tensor] = {}
+
+            def after(
+                layer: int,
+                resid: Tensor,
+                roles: TokenRoles = roles,
+                final: dict[int, Tensor] = final,
+            ) -> Tensor:
+                final[0] = compiled.apply(layer, resid, roles)
+                return final[0]
+
+            moved = after(start, trunk[start].expand(len(roles.prompt), -1, -1))
+            if later:
+                run_blocks(model, start + 1, later, after, inputs_embeds=moved)
+            found[rows] = _logprob(unembed(model, final[0][:, -1]), target)
+    return found
+
+
+def _run_plainly(
+    model: TransformerBridge,
+    effects: TokenEffects,
+    tokens: Sequence[int],
+    on: Bool[Tensor, "row pos"],
+    target: int,
+) -> Float[Tensor, "row"]:
+    """The same through the bridge's own forward pass."""
+    device = device_of(model)
+    compiled = RowSteering([effects.steering], device=device)
+    found = torch.empty(len(on), dtype=torch.float64)
+    for rows in _batches(len(on), len(tokens)):
+        roles = _roles(on[rows].to(device), effects.n_prompt)
+        ids = torch.tensor([list(tokens)], device=device).expand(len(roles.prompt), -1)
+        hooks = compiled.hooks(lambda roles=roles: roles)  # type: ignore[misc]
+        with model.hooks(fwd_hooks=hooks):
+            logits = model(
+                ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1
+            )
+        found[rows] = _logprob(logits[:, -1], target)
+    return found
+
+
+def _logprob(logits: Float[Tensor, "row vocab"], target: int) -> Float[Tensor, "row"]:
+    return logits.double().log_softmax(-1)[:, target].cpu()

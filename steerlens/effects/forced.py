@@ -1,0 +1,341 @@
+r"""Forced mode: both models score the same text, so their distributions can be compared.
+
+`token_effects` reads one text, token by token, under the unsteered and under the steered model
+(teacher forcing). For position *t*, with :math:`p` the unsteered and :math:`q` the steered
+next-token distribution after token *t*:
+
+==========================  ======================================================================
+``kl``                      :math:`\mathrm{KL}(q_t \| p_t)` in nats
+``entropy_change``          :math:`H(q_t) - H(p_t)` in nats
+``promoted``, ``suppressed``  the five tokens whose probability rose (fell) most, with their change
+                            of log-probability
+``logprob_baseline``, ``logprob_steered``  log-probability of token *t* itself, from position
+                            *t* − 1; undefined (NaN) for the first token
+``projection_before``, ``projection_after``  :math:`x_t \cdot u` at the steered layer, before and
+                            after the interventions of that layer
+``steered``                 whether an intervention wrote to this position
+``read``                    whether the vector was read at this position, where that is known
+==========================  ======================================================================
+
+Beside them, over layers × positions, how far the intervention travels (`steerlens.effects.travel`)
+and, at layers asked for, what both streams would say there (`steerlens.effects.lens`).
+
+Caveat: the effect at a position holds everything the intervention did to earlier positions too,
+through attention; it is not the effect of touching this position alone. `steerlens.effects.
+contributions` takes one token's effect apart by position.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.activations import check_layers
+from steerlens.effects.distributions import RankedTokens, compare
+from steerlens.effects.lens import LensReadout, read_through_lens
+from steerlens.effects.streams import Stream, both_streams
+from steerlens.effects.travel import Travel, TravelRecorder
+from steerlens.errors import SteeringError, unknown_name
+from steerlens.steering import Steering
+
+__all__ = [
+    "TokenEffects",
+    "check_steering",
+    "decoder",
+    "scored",
+    "token_effects",
+    "token_texts",
+]
+
+# A character has at most four bytes, and a token before or after it may share some of them.
+_LONGEST = 8
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenEffects:
+    """Effects of one steering on one text that both models score (mode ``"forced"``).
+
+    Attributes:
+        tokens: The tokens as text, prompt then response; a character of several tokens belongs to
+            the first, the others are empty.
+        token_ids: Their ids.
+        n_prompt: How many belong to the prompt.
+        kl: Nats.
+        logprob_baseline: Nats; NaN for the first token.
+        logprob_steered: Nats; NaN for the first token.
+        entropy_baseline: Of the next-token distribution, nats.
+        entropy_steered: The same under the steered model.
+        projection_baseline: For each intervention, at its layer, on its direction, in the
+            baseline's stream.
+        projection_before: In the steered stream, before the interventions of that layer.
+        projection_after: The same, after them.
+        steered: For each intervention, whether it touched the token.
+        read: Whether the vector was read at the token; ``None`` where it is not known.
+        promoted: For each token, the five whose probability rose most, with the change of
+            log-probability (nats).
+        suppressed: The five whose probability fell most.
+        mean_promoted: Over the positions that predict the response, the tokens whose probability
+            rose most in the mean, with that rise (a probability).
+        mean_suppressed: Those whose probability fell most.
+        travel: What is left of the interventions at later layers.
+        lens: Read-outs of both streams at the layers asked for; ``None`` when none were.
+        interventions: A phrase for each intervention.
+        steering: What was applied.
+    """
+
+    tokens: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    n_prompt: int
+    kl: Float[Tensor, "pos"]
+    logprob_baseline: Float[Tensor, "pos"]
+    logprob_steered: Float[Tensor, "pos"]
+    entropy_baseline: Float[Tensor, "pos"]
+    entropy_steered: Float[Tensor, "pos"]
+    projection_baseline: Float[Tensor, "intervention pos"]
+    projection_before: Float[Tensor, "intervention pos"]
+    projection_after: Float[Tensor, "intervention pos"]
+    steered: Bool[Tensor, "intervention pos"]
+    read: Bool[Tensor, "pos"] | None
+    promoted: tuple[RankedTokens, ...]
+    suppressed: tuple[RankedTokens, ...]
+    mean_promoted: RankedTokens
+    mean_suppressed: RankedTokens
+    travel: Travel
+    lens: LensReadout | None
+    interventions: tuple[str, ...]
+    steering: Steering
+
+    @property
+    def mode(self) -> str:
+        """``"forced"``: both models score the same text (see `FreeEffects` for the other)."""
+        return "forced"
+
+    @property
+    def entropy_change(self) -> Float[Tensor, "pos"]:
+        """Entropy under the steered model minus that under the baseline, nats."""
+        return self.entropy_steered - self.entropy_baseline
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a token; projections are those of the first intervention.
+
+        The column ``read`` is there where it is known where the vector was read.
+        """
+        n_tokens = len(self.tokens)
+        role = ["prompt"] * self.n_prompt + ["response"] * (n_tokens - self.n_prompt)
+        frame = pd.DataFrame(
+            {
+                "position": range(n_tokens),
+                "token": self.tokens,
+                "role": role,
+                "steered": self.steered.any(dim=0).tolist(),
+                "kl": self.kl.tolist(),
+                "logprob_baseline": self.logprob_baseline.tolist(),
+                "logprob_steered": self.logprob_steered.tolist(),
+                "projection_before": self.projection_before[0].tolist(),
+                "projection_after": self.projection_after[0].tolist(),
+                "entropy_change": self.entropy_change.tolist(),
+                "promoted": self.promoted,
+                "suppressed": self.suppressed,
+            }
+        )
+        return frame if self.read is None else frame.assign(read=self.read.tolist())
+
+    def plot(self, what: str = "kl", intervention: int = 0) -> Any:
+        """A picture of one side of the effects.
+
+        Args:
+            what: ``"kl"``, ``"logprob_change"``, ``"projection_change"`` or ``"entropy_change"``
+                shade the text; ``"travel"``, ``"survival"``, ``"shift"`` and ``"norm_change"`` are
+                maps over layers and tokens, ``"lens"`` one of the read-outs' KL; ``"curve"`` is the
+                share that survives over layers; ``"tokens"`` ranks what was promoted and
+                suppressed.
+            intervention: Which of several, for ``"travel"`` and ``"survival"``.
+
+        Raises:
+            UnknownNameError: Another name.
+            SteerlensError: No such intervention, or ``"lens"`` without read-outs.
+        """
+        from steerlens.plots.effects import picture
+
+        return picture(self, what, intervention)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.effects import summary_of_effects
+
+        return summary_of_effects(self)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return (
+            f"TokenEffects({self.n_prompt} prompt + {len(self) - self.n_prompt} response tokens, "
+            f"mean KL {float(self.kl.mean()):.3g} nats)"
+        )
+
+
+def token_effects(
+    model: TransformerBridge,
+    prompt_tokens: Sequence[int],
+    response_tokens: Sequence[int],
+    steering: Any,
+    layers: Sequence[int] | None = None,
+    lens_layers: Sequence[int] = (),
+    read_at: str | int | None = None,
+) -> TokenEffects:
+    """Score one text under the steered and the unsteered model, position by position.
+
+    Args:
+        model: A hooked model.
+        prompt_tokens: Ids of the rendered prompt.
+        response_tokens: Ids of the response; scope ``response`` touches these.
+        steering: The `Steering` to apply; anything else is refused in a sentence.
+        layers: Layers at which to record how the interventions travel; by default all from the
+            first steered one on. The steered layers are always among them.
+        lens_layers: Layers to read through the logit lens; each costs about as much again as the
+            comparison of the final distributions.
+        read_at: Where the vector was read, to be marked: ``"last_prompt"``, ``"response_mean"`` or
+            an index into the prompt, as in `steerlens.activations`.
+
+    Returns:
+        Effects at every position of prompt and response.
+
+    Raises:
+        SteeringError: No intervention, or one that does not fit the model.
+        ModelError: A text that is empty, too long or from another tokenizer, or a model that
+            cannot be read at `lens_layers`.
+        ActivationError: A layer the model does not have.
+        UnknownNameError: A `read_at` that does not exist.
+    """
+    return scored(
+        model, prompt_tokens, response_tokens, steering, layers, lens_layers, read_at, None
+    )
+
+
+@torch.inference_mode()
+def scored(
+    model: TransformerBridge,
+    prompt_tokens: Sequence[int],
+    response_tokens: Sequence[int],
+    steering: Any,
+    layers: Sequence[int] | None,
+    lens_layers: Sequence[int],
+    read_at: str | int | None,
+    alongside: Callable[[Stream], None] | None,
+) -> TokenEffects:
+    """`token_effects`; `alongside` is called with the baseline's stream while it can be read."""
+    check_steering(steering)
+    steering.check_model(model)
+    ids, n_prompt = [*prompt_tokens, *response_tokens], len(prompt_tokens)
+    later = range(min(steering.layers), model.cfg.n_layers)
+    recorded = later if layers is None else {*check_layers(model, layers), *steering.layers}
+    lens = check_layers(model, lens_layers) if lens_layers else ()
+    read = _read_positions(read_at, n_prompt, len(ids))
+    recorder = TravelRecorder(steering, sorted(recorded), len(ids))
+    decode = decoder(model)
+    with both_streams(
+        model,
+        ids,
+        n_prompt,
+        steering,
+        layers=recorder.layers,
+        observe=recorder.observe,
+        kept=lens,
+        remember=alongside is not None,
+    ) as (baseline, steered):
+        compared = compare(baseline, steered, ids, n_prompt, decode)
+        if alongside is not None:
+            alongside(baseline)
+    tokens, readout = token_texts(model, ids), None
+    if lens:
+        readout = read_through_lens(model, baseline, steered, ids, tokens, n_prompt, decode)
+    return TokenEffects(
+        tokens=tokens,
+        token_ids=tuple(ids),
+        n_prompt=n_prompt,
+        projection_baseline=recorder.baseline,
+        projection_before=recorder.before,
+        projection_after=recorder.after,
+        steered=_touched(steering, n_prompt, len(ids)),
+        read=read,
+        travel=recorder.travel(),
+        lens=readout,
+        interventions=tuple(one.describe() for one in steering.interventions),
+        steering=steering,
+        **vars(compared),
+    )
+
+
+def check_steering(steering: object) -> None:
+    """`SteeringError` unless this is a steering that does something."""
+    if not isinstance(steering, Steering) or not steering.interventions:
+        raise SteeringError(
+            f"a Steering with at least one intervention is needed, not {steering!r}; make one with "
+            "vector.at(layer=…)"
+        )
+
+
+def decoder(model: TransformerBridge) -> Callable[[int], str]:
+    """A function from token ids to their text that decodes each id once."""
+    tokenizer: Any = model.tokenizer
+
+    @cache
+    def decode(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
+    return decode
+
+
+def token_texts(model: TransformerBridge, tokens: Sequence[int]) -> tuple[str, ...]:
+    """Each token's text, so that together they are the text.
+
+    A character that takes several tokens (emoji, many scripts) belongs to the first of them; the
+    others have none of their own.
+    """
+    tokenizer: Any = model.tokenizer
+    decode = decoder(model)
+    texts: list[str] = []
+    while len(texts) < len(tokens):
+        start = len(texts)
+        text, n_joined = decode(tokens[start]), 1
+        if "\ufffd" in text:
+            for stop in range(start + 2, min(start + _LONGEST, len(tokens)) + 1):
+                joined = str(tokenizer.decode(list(tokens[start:stop])))
+                if "\ufffd" not in joined:
+                    text, n_joined = joined, stop - start
+                    break
+        texts += [text, *[""] * (n_joined - 1)]
+    return tuple(texts)
+
+
+def _touched(steering: Steering, n_prompt: int, n_tokens: int) -> Bool[Tensor, "intervention pos"]:
+    """Which positions each intervention writes to."""
+    is_prompt = torch.arange(n_tokens) < n_prompt
+    scopes = {"prompt": is_prompt, "response": ~is_prompt, "all": torch.ones_like(is_prompt)}
+    return torch.stack([scopes[one.scope] for one in steering.interventions])
+
+
+def _read_positions(
+    read_at: str | int | None, n_prompt: int, n_tokens: int
+) -> Bool[Tensor, "pos"] | None:
+    if read_at is None:
+        return None
+    positions = torch.arange(n_tokens)
+    if read_at == "response_mean":
+        return positions >= n_prompt
+    index = -1 if read_at == "last_prompt" else read_at
+    if isinstance(index, str):
+        raise unknown_name("position", index, ("last_prompt", "response_mean"))
+    if not -n_prompt <= index < n_prompt:
+        raise SteeringError(
+            f"the vector cannot have been read at position {index} of a prompt of {n_prompt} "
+            "tokens; leave read_at out"
+        )
+    return positions == index % n_prompt

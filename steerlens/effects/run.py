@@ -1,0 +1,172 @@
+"""One prompt answered without and with steering, and everything recorded about it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.effects.alignment import MIN_RUN
+from steerlens.effects.forced import TokenEffects, check_steering, scored
+from steerlens.effects.free import BaselineReader, FreeEffects, free_effects
+from steerlens.errors import SteeringError
+from steerlens.generation import generate
+from steerlens.steering import Steering
+
+__all__ = ["SteeredRun", "record_run", "steer"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SteeredRun:
+    """One prompt answered without and with steering.
+
+    Attributes:
+        prompt: The prompt as given.
+        baseline: The unsteered response.
+        steered: The steered response.
+        effects: Forced mode: both models score prompt and steered response.
+        free: Free mode: each response under the model that wrote it.
+        settings: What is needed to run it again.
+    """
+
+    prompt: str
+    baseline: str
+    steered: str
+    effects: TokenEffects
+    free: FreeEffects
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts_at(self) -> int | None:
+        """Index of the first response token where the two differ; ``None`` when they do not."""
+        return self.free.alignment.parts_at
+
+    @property
+    def meets_at(self) -> tuple[int, int] | None:
+        """Where they meet again, in the baseline and in the steered response; often nowhere."""
+        return self.free.alignment.meets_at
+
+    def plot(self, what: str = "surprisal") -> Any:
+        """Both responses, shaded; see `FreeEffects.plot`, and `effects.plot` for forced mode."""
+        return self.free.plot(what)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.effects import summary_of_run
+
+        return summary_of_run(self)
+
+    def __repr__(self) -> str:
+        parts = "the texts are equal" if self.parts_at is None else f"part at {self.parts_at}"
+        return f"SteeredRun({self.prompt[:40]!r}, {parts}, {self.effects!r})"
+
+
+def steer(
+    model: TransformerBridge,
+    prompt: str,
+    steering: Any,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat_format: str = "auto",
+    layers: Sequence[int] | None = None,
+    lens_layers: Sequence[int] = (),
+    read_at: str | int | None = None,
+) -> SteeredRun:
+    """Answer a prompt without and with steering, and record what steering did to each token.
+
+    Args:
+        model: A hooked model.
+        prompt: The user's message.
+        steering: The `Steering` to apply. Checked here, not by annotation, so that a vector gets a
+            sentence.
+        max_new_tokens: Longest response, in tokens.
+        temperature: 0 decodes greedily.
+        seed: Seed when sampling; both responses draw from the same stream.
+        chat_format: See `steerlens.models`.
+        layers: See `token_effects`.
+        lens_layers: See `token_effects`.
+        read_at: See `token_effects`.
+
+    Raises:
+        SteeringError: The steering is none, holds no intervention, does not fit the model, or is
+            so strong that the logits become NaN or infinite.
+        ModelError: An empty prompt, or one longer than the context.
+        ActivationError: A layer the model does not have.
+    """
+    check_steering(steering)
+    steering.check_model(model)
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "chat_format": chat_format,
+        "progress": False,
+    }
+    if temperature == 0:
+        # Two rows of one batch take little more time than one.
+        both = generate(model, [prompt, prompt], steering=[None, steering], **options)
+        texts, tokens, reasons = both.texts, both.tokens, both.finish_reasons
+    else:
+        # A call each: rows of one call draw from streams of their own.
+        both = generate(model, prompt, **options)
+        other = generate(model, prompt, steering=steering, **options)
+        texts, tokens = both.texts + other.texts, both.tokens + other.tokens
+        reasons = both.finish_reasons + other.finish_reasons
+    for name, reason, row in zip(("without", "with"), reasons, tokens, strict=True):
+        if reason == "non-finite":
+            raise SteeringError(
+                f"the model's logits {name} steering hold NaN or infinity after {len(row)} tokens; "
+                "lower the strength, or check weights and dtype"
+            )
+    effects, free = record_run(
+        model,
+        both.prompt_tokens[0],
+        tokens[0],
+        tokens[1],
+        steering,
+        layers=layers,
+        lens_layers=lens_layers,
+        read_at=read_at,
+    )
+    return SteeredRun(
+        prompt=prompt,
+        baseline=texts[0],
+        steered=texts[1],
+        effects=effects,
+        free=free,
+        settings={**both.settings, "steering": [i.describe() for i in steering.interventions]},
+    )
+
+
+def record_run(
+    model: TransformerBridge,
+    prompt_tokens: Sequence[int],
+    baseline_tokens: Sequence[int],
+    steered_tokens: Sequence[int],
+    steering: Steering,
+    layers: Sequence[int] | None = None,
+    lens_layers: Sequence[int] = (),
+    read_at: str | int | None = None,
+    min_run: int = MIN_RUN,
+) -> tuple[TokenEffects, FreeEffects]:
+    """Both modes for two responses that exist already.
+
+    Args:
+        model: A hooked model.
+        prompt_tokens: Ids of the rendered prompt.
+        baseline_tokens: Ids of the unsteered response.
+        steered_tokens: Ids of the steered response.
+        steering: What the steered response was made with.
+        layers: See `token_effects`.
+        lens_layers: See `token_effects`.
+        read_at: See `token_effects`.
+        min_run: Tokens in common that count as meeting again.
+
+    Raises:
+        SteerlensError: As `token_effects`, or `min_run` is below 1.
+    """
+    reader = BaselineReader(model, prompt_tokens, baseline_tokens, steered_tokens, steering)
+    effects = scored(
+        model, prompt_tokens, steered_tokens, steering, layers, lens_layers, read_at, reader
+    )
+    return effects, free_effects(reader, effects, min_run)

@@ -1,0 +1,232 @@
+"""`evaluate`: does the model follow, with and without steering; a run that can be resumed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.answers import Answer, Answerer
+from steerlens.errors import SteerlensError
+from steerlens.evaluation.checks import verdict
+from steerlens.evaluation.conditions import Asked, asked_of, conditions_for, left_out
+from steerlens.evaluation.fluency import fluency, why_degenerate
+from steerlens.evaluation.judge import Judge, load_judge
+from steerlens.evaluation.prompts import EvaluationPrompt, PromptFile
+from steerlens.evaluation.summary import summarise
+from steerlens.models import model_info
+from steerlens.plans.fitting import VectorBook
+from steerlens.plans.plan import Plan
+from steerlens.runs import Run, piece_name
+
+__all__ = ["EVALUATION_SCHEMA", "Evaluation", "EvaluationSettings", "evaluate"]
+
+EVALUATION_SCHEMA = "steerlens-evaluation/1"
+RESPONSES = "responses.jsonl"
+SUMMARY = "summary.json"
+_JUDGED_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What the result of an evaluation depends on, besides model, prompts and plan.
+
+    Attributes:
+        max_new_tokens: Longest response, in tokens.
+        judge: Reference of the judge; ``None`` for none.
+        judge_tokens: Tokens of a response that the judge reads.
+        batch_size: Rows decoded together.
+        skip_unknown: Leave rows out whose instruction the plan has no choice for.
+        seed: Seed of the intervals.
+    """
+
+    max_new_tokens: int = 256
+    judge: str | None = None
+    judge_tokens: int = 256
+    batch_size: int = 96
+    skip_unknown: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """Result of `evaluate`.
+
+    Attributes:
+        summary: The content of ``summary.json``.
+        responses: The rows of ``responses.jsonl``.
+    """
+
+    summary: Mapping[str, Any]
+    responses: tuple[Mapping[str, Any], ...]
+
+    def __repr__(self) -> str:
+        rates = ", ".join(
+            f"{name} {record['all']['loose']['rate']:.0%}"
+            for name, record in self.summary["conditions"].items()
+        )
+        return f"Evaluation({len(self.responses)} responses: {rates})"
+
+
+def evaluate(
+    model: TransformerBridge,
+    prompts: PromptFile | Sequence[EvaluationPrompt],
+    folder: str | Path,
+    plan: Plan | None = None,
+    settings: EvaluationSettings | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> Evaluation:
+    """Answer prompts under every condition, check the responses, and summarise.
+
+    Args:
+        model: A hooked model.
+        prompts: From `read_prompts`, or made from the catalogue (`catalogue_prompts`, `several`).
+        folder: New or empty, or a run of the same evaluation with `resume`. Gets
+            ``responses.jsonl`` and ``summary.json``.
+        plan: Where and how hard to steer; without one, prompting alone is evaluated.
+        settings: Lengths, judge, seed.
+        resume: Continue the run in the folder.
+        progress: Show progress bars on standard error; by default only in a terminal.
+
+    Raises:
+        SteerlensError: No prompt; a plan from another model; a row whose instruction the plan has
+            no choice for (all are named), unless `skip_unknown`; a folder that cannot be used.
+        ModelError: The judge is not installed.
+    """
+    settings = settings or EvaluationSettings()
+    rows, missing = _checked(model, prompts, plan, settings)
+    judge = load_judge(settings.judge) if settings.judge else None
+    info = model_info(model)
+    described = {
+        "model": {
+            "reference": info.reference,
+            "weights_hash": info.weights_hash,
+            "dtype": info.dtype,
+        },
+        "data": _described_data(prompts, rows, missing),
+        "plan": None if plan is None else piece_name(dict(plan.data)),
+        "settings": asdict(settings),
+    }
+    with Run.open(folder, kind="evaluate", settings=described, resume=resume) as run:
+        answerer = Answerer(model, run, settings.batch_size, progress=progress is not False)
+        book = None
+        if plan is not None:
+            book = VectorBook(answerer, plan.recipe)
+            plan.fill(book)
+        asked = [
+            asked_of(row, condition, plan, book)
+            for row in rows
+            for condition in conditions_for(row, plan is not None)
+        ]
+        answers = _answers(answerer, asked, settings.max_new_tokens)
+        perplexities = _perplexities(run, judge, answers, settings)
+        records = [_record(*one) for one in zip(asked, answers, perplexities, strict=True)]
+        summary = {
+            "schema": EVALUATION_SCHEMA,
+            **described,
+            **summarise(records, seed=settings.seed),
+        }
+        run.write_jsonl(RESPONSES, records)
+        run.write_json(SUMMARY, summary)
+        run.conclude()
+    return Evaluation(summary, tuple(records))
+
+
+def _checked(
+    model: TransformerBridge,
+    prompts: PromptFile | Sequence[EvaluationPrompt],
+    plan: Plan | None,
+    settings: EvaluationSettings,
+) -> tuple[list[EvaluationPrompt], dict[str, int]]:
+    """The rows to answer, and those left out, before anything is computed."""
+    rows = list(prompts.prompts if isinstance(prompts, PromptFile) else prompts)
+    missing: dict[str, int] = {}
+    if plan is not None:
+        plan.check_model(model)
+        rows, missing = left_out(rows, plan)
+        if missing and not settings.skip_unknown:
+            named = ", ".join(f"{name} ({n} rows)" for name, n in sorted(missing.items()))
+            raise SteerlensError(
+                f"the plan has no choice for {named}; search for them, or leave their rows out "
+                "with --skip-unknown"
+            )
+    if not rows:
+        raise SteerlensError("there is no prompt to evaluate")
+    return rows, missing
+
+
+def _described_data(
+    prompts: PromptFile | Sequence[EvaluationPrompt],
+    rows: Sequence[EvaluationPrompt],
+    missing: Mapping[str, int],
+) -> dict[str, Any]:
+    is_file = isinstance(prompts, PromptFile)
+    return {
+        "file": Path(prompts.path).name if is_file else None,  # type: ignore[union-attr]
+        "hash": piece_name({"rows": [[row.row, row.prompt, row.kwargs] for row in rows]}),
+        "n_rows": len(rows),
+        "left_out": {**(prompts.left_out if is_file else {}), **missing},  # type: ignore[union-attr]
+    }
+
+
+def _answers(answerer: Answerer, asked: Sequence[Asked], max_new_tokens: int) -> list[Answer]:
+    """Answers to all questions; equal ones (no steering chosen) are asked once."""
+    names = [
+        piece_name({"prompt": one.question.prompt, "label": one.question.label}) for one in asked
+    ]
+    distinct = dict(zip(reversed(names), reversed(asked), strict=True))
+    order = list(dict.fromkeys(names))
+    given = answerer.ask([distinct[name].question for name in order], max_new_tokens, "answering")
+    found = dict(zip(order, given, strict=True))
+    return [found[name] for name in names]
+
+
+def _perplexities(
+    run: Run, judge: Judge | None, answers: Sequence[Answer], settings: EvaluationSettings
+) -> list[float | None]:
+    """The judge's perplexity of every response, a piece at a time."""
+    if judge is None:
+        return [None] * len(answers)
+    texts = list(dict.fromkeys(answer.text for answer in answers))
+    found: dict[str, float | None] = {}
+    for start in range(0, len(texts), _JUDGED_AT_ONCE):
+        piece = texts[start : start + _JUDGED_AT_ONCE]
+        name = piece_name(
+            {"judge": judge.info.weights_hash, "tokens": settings.judge_tokens, "texts": piece}
+        )
+        records = run.finished(name)
+        if records is None:
+            values = judge.perplexities(piece, max_tokens=settings.judge_tokens, progress=False)
+            records = run.finish(name, [{"perplexity": value} for value in values])
+        found.update(zip(piece, [record["perplexity"] for record in records], strict=True))
+    return [found[answer.text] for answer in answers]
+
+
+def _record(one: Asked, answer: Answer, perplexity: float | None) -> dict[str, Any]:
+    """A row of ``responses.jsonl``."""
+    row = one.row
+    judged = verdict(answer.text, row.instruction_ids, row.kwargs, prompt=row.prompt)
+    why = why_degenerate(fluency(answer.text))
+    return {
+        "key": row.key,
+        "row": row.row,
+        "condition": one.condition,
+        "prompt": one.question.prompt,
+        "response": answer.text,
+        "instruction_id_list": list(row.instruction_ids),
+        "kwargs": [dict(kwargs) for kwargs in row.kwargs],
+        "strict": judged.all_strict,
+        "loose": judged.all_loose,
+        "strict_each": list(judged.strict),
+        "loose_each": list(judged.loose),
+        "judge_perplexity": None if perplexity is None else round(perplexity, 4),
+        "degenerate": why is not None,
+        "degenerate_why": why,
+        "n_words": judged.n_words,
+        "n_sentences": judged.n_sentences,
+        "n_tokens": answer.n_tokens,
+        "finish_reason": answer.finish_reason,
+        "steering": one.setting,
+    }

@@ -1,0 +1,316 @@
+"""`Run`: the folder of one long piece of work, opened by one process at a time."""
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from steerlens.errors import SteerlensError
+from steerlens.files import check_writable, write_atomically
+from steerlens.runs.manifest import MANIFEST, Manifest, now, read_manifest
+from steerlens.runs.pieces import PieceLog, storage_error
+from steerlens.runs.plain import json_document, json_line
+
+__all__ = ["Run"]
+
+PIECES = "pieces.jsonl"
+LOCK = ".lock"
+# How `steerlens.files.write_atomically` names the file it writes before it is renamed.
+TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
+
+
+class Run:
+    """A run folder, open and locked; use it in a ``with`` statement, which closes it.
+
+    Leaving the block by an error or an interrupt leaves a run that can be resumed.
+
+    Attributes:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, pieces: PieceLog, lock: FileLock) -> None:
+        """Use `Run.open`."""
+        self.folder = folder
+        self._manifest = manifest
+        self._pieces = pieces
+        self._lock = lock
+        self._open = True
+
+    @classmethod
+    def open(
+        cls, folder: str | Path, *, kind: str, settings: Mapping[str, Any], resume: bool = False
+    ) -> "Run":
+        """Start a run in a new or empty folder, or continue the one that is there.
+
+        Args:
+            folder: The folder; made if it does not exist.
+            kind: What the run does (``"search"``, ``"evaluate"``).
+            settings: Everything its results depend on: model and weights hash, prompts' hash, seed,
+                lengths, … Plain JSON, finite numbers.
+            resume: Continue a run of the same kind and settings; in an empty folder, start one.
+
+        Raises:
+            SteerlensError: "… holds a run already; add --resume …", "… was made with other settings
+                (n: was 64, now 32) …", "… holds files but no run …", "another process is at work in
+                …", "cannot write …".
+            FileFormatError: The manifest that is there is damaged, foreign, or of another schema.
+        """
+        path = _local(folder)
+        manifest = Manifest.new(kind, settings)
+        _check_place(path, resume)
+        lock = _locked(path)
+        try:
+            # Again: another process may have started a run here just before the lock was had.
+            _check_place(path, resume)
+            _remove_abandoned(path)
+            pieces, manifest = _start_or_continue(path, manifest)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path, manifest, pieces, lock)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What ``manifest.json`` says."""
+        return self._manifest
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The finished pieces, in the order of finishing."""
+        return self._pieces.names
+
+    def finished(self, name: str) -> list[dict[str, Any]] | None:
+        """The records of a finished piece, read from the disk; None when it is not finished."""
+        return self._pieces.read(name)
+
+    def finish(self, name: str, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Keep a piece's records; when this returns they are on the disk.
+
+        Args:
+            name: The piece; see `piece_name`.
+            records: JSON objects; NaN and infinities become null, NumPy and torch scalars numbers.
+
+        Returns:
+            The records as a later process reads them: go on with these, not with those given. For
+            a piece finished before, its first records.
+
+        Raises:
+            SteerlensError: "records of piece …[0].x is a ndarray …", "no space left for …; free
+                some and resume with --resume".
+        """
+        self._check_open()
+        return self._pieces.append(name, records)
+
+    def records(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """The records of these pieces in this order, with one piece at a time in memory.
+
+        Raises:
+            SteerlensError: "piece … is not finished".
+        """
+        for name in names:
+            records = self.finished(name)
+            if records is None:
+                raise SteerlensError(f"piece {name} is not finished in {self.folder}")
+            yield from records
+
+    def path(self, name: str) -> Path:
+        """Where the final file of this name stands, for example ``"vectors/title.safetensors"``.
+
+        Raises:
+            SteerlensError: The name leads out of the folder, or is one the run keeps for itself.
+        """
+        path = Path(name)
+        if path.is_absolute() or not path.parts or ".." in path.parts:
+            raise SteerlensError(f"{name!r} is no file inside the run's folder")
+        if path.parts[0] in (MANIFEST, PIECES, LOCK):
+            raise SteerlensError(f"{name!r} is kept by the run itself; choose another name")
+        return self.folder / path
+
+    def write_json(self, name: str, data: Any) -> Path:
+        """Write a final file as JSON (`json_document`), whole or not at all.
+
+        Raises:
+            SteerlensError: The data is not plain JSON; "no space left …".
+        """
+        self._check_open()
+        return _write_lines(self.path(name), [json_document(data, name)])
+
+    def write_jsonl(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
+        """Write a final file of one JSON object a line (`json_line`), whole or not at all.
+
+        The records are taken one by one and never held together.
+
+        Raises:
+            SteerlensError: A record is not plain JSON; "no space left …".
+        """
+        self._check_open()
+        lines = (json_line(r, f"{name}[{n}]") + "\n" for n, r in enumerate(records))
+        return _write_lines(self.path(name), lines)
+
+    def conclude(self) -> None:
+        """Mark the run as complete, after its final files have been written."""
+        self._check_open()
+        self._manifest = replace(self._manifest, concluded=now())
+        _write_manifest(self.folder, self._manifest)
+
+    def close(self) -> None:
+        """Release the folder; nothing can be written after it. Closing twice does nothing."""
+        self._open = False
+        try:
+            self._pieces.close()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "complete" if self._manifest.complete else "unfinished"
+        return f"Run({self._manifest.kind}, {len(self.names)} pieces, {state}, {self.folder})"
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise SteerlensError(f"the run in {self.folder} has been closed; open it again")
+
+
+def _local(folder: str | Path) -> Path:
+    if "://" in str(folder):
+        raise SteerlensError(f"{folder} is a URL; expected a folder of this machine's file system")
+    return Path(folder)
+
+
+def _check_place(folder: Path, resume: bool) -> None:
+    """Refuse a folder in which no run can be started, and, unless asked for, one that has a run."""
+    check_writable(folder / MANIFEST)
+    if not folder.exists():
+        return
+    if (folder / MANIFEST).exists():
+        if not resume:
+            raise SteerlensError(
+                f"{folder} holds a run already; add --resume to continue it, or choose another "
+                "folder"
+            )
+        return
+    # A process killed while it started leaves its lock and half a manifest: nothing to lose.
+    others = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.name != LOCK and _temporary_for(path) != MANIFEST
+    ]
+    if others:
+        raise SteerlensError(
+            f"{folder} holds files but no run ({others[0]}{', …' if others[1:] else ''}); choose "
+            "an empty or a new folder"
+        )
+
+
+def _locked(folder: Path) -> FileLock:
+    """The folder's lock, held; the operating system frees it when the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, thread_local=False)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SteerlensError(
+            f"another process is at work in {folder}; wait for its end, or choose another folder"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SteerlensError(
+            f"cannot lock {folder}: {reason}; choose a folder on a local disk"
+        ) from error
+    return lock
+
+
+def _start_or_continue(folder: Path, manifest: Manifest) -> tuple[PieceLog, Manifest]:
+    """The log and the manifest, as written, of the run in this (locked) folder."""
+    if not (folder / MANIFEST).exists():
+        # The manifest first: pieces without one would be files of unknown origin.
+        _write_manifest(folder, manifest)
+        pieces = PieceLog(folder / PIECES)
+        _sync_folder(folder)
+        return pieces, manifest
+    earlier = read_manifest(folder)
+    manifest.check_continues(earlier, folder)
+    pieces = PieceLog(folder / PIECES)
+    try:
+        entry = {
+            "time": now(),
+            "versions": dict(manifest.versions),
+            "pieces": len(pieces.names),
+            "damaged_lines": pieces.damaged,
+        }
+        resumed = replace(earlier, concluded=None, resumed=(*earlier.resumed, entry))
+        _write_manifest(folder, resumed)
+    except BaseException:
+        pieces.close()
+        raise
+    return pieces, resumed
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    _write_lines(folder / MANIFEST, [json_document(manifest.to_json(), MANIFEST)])
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> Path:
+    """Write text atomically and bring it to the disk before it takes its name."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            for line in lines:
+                file.write(line.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    try:
+        write_atomically(path, write)
+    except SteerlensError as error:
+        if isinstance(error.__cause__, OSError):
+            raise storage_error(path, error.__cause__) from error.__cause__
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the folder's list of names to the disk; Windows does so by itself."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (
+            errno.EINVAL,
+            errno.ENOTSUP,
+        ):  # file systems that cannot, or need not
+            raise storage_error(folder, error) from error
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what killed processes left half written; the lock says that none is at work."""
+    for path in folder.rglob(".*.tmp"):
+        if _temporary_for(path) is not None:
+            path.unlink(missing_ok=True)
+
+
+def _temporary_for(path: Path) -> str | None:
+    """The name of the file that `path` was to become; None when it is not such a file."""
+    found = TEMPORARY.fullmatch(path.name)
+    return found[1] if found else None

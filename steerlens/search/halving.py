@@ -1,0 +1,249 @@
+"""Successive halving for one instruction: broad and short, then narrow, then in full.
+
+1. **Evidence.** Vectors by every estimator (`steerlens.plans.fitting`); first-token causal recovery
+   of the ``last_prompt`` vector at every other layer, on pairs of the ``select`` split.
+2. **Broad.** Every first candidate (`steerlens.search.space`) answers a few ``select`` prompts.
+3. **Narrow.** The better ones, at least one for each estimator, and the neighbours of the best two
+   answer more prompts at greater length.
+4. **Final.** The best, their combinations, and no steering answer all prompts in full; the winner
+   is the choice for prompts without the instruction. Then the best of them are tried on prompts
+   *with* the instruction, against no steering, for the other choice.
+
+A stage is one stream of rows through the engine: every candidate × every prompt.
+
+The rate of a winner chosen on the prompts that are counted is too high; the plan gives it corrected
+by the bootstrap (`steerlens.evaluation.statistics.best_of_many`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from steerlens.answers import Answer, Question
+from steerlens.attribution import first_token_recovery
+from steerlens.errors import SteeringError
+from steerlens.evaluation.judge import Judge
+from steerlens.evaluation.statistics import best_of_many, wilson
+from steerlens.instructions import Instruction
+from steerlens.pairs import ContrastPair, contrast_pairs
+from steerlens.plans.fitting import VectorBook, most_pairs
+from steerlens.plans.settings import NO_STEERING, Candidate
+from steerlens.search.scoring import Score, is_allowed, scored
+from steerlens.search.settings import SearchSettings, Stage
+from steerlens.search.space import (
+    combinations,
+    first_candidates,
+    instructed_candidates,
+    neighbours,
+)
+from steerlens.vectors import SteeringVector
+
+__all__ = ["Found", "search_instruction"]
+
+_EVERY = 2
+_N_REFINED = 2
+_N_INSTRUCTED = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found for one instruction.
+
+    Attributes:
+        record: Its entry in ``plan.json``.
+        vectors: The fitted vectors, by estimator; empty when they depend on words.
+    """
+
+    record: dict[str, Any]
+    vectors: Mapping[str, SteeringVector]
+
+
+def search_instruction(
+    book: VectorBook, task: Instruction, settings: SearchSettings, judge: Judge | None = None
+) -> Found:
+    """Choose where and how hard to steer for one instruction.
+
+    Args:
+        book: Fits vectors and answers prompts.
+        task: The instruction.
+        settings: How much to try.
+        judge: Scores fluency in the final stage; ``None`` leaves repetition as the only measure.
+    """
+    return _Search(book, task, settings, judge).run()
+
+
+class _Search:
+    """One search; its parts share prompts, vectors and the table of what was tried."""
+
+    def __init__(
+        self, book: VectorBook, task: Instruction, settings: SearchSettings, judge: Judge | None
+    ) -> None:
+        self.book = book
+        self.task = task
+        self.settings = settings
+        self.judge = judge
+        n = min(settings.final.n_prompts, most_pairs(task, "select", one_phrasing=True))
+        self.pairs = list(contrast_pairs(task, n=n, seed=settings.seed, split="select"))
+        self.by_words = any(task.wording(pair.kwargs) for pair in self.pairs)
+        self.table: list[dict[str, Any]] = []
+        self.n_tokens = 0
+        self.n_layers = book.model.cfg.n_layers
+
+    def run(self) -> Found:
+        """All stages."""
+        vectors, problems = self.book.available(self.task, self.pairs[0].kwargs)
+        recovery = self._recovery(vectors)
+        first = first_candidates(list(vectors), self.n_layers, recovery)
+        broad = self._stage("broad", first, self.settings.broad, recovery)
+        kept = _kept(broad, self.settings.broad.n_kept)
+        near = [near for one in kept[:_N_REFINED] for near in neighbours(one, self.n_layers)]
+        entering = list(dict.fromkeys([*kept, *near]))
+        narrow = self._stage("narrow", entering, self.settings.narrow, recovery)
+        ranked = _kept(narrow, len(narrow))
+        n_kept = self.settings.narrow.n_kept
+        finalists = [NO_STEERING, *ranked[:n_kept], *combinations(ranked)]
+        final = self._stage("final", finalists, self.settings.final, recovery, judged=True)
+        chosen, choice = self._choice(final)
+        best = [one.candidate for one in sorted(final[1:], key=lambda one: one.rank_key)]
+        leading = [chosen, *best] if chosen else best
+        trying = instructed_candidates(list(dict.fromkeys(leading)), _N_INSTRUCTED)
+        with_it = self._stage(
+            "instructed", [NO_STEERING, *trying], self.settings.final, recovery, judged=True
+        )
+        return Found(
+            record={
+                "uninstructed": choice,
+                "instructed": self._choice(with_it)[1],
+                "by_words": self.by_words,
+                "vectors": [] if self.by_words else sorted(vectors),
+                "problems": problems,
+                "recovery": {str(layer): round(r, 4) for layer, r in (recovery or {}).items()},
+                "n_prompts": len(self.pairs),
+                "n_tokens": self.n_tokens,
+                "table": self.table,
+            },
+            vectors={} if self.by_words else vectors,
+        )
+
+    def _recovery(self, vectors: Mapping[str, SteeringVector]) -> dict[int, float] | None:
+        """First-token causal recovery by layer; a vector of words has none of its own."""
+        if self.by_words or "last_prompt" not in vectors:
+            return None
+        n = min(self.settings.n_evidence, most_pairs(self.task, "select"))
+        pairs = contrast_pairs(self.task, n=n, seed=self.settings.seed, split="select")
+        layers = range(0, max(self.n_layers - 1, 1), _EVERY)
+        try:
+            curve = first_token_recovery(
+                self.book.model, pairs, vectors["last_prompt"], layers=layers, progress=False
+            )
+        except SteeringError:
+            return None  # the first token does not show this instruction: layers are spread out
+        rows = curve.table
+        return dict(zip(rows.layer.tolist(), rows.recovery.tolist(), strict=True))
+
+    def _stage(
+        self,
+        name: str,
+        candidates: Sequence[Candidate],
+        stage: Stage,
+        recovery: Mapping[int, float] | None,
+        judged: bool = False,
+    ) -> list[Score]:
+        """Every candidate on the stage's prompts, as one list of questions."""
+        pairs = self.pairs[: stage.n_prompts]
+        instructed = name == "instructed"
+        questions = [
+            self._question(candidate, pair, instructed)
+            for candidate in candidates
+            for pair in pairs
+        ]
+        answers = self.book.answerer.ask(questions, stage.n_tokens, f"{self.task.id} {name}")
+        perplexities = self._judged(answers) if judged else None
+        scores = []
+        for i, candidate in enumerate(candidates):
+            own = slice(i * len(pairs), (i + 1) * len(pairs))
+            score = scored(
+                candidate,
+                self.task.id,
+                pairs,
+                answers[own],
+                perplexities[own] if perplexities else None,
+                _evidence(candidate, recovery),
+            )
+            scores.append(score)
+            self.n_tokens += score.n_tokens
+            self.table.append(score.to_json(name))
+        return scores
+
+    def _question(self, candidate: Candidate, pair: ContrastPair, instructed: bool) -> Question:
+        prompt = pair.instructed if instructed else pair.uninstructed
+        if not candidate:
+            return Question(prompt)
+        return Question(
+            prompt,
+            self.book.steering(self.task, pair.kwargs, candidate),
+            {
+                "instruction": self.task.id,
+                "words": self.task.wording(pair.kwargs),
+                "parts": [one.to_json() for one in candidate],
+            },
+        )
+
+    def _judged(self, answers: Sequence[Answer]) -> list[float | None] | None:
+        if self.judge is None:
+            return None
+        return self.judge.perplexities(
+            [answer.text for answer in answers],
+            max_tokens=self.settings.judge_tokens,
+            progress=False,
+        )
+
+    def _choice(self, scores: Sequence[Score]) -> tuple[Candidate, dict[str, Any]]:
+        """The winner among a stage's candidates, the first of which is no steering."""
+        baseline = scores[0]
+        limits = (self.settings.most_degenerate, self.settings.most_perplexity)
+        allowed = [one for one in scores if one is baseline or is_allowed(one, baseline, *limits)]
+        # A perfect tie goes to the first: no steering, then the candidate ranked higher before.
+        winner = max(allowed, key=lambda one: sum(one.successes))
+        n = len(winner.passed)
+        corrected = best_of_many(
+            np.array([one.successes for one in allowed]), seed=self.settings.seed
+        ).corrected
+        plain, own = (wilson(sum(one.passed), n) for one in (baseline, winner))
+        return winner.candidate, {
+            "parts": [one.to_json() for one in winner.candidate],
+            "rate": own.value,
+            "low": own.low,
+            "high": own.high,
+            "corrected_rate": corrected.value,
+            "corrected_low": corrected.low,
+            "corrected_high": corrected.high,
+            "n": n,
+            "degenerate": winner.degenerate_share,
+            "perplexity": winner.perplexity,
+            "unsteered_rate": plain.value,
+            "unsteered_low": plain.low,
+            "unsteered_high": plain.high,
+            "unsteered_perplexity": baseline.perplexity,
+            "n_candidates": len(scores),
+            "n_dropped": len(scores) - len(allowed),
+        }
+
+
+def _evidence(candidate: Candidate, recovery: Mapping[int, float] | None) -> float | None:
+    """Recovery at the layer of a single last-prompt setting (its own layer or the one below)."""
+    if recovery is None or len(candidate) != 1 or candidate[0].estimator != "last_prompt":
+        return None
+    layer = candidate[0].layer
+    return recovery.get(layer, recovery.get(layer - 1))
+
+
+def _kept(scores: Sequence[Score], n: int) -> list[Candidate]:
+    """The best, and among them the best of every estimator."""
+    ranked = [one.candidate for one in sorted(scores, key=lambda one: one.rank_key)]
+    leaders = {one[0].estimator: one for one in reversed(ranked)}
+    chosen = ranked[:n]
+    missing = [one for one in leaders.values() if one not in chosen]
+    return [*chosen[: max(n - len(missing), 0)], *missing]

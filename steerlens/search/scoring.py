@@ -1,0 +1,113 @@
+"""How candidates are compared: what they pass, and what they cost in fluency.
+
+A response **succeeds** when it passes the instruction's loose check and is not degenerate. In early
+stages, where responses are cut short, candidates are ranked by successes, then by fewer degenerate
+responses, then by the order of the cheap evidence. In the final stage a candidate is **allowed**
+when its share of degenerate responses and its median judge perplexity stay within the limits set
+(the perplexity filter of Stolfo et al. 2025, §4.1, made relative to no steering); the allowed one
+with the most successes wins, and no steering wins ties.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steerlens.answers import Answer
+from steerlens.evaluation.checks import verdict
+from steerlens.evaluation.fluency import fluency, is_degenerate
+from steerlens.pairs import ContrastPair
+from steerlens.plans.settings import Candidate, describe
+
+__all__ = ["Score", "is_allowed", "scored"]
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A candidate's responses, judged.
+
+    Attributes:
+        candidate: What was applied.
+        passed: For each prompt, whether the loose check passes.
+        degenerate: For each prompt, whether the response is degenerate.
+        n_tokens: Tokens of all responses.
+        perplexity: Median under the judge; ``None`` without one.
+        evidence: The cheap evidence for it, where there is some.
+    """
+
+    candidate: Candidate
+    passed: tuple[bool, ...]
+    degenerate: tuple[bool, ...]
+    n_tokens: int
+    perplexity: float | None = None
+    evidence: float | None = None
+
+    @property
+    def successes(self) -> tuple[bool, ...]:
+        """Passed and not degenerate, by prompt."""
+        return tuple(p and not d for p, d in zip(self.passed, self.degenerate, strict=True))
+
+    @property
+    def rate(self) -> float:
+        """Share of prompts whose response passes."""
+        return sum(self.passed) / len(self.passed)
+
+    @property
+    def degenerate_share(self) -> float:
+        """Share of prompts whose response is degenerate."""
+        return sum(self.degenerate) / len(self.degenerate)
+
+    @property
+    def rank_key(self) -> tuple[float, float, float]:
+        """Smaller is better."""
+        n = len(self.passed)
+        return -sum(self.successes) / n, self.degenerate_share, -(self.evidence or 0.0)
+
+    def to_json(self, stage: str) -> dict[str, Any]:
+        """A row of the searched table."""
+        return {
+            "stage": stage,
+            "setting": describe(self.candidate),
+            "parts": [one.to_json() for one in self.candidate],
+            "n": len(self.passed),
+            "passed": sum(self.passed),
+            "successes": sum(self.successes),
+            "degenerate": sum(self.degenerate),
+            "perplexity": None if self.perplexity is None else round(self.perplexity, 3),
+            "evidence": None if self.evidence is None else round(self.evidence, 4),
+        }
+
+
+def scored(
+    candidate: Candidate,
+    instruction: str,
+    pairs: Sequence[ContrastPair],
+    answers: Sequence[Answer],
+    perplexities: Sequence[float | None] | None = None,
+    evidence: float | None = None,
+) -> Score:
+    """Judge the answers to the pairs' prompts."""
+    known = [value for value in perplexities or () if value is not None]
+    verdicts = [
+        verdict(answer.text, [instruction], [pair.kwargs], prompt=pair.instructed)
+        for answer, pair in zip(answers, pairs, strict=True)
+    ]
+    return Score(
+        candidate=candidate,
+        passed=tuple(one.all_loose for one in verdicts),
+        degenerate=tuple(is_degenerate(fluency(answer.text)) for answer in answers),
+        n_tokens=sum(answer.n_tokens for answer in answers),
+        perplexity=statistics.median(known) if known else None,
+        evidence=evidence,
+    )
+
+
+def is_allowed(
+    score: Score, baseline: Score, most_degenerate: float, most_perplexity: float
+) -> bool:
+    """Whether a candidate stays within the limits of fluency set relative to no steering."""
+    if score.degenerate_share > baseline.degenerate_share + most_degenerate:
+        return False
+    if score.perplexity is None or baseline.perplexity is None:
+        return True
+    return score.perplexity <= most_perplexity * baseline.perplexity

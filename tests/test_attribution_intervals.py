@@ -1,0 +1,59 @@
+"""Claims about intervals over base queries, against scipy and simulations of known truth."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from steerlens.attribution.intervals import mean_interval, recovery_interval
+from steerlens.attribution.resampling import query_draws
+from steerlens.errors import SteerlensError
+
+
+def test_with_one_pair_a_query_the_interval_of_a_mean_is_scipys():
+    values = np.random.default_rng(0).normal(size=(12, 3))
+    mean, low, high = mean_interval(values, range(12))
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert np.allclose(mean, values.mean(0))
+    assert np.allclose(low, expected.low) and np.allclose(high, expected.high)
+
+
+def test_pairs_of_one_query_count_as_one():
+    values = np.random.default_rng(0).normal(size=(12, 1))
+    once = mean_interval(values, range(12))
+    thrice = mean_interval(np.repeat(values, 3, axis=0), np.repeat(range(12), 3).tolist())
+    assert np.allclose(once, thrice)
+
+
+def test_the_interval_of_a_recovery_covers_the_truth():
+    rng = np.random.default_rng(1)
+    whole = rng.gamma(4.0, size=(400, 24))
+    remaining = whole * rng.uniform(0.1, 0.5, size=whole.shape)
+    queries = list(range(24))
+    ends = [
+        recovery_interval(r[:, None], w, queries) for r, w in zip(remaining, whole, strict=True)
+    ]
+    covered = np.mean([low[0] <= 0.7 <= high[0] for _, low, high in ends])
+    assert 0.92 <= covered <= 0.98
+
+
+def test_recovery_is_one_when_nothing_remains_and_zero_when_all_does():
+    whole = np.array([1.0, 2.0, 3.0])
+    recovery, low, high = recovery_interval(np.stack([0 * whole, whole], 1), whole, "abc")
+    assert recovery.tolist() == [1, 0]
+    assert np.allclose(low, recovery) and np.allclose(high, recovery)
+
+
+def test_draws_take_whole_queries_and_depend_on_the_seed_alone():
+    queries = ["a", "b", "a", "c", "b"]
+    draws = query_draws(queries, n_resamples=50, seed=3)
+    assert (draws[:, 0] == draws[:, 2]).all() and (draws[:, 1] == draws[:, 4]).all()
+    assert (draws[:, [0, 1, 3]].sum(1) == 3).all()
+    assert np.array_equal(draws, query_draws(queries, n_resamples=50, seed=3))
+    assert not np.array_equal(draws, query_draws(queries, n_resamples=50, seed=4))
+
+
+def test_one_base_query_says_nothing_about_others():
+    with pytest.raises(SteerlensError, match="all 3 pairs come from one base query"):
+        mean_interval(np.ones((3, 1)), ["a", "a", "a"])
+    with pytest.raises(SteerlensError, match="add pairs of other base queries"):
+        query_draws(["a", "a"])

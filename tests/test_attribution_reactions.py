@@ -1,0 +1,165 @@
+"""Claims about reactions to a direction, against plain Hugging Face hooks."""
+
+import numpy as np
+import pytest
+import torch
+from steering_examples import n_hooks
+
+from steerlens.activations import cache_residuals
+from steerlens.attribution.reactions import reading_components
+from steerlens.errors import SteeringError, SteerlensError
+from steerlens.models import render_prompt
+from steerlens.pairs import ContrastSet, contrast_pairs
+from steerlens.vectors import difference_of_means
+
+LAYER = 26
+TASK = "detectable_format:title"
+
+
+@pytest.fixture(scope="module")
+def vector(model):
+    return difference_of_means(cache_residuals(model, contrast_pairs(TASK, n=8, seed=0)))
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return contrast_pairs(TASK, n=3, seed=0, split="select")
+
+
+@pytest.fixture(scope="module")
+def reading(model, held_out, vector):
+    return reading_components(model, held_out, vector, LAYER, n_placebos=8)
+
+
+def token_ids(model, text):
+    return model.tokenizer(render_prompt(model, text), add_special_tokens=False)["input_ids"]
+
+
+def run(hf_model, ids, push=None):
+    """Logits, and what entered and left modules at the last token, `push` added at LAYER there."""
+    seen, handles = {}, []
+
+    def keep(name):
+        def after(_module, args, output):
+            left = output[0] if isinstance(output, tuple) else output
+            seen[name] = (args[0][0, -1].double() if args else None, left[0, -1].double())
+
+        return after
+
+    def steer(_module, _args, output):
+        changed = output.clone()
+        changed[:, -1] += push
+        return changed
+
+    layers = hf_model.model.layers
+    if push is not None:
+        handles.append(layers[LAYER].register_forward_hook(steer))
+    for i in range(LAYER, len(layers)):
+        handles.append(layers[i].register_forward_hook(keep(f"stream {i}")))
+        handles.append(layers[i].self_attn.o_proj.register_forward_hook(keep(f"heads {i}")))
+        handles.append(layers[i].mlp.register_forward_hook(keep(f"mlp {i}")))
+    with torch.no_grad():
+        logits = hf_model(torch.tensor([ids])).logits[0, -1].double()
+    for handle in handles:
+        handle.remove()
+    return logits, seen
+
+
+@torch.no_grad()
+def test_reactions_equal_a_plain_hugging_face_computation(
+    model, hf_model, held_out, vector, reading
+):
+    push = vector.directions[LAYER] * vector.gaps[LAYER]
+    delta = torch.zeros(model.cfg.d_vocab, dtype=torch.float64)
+    runs = []
+    for pair in held_out:
+        instructed, _ = run(hf_model, token_ids(model, pair.instructed))
+        before, seen = run(hf_model, token_ids(model, pair.uninstructed))
+        after, changed = run(hf_model, token_ids(model, pair.uninstructed), push)
+        delta += instructed.softmax(-1) - before.softmax(-1)
+        runs.append((before, after, seen, changed))
+    delta /= delta.clamp_min(0).sum()
+    assert delta.sum() == pytest.approx(0, abs=1e-9)
+    unembed, norm = hf_model.lm_head.weight.double(), hf_model.model.norm
+    expected, free = [], []
+    for before, after, seen, changed in runs:
+        final = seen["stream 29"][1]
+        scale = 1 / (final.square().mean() + norm.variance_epsilon).sqrt()
+        d = scale * norm.weight.double() * (unembed.T @ delta)
+        terms = [(changed[f"stream {LAYER}"][1] - seen[f"stream {LAYER}"][1]) @ d]
+        for i in range(LAYER + 1, 30):
+            z = changed[f"heads {i}"][0] - seen[f"heads {i}"][0]
+            weight = hf_model.model.layers[i].self_attn.o_proj.weight.double()
+            terms += [
+                weight[:, h * 64 : h * 64 + 64] @ z[h * 64 : h * 64 + 64] @ d for h in range(9)
+            ]
+            terms.append((changed[f"mlp {i}"][1] - seen[f"mlp {i}"][1]) @ d)
+        expected.append([float(term) for term in terms])
+        free.append(float(delta @ (after - before)))
+    assert np.allclose(reading.reactions, expected, atol=1e-4)
+    assert reading.table.reaction.to_numpy() == pytest.approx(np.mean(expected, 0), abs=1e-4)
+    assert reading.actual == pytest.approx(np.mean(free), abs=1e-3)
+
+
+def test_reactions_and_the_direct_term_sum_to_the_change_of_the_stream(reading):
+    assert reading.metadata["closure"] < 1e-6
+    assert reading.table.reaction.sum() == pytest.approx(reading.total)
+    assert reading.table.share.sum() == pytest.approx(1)
+    assert list(reading.table.component[:2]) == ["direct", "L27H0"]
+    assert len(reading.table) == 1 + 3 * 10
+
+
+def test_the_title_direction_raises_the_logits_that_the_instruction_raises(reading):
+    assert reading.total > 1
+    assert abs(reading.table.placebo.sum()) < reading.total / 2
+
+
+def test_strength_zero_causes_no_reaction(model, held_out, vector):
+    none = reading_components(model, held_out, vector, LAYER, strength=0.0, n_placebos=2)
+    assert np.abs(none.reactions).max() < 1e-4
+
+
+def test_setting_the_projection_pushes_by_what_is_missing(model, held_out, vector):
+    small = reading_components(
+        model, held_out, vector, LAYER, operation="set_projection", strength=0.01, n_placebos=2
+    )
+    double = reading_components(
+        model, held_out, vector, LAYER, operation="set_projection", strength=0.02, n_placebos=2
+    )
+    assert double.table.reaction[0] == pytest.approx(2 * small.table.reaction[0], rel=1e-3)
+
+
+def test_the_bridge_gives_the_same_and_nothing_stays_hooked(tiny_model):
+    queries = ["ab", "cd", "e", "f g"]
+    pairs = ContrastSet.from_prompts([f"{query} now!!" for query in queries], queries)
+    vector = difference_of_means(cache_residuals(tiny_model, pairs))
+    before = n_hooks(tiny_model)
+    ours = reading_components(tiny_model, pairs, vector, 0, n_placebos=3)
+    with tiny_model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", lambda x, hook: None)]):
+        theirs = reading_components(tiny_model, pairs, vector, 0, n_placebos=3)
+    numbers = ["reaction", "low", "high", "placebo", "placebo_low", "placebo_high"]
+    assert np.allclose(ours.table[numbers], theirs.table[numbers], atol=1e-5)
+    assert n_hooks(tiny_model) == before
+
+
+def test_nothing_reacts_above_the_last_layer(model, held_out, vector):
+    with pytest.raises(SteeringError, match="layer 29 is the model's last"):
+        reading_components(model, held_out, vector, 29)
+
+
+def test_pairs_whose_sides_start_alike_have_no_logit_direction(model, vector):
+    same = ContrastSet.from_prompts(["Hi.", "Why?"], ["Hi.", "Why?"])
+    with pytest.raises(SteeringError, match="does not change the first response token"):
+        reading_components(model, same, vector, LAYER)
+
+
+def test_one_base_query_is_refused(model, vector):
+    pairs = ContrastSet.from_prompts(["A!", "A!!"], ["A", "A"], ["A", "A"])
+    with pytest.raises(SteerlensError, match="one base query"):
+        reading_components(model, pairs, vector, LAYER)
+
+
+@pytest.mark.parametrize("wrong", [{"n_placebos": 1}, {"batch_size": 0}, {"seed": -1}])
+def test_numbers_out_of_range_are_refused(model, held_out, vector, wrong):
+    with pytest.raises(SteeringError, match="at least 2 n_placebos"):
+        reading_components(model, held_out, vector, LAYER, **wrong)

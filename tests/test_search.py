@@ -1,0 +1,229 @@
+"""Search, plans and evaluation: small runs on the real model, and their algebra."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+import steerlens as sl
+from steerlens.answers import Answer, Answerer, Question
+from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
+from steerlens.evaluation import catalogue_prompts, read_prompts, verdict
+from steerlens.evaluation.run import EvaluationSettings, evaluate
+from steerlens.evaluation.summary import summarise
+from steerlens.plans import NO_STEERING, FitRecipe, Plan, Setting, VectorBook, describe
+from steerlens.plans.settings import candidate_from_json
+from steerlens.search import SearchSettings, Stage, search
+from steerlens.search.scoring import Score, is_allowed, scored
+from steerlens.search.space import combinations, first_candidates, neighbours
+
+TITLE = "detectable_format:title"
+SMALL = SearchSettings(
+    broad=Stage(2, 6, 2),
+    narrow=Stage(2, 8, 1),
+    final=Stage(3, 8, 1),
+    n_evidence=2,
+    recipe=FitRecipe(n_pairs=4, n_responses=8, n_wording=4, response_tokens=8, least_own=2),
+    batch_size=32,
+)
+PROMPT = Setting("last_prompt", 24, "set_projection", 1.0, "prompt")
+RESPONSE = Setting("response_rewrite", 20, "set_projection", 1.0, "all")
+
+
+@pytest.fixture(scope="module")
+def plan_folder(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("search") / "plan"
+    search(model, [TITLE], folder, SMALL, progress=False)
+    return folder
+
+
+def _score(passed: list[bool], degenerate: list[bool], perplexity: float | None = None) -> Score:
+    return Score((PROMPT,), tuple(passed), tuple(degenerate), 10, perplexity)
+
+
+def test_a_setting_survives_json_and_bad_ones_are_refused() -> None:
+    both = (PROMPT, RESPONSE)
+    assert candidate_from_json(json.loads(json.dumps([one.to_json() for one in both]))) == both
+    with pytest.raises(FileFormatError, match="needs estimator"):
+        candidate_from_json([{"estimator": "last_prompt"}])
+    with pytest.raises(UnknownNameError, match="operation"):
+        Setting("last_prompt", 3, "multiply", 1.0, "all")
+    assert describe(NO_STEERING) == "no steering"
+
+
+def test_candidates_stay_below_the_last_layer_and_differ() -> None:
+    recovery = {layer: layer / 30 for layer in range(0, 29, 2)}
+    found = first_candidates(["last_prompt", "response_rewrite", "include"], 30, recovery)
+    assert len(found) == len(set(found))
+    assert all(0 <= candidate[0].layer < 29 for candidate in found)
+    near = neighbours((Setting("last_prompt", 28, "set_projection", 1.0, "all"),), 30)
+    assert all(candidate[0].layer < 29 for candidate in near)
+    assert combinations([(RESPONSE,), (PROMPT,)])[0] == (PROMPT, RESPONSE)
+    assert combinations([(PROMPT,)]) == []
+
+
+def test_a_candidate_that_loops_or_is_hard_to_read_is_dropped() -> None:
+    baseline = _score([False] * 20, [False] * 20, 10.0)
+    one_loop = _score([True] * 20, [True] + [False] * 19, 14.0)
+    two_loops = _score([True] * 20, [True] * 2 + [False] * 18, 10.0)
+    unreadable = _score([True] * 20, [False] * 20, 15.1)
+    assert is_allowed(one_loop, baseline, 0.05, 1.5)
+    assert not is_allowed(two_loops, baseline, 0.05, 1.5)
+    assert not is_allowed(unreadable, baseline, 0.05, 1.5)
+    assert sum(one_loop.successes) == 19
+
+
+def test_scores_count_what_the_checks_say() -> None:
+    pairs = list(sl.contrast_pairs(TITLE, n=2, split="select"))
+    texts = ["<<Rome>>\nRome is old and large.", "Rome is old and large."]
+    score = scored((PROMPT,), TITLE, pairs, [Answer(text, 9, "stop") for text in texts])
+    expected = tuple(
+        verdict(text, [TITLE], [pair.kwargs]).all_loose
+        for text, pair in zip(texts, pairs, strict=True)
+    )
+    assert score.passed == expected == (True, False)
+
+
+def test_equal_questions_are_answered_once(model) -> None:
+    answerer = Answerer(model, batch_size=4)
+    first = answerer.ask([Question("Name a city."), Question("Name a river.")], 4)
+    calls: list[int] = []
+    answerer._generate = lambda *a: calls.append(1)  # type: ignore[assignment,method-assign,return-value]
+    assert answerer.ask([Question("Name a city."), Question("Name a river.")], 4) == first
+    assert not calls
+
+
+def test_a_vector_of_given_words_differs_with_the_words(model) -> None:
+    book = VectorBook(Answerer(model), SMALL.recipe)
+    task = sl.catalogue["keywords:existence"]
+    sea, iron = (
+        book.vector(task, {"keywords": [word]}, "last_prompt").directions[20]
+        for word in ("sea", "iron")
+    )
+    assert 0.2 < float(sea @ iron) < 0.999
+    with pytest.raises(SteerlensError, match="unknown estimator"):
+        book.vector(task, {"keywords": ["sea"]}, "best")
+
+
+def test_a_plan_names_its_choice_with_intervals_and_the_whole_table(model, plan_folder) -> None:
+    plan = Plan.load(plan_folder)
+    record = plan.data["instructions"][TITLE]
+    for context in ("uninstructed", "instructed"):
+        choice = record[context]
+        assert choice["low"] <= choice["rate"] <= choice["high"]
+        assert choice["n"] == 3
+        assert plan.candidate(TITLE, context) == candidate_from_json(choice["parts"])
+    assert {row["stage"] for row in record["table"]} == {"broad", "narrow", "final", "instructed"}
+    assert record["vectors"]
+    plan.check_model(model)
+
+
+def test_a_search_stopped_anywhere_resumes_to_the_same_plan(
+    model, plan_folder, tmp_path, monkeypatch
+) -> None:
+    asked: list[int] = []
+    whole = Answerer._generate
+
+    def stops_at_the_third(self, *given):
+        asked.append(1)
+        if len(asked) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return whole(self, *given)
+
+    monkeypatch.setattr(Answerer, "_generate", stops_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        search(model, [TITLE], tmp_path / "plan", SMALL, progress=False)
+    monkeypatch.setattr(Answerer, "_generate", whole)
+    search(model, [TITLE], tmp_path / "plan", SMALL, resume=True, progress=False)
+    written = (tmp_path / "plan" / "plan.json").read_bytes()
+    assert written == (plan_folder / "plan.json").read_bytes()
+    other = SearchSettings(seed=1)
+    with pytest.raises(SteerlensError, match="other settings"):
+        search(model, [TITLE], tmp_path / "plan", other, resume=True, progress=False)
+
+
+def test_an_evaluation_answers_under_every_condition_and_counts_right(
+    model, plan_folder, tmp_path
+) -> None:
+    prompts = catalogue_prompts([TITLE], 2)
+    settings = EvaluationSettings(max_new_tokens=8)
+    plan = Plan.load(plan_folder)
+    result = evaluate(model, prompts, tmp_path / "e", plan, settings, progress=False)
+    lines = (tmp_path / "e" / "responses.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 2 * 5
+    for row in rows:
+        again = verdict(row["response"], row["instruction_id_list"], row["kwargs"])
+        assert (row["strict"], row["loose"]) == (again.all_strict, again.all_loose)
+    plain = [row for row in rows if row["condition"] == "uninstructed"]
+    expected = sl.generate(model, [row["prompt"] for row in plain], max_new_tokens=8)
+    assert [row["response"] for row in plain] == list(expected.texts)
+    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert summary["conditions"]["uninstructed"]["all"]["n"] == 2
+    assert result.summary["conditions"].keys() == summary["conditions"].keys()
+
+
+def test_rows_a_plan_cannot_steer_are_named_or_left_out(model, plan_folder, tmp_path) -> None:
+    plan = Plan.load(plan_folder)
+    prompts = catalogue_prompts([TITLE, "punctuation:no_comma"], 1)
+    with pytest.raises(SteerlensError, match=r"punctuation:no_comma \(1 rows\).*--skip-unknown"):
+        evaluate(model, prompts, tmp_path / "e", plan, progress=False)
+    settings = EvaluationSettings(max_new_tokens=4, skip_unknown=True)
+    result = evaluate(model, prompts, tmp_path / "e", plan, settings, progress=False)
+    assert result.summary["data"]["left_out"] == {"punctuation:no_comma": 1}
+
+
+def test_a_plan_from_another_model_or_a_folder_without_one_is_refused(
+    tiny_model, plan_folder, tmp_path
+) -> None:
+    with pytest.raises(SteerlensError, match="searched on"):
+        Plan.load(plan_folder).check_model(tiny_model)
+    with pytest.raises(FileFormatError, match="holds no plan"):
+        Plan.load(tmp_path)
+    (tmp_path / "plan.json").write_text('{"schema": "other"}')
+    with pytest.raises(FileFormatError, match="is no plan"):
+        Plan.load(tmp_path)
+
+
+def test_differences_are_over_the_same_prompts() -> None:
+    def row(name: str, condition: str, loose: bool) -> dict[str, object]:
+        return {
+            "row": name,
+            "condition": condition,
+            "strict": loose,
+            "loose": loose,
+            "degenerate": False,
+            "judge_perplexity": None,
+            "n_words": 5,
+            "instruction_id_list": [TITLE],
+        }
+
+    passed = [True, True, True, False]
+    records = [row(str(i), "uninstructed", False) for i in range(4)]
+    records += [row(str(i), "uninstructed+steering", one) for i, one in enumerate(passed)]
+    summary = summarise(records)
+    [difference] = summary["differences"]
+    assert difference["loose"]["difference"] == pytest.approx(0.75)
+    assert difference["p"] == pytest.approx(0.25)  # 3 against 0: 2 · (1/2)³
+    assert difference["n"] == 4
+
+
+def test_an_evaluation_file_without_the_instructions_apart_is_answered_as_it_stands(
+    model, tmp_path
+) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(
+        json.dumps(
+            {
+                "key": 1,
+                "prompt": "Name a city. No commas.",
+                "instruction_id_list": ["punctuation:no_comma"],
+                "kwargs": [{}],
+            }
+        )
+        + "\n"
+    )
+    settings = EvaluationSettings(max_new_tokens=4)
+    result = evaluate(model, read_prompts(file), tmp_path / "e", None, settings, progress=False)
+    assert list(result.summary["conditions"]) == ["instructed"]
