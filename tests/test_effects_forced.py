@@ -8,6 +8,7 @@ from effects_examples import by_hand
 from steering_examples import random_vector
 
 from steerlens.effects import token_effects
+from steerlens.effects.forced import token_texts
 from steerlens.errors import ActivationError, ModelError, SteeringError, UnknownNameError
 from steerlens.steering import Steering
 
@@ -170,3 +171,15 @@ def test_what_cannot_be_scored_is_refused_in_one_sentence(tiny_model, vector):
     ]:
         with pytest.raises(error, match=words):
             token_effects(tiny_model, *arguments)
+
+
+@pytest.mark.parametrize("text", ["שלום עולם", "😀 👩\u200d💻 ok", "日本語 naïve", "plain text"])
+def test_characters_of_several_tokens_are_whole_and_the_texts_join_to_the_text(model, text):
+    ids = model.tokenizer(text)["input_ids"]
+
+    texts = token_texts(model, ids)
+
+    assert len(texts) == len(ids)
+    assert "".join(texts) == text
+    broken = token_texts(model, ids[:-1])
+    assert len(broken) == len(ids) - 1, "a text may end inside a character"

@@ -38,7 +38,7 @@ def test_gaps_are_left_out_and_nothing_at_all_is_said():
     assert max(named(figure, "instructed").y) == 1.0
     assert projection_histogram([], []).layout.annotations[0].text == "no projections"
     with pytest.raises(SteerlensError, match="expected a number"):
-        projection_histogram(["x"], [])  # type: ignore[list-item]
+        projection_histogram(["x"], [])
 
 
 def test_a_vector_shows_its_gap_and_both_projections():

@@ -78,7 +78,6 @@ def test_a_very_tall_picture_is_drawn_at_a_scale_a_browser_can_do(monkeypatch, t
         return b"\x89PNG"
 
     monkeypatch.setattr(kaleido, "calc_fig_sync", draw)
-    go.Figure().update_layout(height=20_000)
     save(go.Figure(layout={"height": 20_000, "width": 800}), tmp_path / "tall.png")
 
     assert asked["height"] * asked["scale"] <= 16_000

@@ -40,9 +40,9 @@ _MOST_BINS = 40
 
 
 def projection_histogram(
-    instructed: Sequence[float],
-    uninstructed: Sequence[float],
-    steered: Sequence[float] | None = None,
+    instructed: Sequence[Any],
+    uninstructed: Sequence[Any],
+    steered: Sequence[Any] | None = None,
     *,
     layer: int | None = None,
     target: float | None = None,
@@ -51,8 +51,8 @@ def projection_histogram(
     """Projections on a direction: without the instruction, with it, and steered.
 
     Args:
-        instructed: projections of instructed residuals (residual-stream units); fit the direction
-            on other pairs, or they lie further apart than they should.
+        instructed: projections of instructed residuals (residual-stream units; missing ones are
+            left out); fit the direction on other pairs, or they lie further apart than they should.
         uninstructed: those of uninstructed ones.
         steered: those of uninstructed ones after steering.
         layer: where, for the title.
