@@ -89,7 +89,7 @@ def _with_and_without(
     n_products = ((keep @ (np.outer(sizes, sizes) * different)) * keep).sum(axis=1)
     squared_gap = ((keep @ gram) * keep).sum(axis=1) / n_products
 
-    covariance = (_covariances(product[0], member) + _covariances(product[1], member)) / 2
+    covariance = _covariances(product @ member, member)
     same = (covariance.diagonal(axis1=1, axis2=2) * keep).sum(axis=1)
     # keepᵀ C keep of each deletion, its diagonal taken out.
     every = np.matmul(np.matmul(covariance, keep[:, :, None])[:, :, 0][:, None], keep[:, :, None])
@@ -101,9 +101,9 @@ def _with_and_without(
 
 
 def _covariances(
-    product: Float[Array, "run pair"], member: Float[Array, "pair block"]
+    along: Float[Array, "side run block"], member: Float[Array, "run block"]
 ) -> Float[Array, "deletion block block"]:
-    """Covariance over runs of their products with the differences of two blocks.
+    """Covariance over runs of their products with two blocks' differences, mean of both sides.
 
     The runs of the two blocks are left out, and those of the deleted block: of none in the first
     place, then of each block in turn.
@@ -111,21 +111,25 @@ def _covariances(
     sizes = member.sum(axis=0)
     n_blocks = len(sizes)
     index = np.arange(n_blocks)
-    along = product @ member
     # Sums over the runs of block h of their products with blocks i and j.
-    moments = np.matmul((member[:, :, None] * along[:, None]).transpose(1, 2, 0), along)
+    order = member.argmax(axis=1).argsort(kind="stable")
+    starts = np.concatenate([[0], sizes.cumsum()[:-1].astype(int)])
+    squares = np.einsum("ski,skj->kij", along[:, order], along[:, order]) / 2
+    moments = squares if len(order) == n_blocks else np.add.reduceat(squares, starts, axis=0)
     moments[index, index] = 0.0
     moments[index, :, index] = 0.0
-    sums = member.T @ along
-    np.fill_diagonal(sums, 0.0)
-
-    second = moments.sum(axis=0) - _deletions(moments)
     kept = 1 - _deletions(np.eye(n_blocks))
-    first = (sums.sum(axis=0) - _deletions(sums))[:, :, None] - kept[:, None] * sums.T
     left = (sizes.sum() - _deletions(sizes))[:, None, None] - (
         kept[:, :, None] * (sizes[:, None] * (1 - np.eye(n_blocks))) + kept[:, None] * sizes
     )
-    result: Array = (second - first * first.transpose(0, 2, 1) / left) / (left - 1)
+    second = moments.sum(axis=0) - _deletions(moments)
+    for side in along:
+        sums = member.T @ side
+        np.fill_diagonal(sums, 0.0)
+        first = (sums.sum(axis=0) - _deletions(sums))[:, :, None] - kept[:, None] * sums.T
+        second -= first * first.transpose(0, 2, 1) / (2 * left)
+    second /= left - 1
+    result: Array = second
     return result
 
 

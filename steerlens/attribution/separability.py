@@ -73,11 +73,13 @@ _KINDS = ("auroc", "d_prime", "d_prime_held_out", "accuracy", "split_half_cosine
 _TIE = 1e-9
 Array = np.ndarray
 
+_FOLDS = 5
+
 
 def rank_layers(
     cache: ResidualCache,
     seed: int = 0,
-    n_folds: int = 5,
+    n_folds: int | None = None,
     n_resamples: int = 1000,
     evidence: Sequence[str] = ("separability",),
 ) -> LayerRanking:
@@ -86,7 +88,7 @@ def rank_layers(
     Args:
         cache: Residuals of both sides.
         seed: Seed of folds, resamples, halves, permutations and directions.
-        n_folds: Cross-validation folds.
+        n_folds: Cross-validation folds; by default 5, or one a base query where there are fewer.
         n_resamples: Bootstrap resamples.
         evidence: Kinds from `EVIDENCE`; separability is always there. ``"probes"`` adds the kinds
             ``lda_auroc``, ``logistic_auroc``, ``first_component_auroc`` and the same with
@@ -105,6 +107,8 @@ def rank_layers(
     for name in evidence:
         if name not in EVIDENCE:
             raise unknown_name("kind of evidence", name, EVIDENCE)
+    if n_folds is None:
+        n_folds = max(2, min(_FOLDS, len(set(cache.groups))))
     folds = check_rankable(cache, n_folds, seed)
     groups = group_numbers(cache.groups)
     draws = query_draws(cache.groups, n_resamples, seed)
