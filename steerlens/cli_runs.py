@@ -85,7 +85,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from steerlens.evaluation import catalogue_prompts, read_prompts
     from steerlens.evaluation.run import EvaluationSettings
     from steerlens.evaluation.run import evaluate as run_evaluation
+    from steerlens.files import write_text
     from steerlens.plans.plan import Plan
+    from steerlens.report.evaluation import render_evaluation
 
     prompts: Any = (
         read_prompts(arguments.data, skip_unknown=arguments.skip_unknown)
@@ -103,6 +105,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     result = run_evaluation(
         load(arguments), prompts, arguments.out, plan, settings, resume=arguments.resume
     )
+    page = write_text(
+        arguments.out / "evaluation.html", render_evaluation(result.summary, result.responses)
+    )
     if arguments.json:
         print_json(result.summary)
         return
@@ -112,7 +117,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             f"{name:24} {loose['rate']:6.1%} [{loose['low']:.1%}, {loose['high']:.1%}] "
             f"of {record['all']['n']}; degenerate {record['all']['degenerate']['rate']:.1%}"
         )
-    print(f"responses and summary written to {arguments.out}")
+    print(f"responses and summary written to {arguments.out}, the page to {page}")
 
 
 def _judge(arguments: argparse.Namespace) -> str | None:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.answers import Answer, Answerer
@@ -19,6 +20,9 @@ from steerlens.models import model_info
 from steerlens.plans.fitting import VectorBook
 from steerlens.plans.plan import Plan
 from steerlens.runs import Run, piece_name
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["EVALUATION_SCHEMA", "Evaluation", "EvaluationSettings", "evaluate"]
 
@@ -67,6 +71,44 @@ class Evaluation:
             for name, record in self.summary["conditions"].items()
         )
         return f"Evaluation({len(self.responses)} responses: {rates})"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a condition and instruction (``"all prompts"`` first): `n`, loose rate, interval.
+
+        Columns: `instruction`, `condition`, `n`, `rate`, `low`, `high`, `strict`, `degenerate`,
+        `median_perplexity`, `median_words`.
+        """
+        rows = []
+        for condition, record in self.summary["conditions"].items():
+            for name, rates in {"all prompts": record["all"], **record["instructions"]}.items():
+                rows.append(
+                    {
+                        "instruction": name,
+                        "condition": condition,
+                        "n": rates["n"],
+                        **rates["loose"],
+                        "strict": rates["strict"]["rate"],
+                        "degenerate": rates["degenerate"]["rate"],
+                        "median_perplexity": rates["median_perplexity"],
+                        "median_words": rates["median_words"],
+                    }
+                )
+        frame = pd.DataFrame(rows)
+        return frame.sort_values(
+            "instruction", key=lambda names: names != "all prompts", kind="stable"
+        ).reset_index(drop=True)
+
+    def plot(self) -> "go.Figure":
+        """Rates by instruction and condition with their intervals."""
+        from steerlens.plots.rates import condition_rates
+
+        return condition_rates(self.table)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
 
 def evaluate(

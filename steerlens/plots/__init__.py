@@ -32,6 +32,7 @@ share one theme (`steerlens.plots.theme`): colour-blind-safe, for light and dark
 from steerlens.plots.bars import ranked_tokens, response_lengths
 from steerlens.plots.layers import evidence_curves, layer_curves, recovery_curve
 from steerlens.plots.maps import cosine_matrix, instruction_layer_heatmap, layer_token_map
+from steerlens.plots.rates import condition_rates
 from steerlens.plots.residuals import (
     norm_curves,
     projection_histogram,
@@ -51,6 +52,7 @@ __all__ = [
     "TEMPLATE",
     "Picture",
     "Section",
+    "condition_rates",
     "cosine_matrix",
     "evidence_curves",
     "instruction_layer_heatmap",

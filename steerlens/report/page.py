@@ -19,29 +19,21 @@ Path("report.html").write_text(render_report(data), encoding="utf-8")
 ```
 """
 
-import hashlib
-import json
-import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 import plotly.graph_objects as go
-import plotly.io
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from steerlens.plots import cosine_matrix, instruction_layer_heatmap
 from steerlens.plots.tokens import strip_css
 from steerlens.report.details import pack_details
+from steerlens.report.html import environment, nonce_of, package_text, writable
 from steerlens.report.schema import check
 from steerlens.report.sections import group_names, instruction_section, run_tables
 
 __all__ = ["render_report"]
-
-# Of plotly's tools only saving a picture stays: dragging zooms and a double click resets anyway.
-_PLOT_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage"]]}
 
 
 def render_report(data: Mapping[str, Any]) -> str:
@@ -56,26 +48,28 @@ def render_report(data: Mapping[str, Any]) -> str:
         instruction_section(instruction, number, strips)
         for number, instruction in enumerate(data["instructions"], start=1)
     ]
-    nonce = _nonce(data)
-    environment = _environment(nonce)
-    page = environment.get_template("template.html.j2").render(
-        schema=data["schema"],
-        model=data["model"],
-        provenance=data["provenance"],
-        run_tables=run_tables(data),
-        sections=sections,
-        groups=group_names(sections),
-        maps=_maps(data),
-        cosines=_cosines(data),
-        details=pack_details(strips),
-        nonce=nonce,
-        plotly_js=Markup(get_plotlyjs()),
-        figures_js=Markup(_package_text("figures.js")),
-        page_css=Markup(strip_css() + _package_text("page.css")),
-        page_js=Markup(_package_text("page.js")),
+    nonce = nonce_of(data)
+    page = (
+        environment(nonce)
+        .get_template("template.html.j2")
+        .render(
+            schema=data["schema"],
+            model=data["model"],
+            provenance=data["provenance"],
+            run_tables=run_tables(data),
+            sections=sections,
+            groups=group_names(sections),
+            maps=_maps(data),
+            cosines=_cosines(data),
+            details=pack_details(strips),
+            nonce=nonce,
+            plotly_js=Markup(get_plotlyjs()),
+            figures_js=Markup(package_text("figures.js")),
+            page_css=Markup(strip_css() + package_text("page.css")),
+            page_js=Markup(package_text("page.js")),
+        )
     )
-    # Lone surrogates cannot be written as UTF-8; NUL is not allowed in HTML.
-    return re.sub("[\ud800-\udfff\0]", "\ufffd", page)
+    return writable(page)
 
 
 def _maps(data: Mapping[str, Any]) -> dict[str, go.Figure | None]:
@@ -103,45 +97,3 @@ def _cosines(data: Mapping[str, Any]) -> go.Figure | None:
     if len(cosines["ids"]) < 2:
         return None
     return cosine_matrix(cosines["ids"], cosines["matrix"], cosines["layer"], title="")
-
-
-def _environment(nonce: str) -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(_package_text),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-    def embed(figure: go.Figure, div_id: str) -> Markup:
-        """A figure's markup; its JSON comes from plotly with every `<`, `>` and `/` escaped."""
-        text = plotly.io.to_html(
-            figure,
-            full_html=False,
-            include_plotlyjs=False,
-            div_id=div_id,
-            config=_PLOT_CONFIG,
-            # The place is kept before the figure is drawn, so that nothing jumps.
-            default_height=f"{figure.layout.height}px",
-        )
-        return Markup(text.replace("<script", f'<script nonce="{nonce}"'))
-
-    environment.filters["embed"] = embed
-    environment.filters["breakable"] = _breakable
-    return environment
-
-
-def _breakable(identifier: str) -> Markup:
-    """An id that a narrow column may break after `:` and `_`."""
-    return Markup(re.sub("([:_])", r"\1<wbr>", str(escape(identifier))))
-
-
-def _nonce(data: Mapping[str, Any]) -> str:
-    """A token that a text inside `data` cannot know, as it depends on all of it."""
-    text = json.dumps(data, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]
-
-
-def _package_text(name: str) -> str:
-    return files("steerlens.report").joinpath(name).read_text(encoding="utf-8")
