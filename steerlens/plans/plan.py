@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import FileFormatError, SteerlensError, unknown_name
 from steerlens.instructions import Instruction, catalogue
 from steerlens.models import model_info
 from steerlens.plans.fitting import FitRecipe, VectorBook
-from steerlens.plans.settings import Candidate, candidate_from_json
+from steerlens.plans.settings import Candidate, candidate_from_json, describe
 from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector
 
@@ -140,6 +141,40 @@ class Plan:
         if not parts:
             return None
         return Steering(tuple(one for part in parts for one in part.interventions))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row an instruction and context: the choice, and what it did on the select split.
+
+        Columns: `instruction`, `context`, `choice`, `n`, `rate` with `low` and `high`,
+        `corrected_rate` (choosing the best of many taken off) with its ends, `unsteered_rate` with
+        its ends, `degenerate`, `perplexity`, `unsteered_perplexity`.
+        """
+        rows = []
+        for name in self.instructions:
+            for context in CONTEXTS:
+                record = self.data["instructions"][name][context]
+                told = {key: value for key, value in record.items() if key != "parts"}
+                choice = describe(self.candidate(name, context))
+                rows.append({"instruction": name, "context": context, "choice": choice, **told})
+        return pd.DataFrame(rows)
+
+    @property
+    def tried(self) -> pd.DataFrame:
+        """Every candidate of every stage, for every instruction, as the search scored it."""
+        return pd.DataFrame(
+            [
+                {"instruction": name, **row}
+                for name in self.instructions
+                for row in self.data["instructions"][name]["table"]
+            ]
+        )
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        columns = ["instruction", "context", "choice", "rate", "low", "high", "unsteered_rate"]
+        return summary(repr(self), table=self.table[columns])
 
     def __repr__(self) -> str:
         return f"Plan({self.data['model']['reference']}, {len(self.instructions)} instructions)"

@@ -1,0 +1,71 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Length
+#
+# Five levels, from *extremely brief* to *extremely verbose* (Stolfo et al. 2025, §4). Two
+# questions: do steered responses get longer level by level, and how does length move with strength?
+
+# %%
+import pandas as pd
+
+import steerlens as sl
+from analyses import behaviour, lengths
+from steerlens.plots import length_over_strength
+
+model = sl.load_model(behaviour.MODEL, dtype="auto")
+LEVELS = [
+    f"length:{one}"
+    for one in ("extremely_brief", "brief", "medium", "verbose", "extremely_verbose")
+]
+if behaviour.SMALL:
+    LEVELS = [LEVELS[0], LEVELS[-1]]
+
+# %% [markdown]
+# ## Steered by level
+#
+# Where and how hard was chosen on the `select` split; the prompts here are of the `report` split
+# and do not say how long the answer should be.
+
+# %%
+plan = behaviour.planned(model, LEVELS, "length")
+result = behaviour.evaluated(
+    model, behaviour.report_prompts(LEVELS), "length-report", plan, max_new_tokens=384
+)
+behaviour.keep(result.plot(), "length-report")
+
+# %%
+words = lengths.words_by_level(result)
+words.loc[LEVELS]
+
+# %% [markdown]
+# ## Length over strength
+#
+# One vector, *extremely verbose* − *extremely brief* prompts at the last prompt token, added at one
+# layer with strengths of both signs: negative ones shorten. Dashed: a random direction as long.
+
+# %%
+rows = lengths.sweep(model, LEVELS[0], LEVELS[-1])
+figure = length_over_strength(rows, unit="words")
+behaviour.keep(figure, "length-over-strength")
+
+# %%
+sweep = pd.concat({name: pd.DataFrame(own) for name, own in rows.items()}, names=["line", "row"])
+sweep.round(2)
+
+# %% [markdown]
+# ## Claims and verdicts
+
+# %%
+behaviour.verdicts(lengths.claims(words.loc[LEVELS], sweep, result))

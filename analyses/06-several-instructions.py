@@ -1,0 +1,58 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Several instructions at once
+#
+# Each instruction keeps its own layer, operation and strength, chosen alone on the `select` split;
+# the interventions of a prompt's instructions are applied together (Stolfo et al. 2025, §6). How
+# much does each lose by the company of the other? If they were independent, both would be followed
+# as often as the product of their rates alone.
+
+# %%
+import steerlens as sl
+from analyses import behaviour, together
+from steerlens.evaluation import several
+
+model = sl.load_model(behaviour.MODEL, dtype="auto")
+PAIRS = [
+    ("detectable_format:title", "change_case:english_lowercase"),
+    ("detectable_format:title", "length:extremely_brief"),
+    ("change_case:english_capital", "punctuation:no_comma"),
+    ("change_case:english_lowercase", "length:extremely_brief"),
+]
+if behaviour.SMALL:
+    PAIRS = PAIRS[:1]
+
+# %%
+plan = together.plan_of(model, PAIRS)
+plan.table[plan.table.context == "uninstructed"]
+
+# %% [markdown]
+# ## Alone and together, on the same prompts of the report split
+
+# %%
+prompts = several(PAIRS, 2 if behaviour.SMALL else 24)
+both = behaviour.evaluated(model, prompts, "several-together", plan)
+alone = behaviour.evaluated(model, together.one_by_one(prompts), "several-alone", plan)
+table = together.table(both, alone)
+table
+
+# %%
+behaviour.keep(both.plot(), "several-together")
+
+# %% [markdown]
+# ## Claims and verdicts
+
+# %%
+behaviour.verdicts(together.claims(table, both))

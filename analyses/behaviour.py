@@ -1,0 +1,151 @@
+"""What the notebooks about behaviour share: where runs are kept, sizes, and the table of verdicts.
+
+A run is kept in a folder (``STEERLENS_RUNS``, by default ``runs``) and resumed when it is there, so
+that a notebook executed again reads what the first time computed. ``STEERLENS_SMALL=1`` shrinks
+everything to a check that the notebook runs; its numbers then mean nothing. Files with further
+prompts are used where ``STEERLENS_DATA`` names their folder.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+import steerlens as sl
+from steerlens.evaluation import (
+    EvaluationPrompt,
+    Interval,
+    PromptFile,
+    catalogue_prompts,
+    read_prompts,
+)
+from steerlens.evaluation.judge import DEFAULT_JUDGE
+from steerlens.evaluation.run import Evaluation, EvaluationSettings, evaluate
+from steerlens.models import available_models
+from steerlens.plans import FitRecipe, Plan
+from steerlens.search import SearchSettings, Stage, search
+
+SMALL = os.environ.get("STEERLENS_SMALL") == "1"
+MODEL = "smollm2-135m-instruct"
+FIGURES = Path(__file__).parent.parent / "figures"
+_RUNS = Path(os.environ.get("STEERLENS_RUNS", "runs")) / ("small" if SMALL else "full")
+
+
+def judge() -> str | None:
+    """The usual judge where it is installed."""
+    ready = any(one.name == DEFAULT_JUDGE and one.installed for one in available_models())
+    return DEFAULT_JUDGE if ready and not SMALL else None
+
+
+def planned(model: Any, instructions: Sequence[str], name: str) -> Plan:
+    """Where and how hard to steer for each, searched on the ``select`` split, in a run `name`."""
+    sizes: dict[str, Any] = {}
+    if SMALL:
+        sizes = {
+            "broad": Stage(2, 8, 2),
+            "narrow": Stage(2, 8, 1),
+            "final": Stage(2, 12, 1),
+            "n_evidence": 2,
+            "recipe": FitRecipe(4, 4, 4, response_tokens=8, least_own=2),
+        }
+    folder = _RUNS / "plans" / name
+    settings = SearchSettings(judge=judge(), **sizes)
+    return search(model, instructions, folder, settings, resume=_exists(folder))
+
+
+def evaluated(
+    model: Any,
+    prompts: PromptFile | Sequence[EvaluationPrompt],
+    name: str,
+    plan: Plan | None,
+    max_new_tokens: int = 256,
+) -> Evaluation:
+    """All conditions on these prompts, in a run called `name`."""
+    folder = _RUNS / name
+    settings = EvaluationSettings(
+        max_new_tokens=12 if SMALL else max_new_tokens, judge=judge(), skip_unknown=True
+    )
+    return evaluate(model, prompts, folder, plan, settings, resume=_exists(folder))
+
+
+def report_prompts(instructions: Sequence[str], n: int = 24) -> tuple[EvaluationPrompt, ...]:
+    """Prompts of the catalogue's ``report`` split: neither fitted nor chosen on."""
+    return catalogue_prompts(instructions, 2 if SMALL else n)
+
+
+def given_prompts(file: str) -> PromptFile | None:
+    """A public evaluation file, where the folder of them is known."""
+    folder = os.environ.get("STEERLENS_DATA")
+    if SMALL or not folder or not (Path(folder) / file).exists():
+        return None
+    return read_prompts(Path(folder) / file, skip_unknown=True)
+
+
+def joined(*plans: Plan) -> Plan:
+    """One plan of several that were searched on the same model."""
+    instructions: dict[str, Any] = {}
+    vectors: dict[tuple[str, str], sl.SteeringVector] = {}
+    for plan in plans:
+        instructions |= plan.data["instructions"]
+        vectors |= plan.vectors
+    return Plan({**plans[0].data, "instructions": instructions}, vectors)
+
+
+def percent(rates: Mapping[str, float], value: str = "rate") -> str:
+    """A share with its interval."""
+    return f"{rates[value]:.0%} [{rates['low']:.0%}, {rates['high']:.0%}]"
+
+
+def rate(interval: Interval) -> str:
+    """An interval of `steerlens.evaluation.statistics` in percent."""
+    return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
+
+
+def difference(result: Evaluation, condition: str, minus: str) -> Mapping[str, Any]:
+    """The record of one condition minus another."""
+    return next(
+        one
+        for one in result.summary["differences"]
+        if (one["condition"], one["minus"]) == (condition, minus)
+    )
+
+
+def claim(
+    said: str, result: Evaluation, condition: str, minus: str, where: str
+) -> tuple[str, str, str, str]:
+    """A row of the table of verdicts: one condition minus another, in points."""
+    one = difference(result, condition, minus)
+    points = {key: 100 * one["loose"][key] for key in ("difference", "low", "high")}
+    measured = (
+        f"{condition} − {minus}: {points['difference']:+.0f} points "
+        f"[{points['low']:+.0f}, {points['high']:+.0f}]"
+    )
+    model = result.summary["model"]["reference"]
+    return said, measured, f"{model}, {where}, {one['n']} prompts", sign(one["loose"])
+
+
+def sign(interval: Mapping[str, float]) -> str:
+    """Shown when an interval lies above zero, refuted when below, open when it holds zero."""
+    if interval["low"] > 0:
+        return "shown"
+    return "refuted" if interval["high"] < 0 else "open"
+
+
+def verdicts(rows: Sequence[tuple[str, str, str, str]]) -> pd.DataFrame:
+    """The plain table each notebook ends with."""
+    table = pd.DataFrame(rows, columns=["paper's claim", "measured here", "on", "verdict"])
+    return table.set_index("paper's claim")
+
+
+def keep(figure: go.Figure, name: str) -> go.Figure:
+    """Save a figure as an interactive page in ``figures/`` (not from a small run)."""
+    if not SMALL:
+        sl.plots.save(figure, FIGURES / f"{name}.html")
+    return figure
+
+
+def _exists(folder: Path) -> bool:
+    return (folder / "manifest.json").exists()

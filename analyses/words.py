@@ -1,0 +1,173 @@
+"""Words to avoid: taking away the vector of using them, or adding one of avoiding them."""
+
+import re
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+import steerlens as sl
+from analyses import behaviour
+from steerlens.evaluation import fluency, is_degenerate, wilson
+from steerlens.evaluation.run import Evaluation
+from steerlens.plots import condition_rates
+
+__all__ = ["avoidance", "avoidance_plot", "claims"]
+
+_USE, _AVOID = "keywords:existence", "keywords:forbidden_words"
+_LAYERS = (16, 20, 24)
+_STRENGTHS = (1.0, 2.0)
+_SHORT = 5
+
+
+def avoidance(model: Any) -> pd.DataFrame:
+    """How often a word the model would use is still there, steered away from it in several ways.
+
+    Layer and strength of each way are chosen on queries of the ``select`` split and measured on
+    the ``report`` split.
+
+    Returns:
+        One row a way: `n`, `rate` of responses with the word, `low`, `high`, `degenerate`,
+        and the `setting` chosen.
+    """
+    n, n_tokens = (2, 8) if behaviour.SMALL else (16, 128)
+    chosen: dict[str, tuple[int, float]] = {}
+    rows = []
+    for split in ("select", "report"):
+        asked = _asked(model, split, n, n_tokens)
+        vectors = [_vectors(model, word, split) for _, word, _ in asked]
+        for way in ("include, subtracted", "avoid, added", "placebo"):
+            settings = [(layer, s) for layer in _LAYERS for s in _STRENGTHS]
+            if split == "report":
+                settings = [chosen[way if way != "placebo" else "include, subtracted"]]
+            scored = [
+                (setting, *_scored(model, asked, [one[way] for one in vectors], setting, n_tokens))
+                for setting in settings
+            ]
+            # Fewest responses that use the word or loop; the weaker setting wins ties.
+            setting, used, loops = min(scored, key=lambda one: (one[1] + one[2], one[0][1]))
+            chosen[way] = setting
+            if split == "report":
+                rows.append(_row(way, used, loops, len(asked), setting))
+        if split == "report":
+            loops = sum(is_degenerate(fluency(text)) for _, _, text in asked)
+            rows.insert(0, _row("unsteered", len(asked), loops, len(asked), None))
+    return pd.DataFrame(rows)
+
+
+def avoidance_plot(table: pd.DataFrame) -> go.Figure:
+    """Rate of responses that still use the word, by way."""
+    rows = table.assign(instruction="the word is used", condition=table["way"])
+    return condition_rates(rows, title="How often the word is still there")
+
+
+def claims(include: Evaluation, avoided: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """Rows of the table of verdicts."""
+    model = include.summary["model"]["reference"]
+    steered = include.summary["conditions"]["uninstructed+steering"]["all"]
+    ways: dict[Any, dict[str, Any]] = avoided.set_index("way").to_dict("index")  # type: ignore[assignment]
+    rows = [
+        behaviour.claim(
+            "words can be steered in",
+            include,
+            "uninstructed+steering",
+            "uninstructed",
+            "report split",
+        ),
+        (
+            "… in at least half of the answers",
+            behaviour.percent(steered["loose"]),
+            f"{model}, report split, {steered['n']} prompts",
+            "shown"
+            if steered["loose"]["low"] >= 0.5
+            else "reached"
+            if steered["loose"]["rate"] >= 0.5
+            else "not reached",
+        ),
+    ]
+    for way in ("include, subtracted", "avoid, added"):
+        one = ways[way]
+        rows.append(
+            (
+                f"a word is avoided: {way}",
+                f"still used {behaviour.percent(one)}, degenerate {one['degenerate']:.0%}, "
+                f"placebo still used {ways['placebo']['rate']:.0%}",
+                f"{model}, report split, {one['n']} answers that used it",
+                "halved" if one["rate"] <= 0.5 else "not halved",
+            )
+        )
+    return rows
+
+
+def _asked(model: Any, split: str, n: int, n_tokens: int) -> list[tuple[str, str, str]]:
+    """Queries with the word their unsteered answer uses most, and that answer."""
+    pairs = sl.contrast_pairs(_USE, n=n, split=split)
+    prompts = [pair.uninstructed for pair in pairs]
+    texts = sl.generate(model, prompts, max_new_tokens=n_tokens).texts
+    found = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        counts = Counter(word for word in re.findall("[a-z]+", text.lower()) if len(word) > _SHORT)
+        if counts:
+            found.append((prompt, counts.most_common(1)[0][0], text))
+    return found
+
+
+def _vectors(model: Any, word: str, split: str) -> dict[str, sl.SteeringVector]:
+    """Vectors for one word, fitted on the ``fit`` split."""
+    n = 4 if behaviour.SMALL else 16
+    caches = {
+        name: sl.cache_residuals(
+            model,
+            sl.contrast_pairs(name, n=n, split="fit", kwargs={argument: [word]}),
+            batch_size=32,
+            progress=False,
+        )
+        for name, argument in ((_USE, "keywords"), (_AVOID, "forbidden_words"))
+    }
+    return {
+        "include, subtracted": sl.difference_of_means(caches[_USE]),
+        "avoid, added": sl.difference_of_means(caches[_AVOID]),
+        "placebo": sl.random_direction(caches[_USE]),
+    }
+
+
+def _scored(
+    model: Any,
+    asked: list[tuple[str, str, str]],
+    vectors: list[sl.SteeringVector],
+    setting: tuple[int, float],
+    n_tokens: int,
+) -> tuple[int, int]:
+    """How many responses use their word, and how many loop."""
+    layer, strength = setting
+    steerings = [
+        vector.at(
+            layer, "add", strength if vector.metadata.get("instruction") == _AVOID else -strength
+        )
+        for vector in vectors
+    ]
+    texts = sl.generate(
+        model, [prompt for prompt, _, _ in asked], steerings, max_new_tokens=n_tokens
+    ).texts
+    used = sum(
+        re.search(rf"\b{re.escape(word)}\b", text.lower()) is not None
+        for (_, word, _), text in zip(asked, texts, strict=True)
+    )
+    return used, sum(is_degenerate(fluency(text)) for text in texts)
+
+
+def _row(
+    way: str, used: int, loops: int, n: int, setting: tuple[int, float] | None
+) -> dict[str, Any]:
+    interval = wilson(used, n)
+    said = "none" if setting is None else f"add ×{setting[1]:g} at layer {setting[0]}"
+    return {
+        "way": way,
+        "n": n,
+        "rate": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "degenerate": loops / n,
+        "setting": said,
+    }
