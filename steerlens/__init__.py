@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from steerlens.plans import Plan
     from steerlens.search import SearchSettings
     from steerlens.steering import Intervention, Steering
+    from steerlens.transfer import LayerMaps, Transfer, fit_maps, map_texts, transfer_vector
     from steerlens.vectors import (
         SteeringVector,
         difference_of_means,
@@ -152,6 +153,13 @@ _HOMES = {
         "Intervention",
         "Steering",
     ),
+    "steerlens.transfer": (
+        "LayerMaps",
+        "Transfer",
+        "fit_maps",
+        "map_texts",
+        "transfer_vector",
+    ),
     "steerlens.vectors": (
         "SteeringVector",
         "difference_of_means",
@@ -177,6 +185,7 @@ __all__ = [
     "Generations",
     "Instruction",
     "Intervention",
+    "LayerMaps",
     "LayerRanking",
     "PatchingMap",
     "Plan",
@@ -189,6 +198,7 @@ __all__ = [
     "SteeringVector",
     "SteerlensError",
     "TokenEffects",
+    "Transfer",
     "VocabularyReadout",
     "activation_patching",
     "available_models",
@@ -205,6 +215,7 @@ __all__ = [
     "evaluate",
     "first_token_recovery",
     "fit_condition",
+    "fit_maps",
     "generate",
     "instruction_geometry",
     "joint_projection",
@@ -214,6 +225,7 @@ __all__ = [
     "load_library",
     "load_model",
     "load_vector",
+    "map_texts",
     "mean_centred",
     "model_info",
     "pca_of_differences",
@@ -225,6 +237,7 @@ __all__ = [
     "save_library",
     "steer",
     "token_effects",
+    "transfer_vector",
     "vocabulary_readout",
     "writing_components",
 ]

@@ -6,21 +6,16 @@ Exit code 0 on success, 2 for bad input, with one line that says what is wrong.
 
 import argparse
 import json
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import steerlens
-from steerlens import cli_runs
-from steerlens.cli_common import finite, instruction_ids, load, print_json
+from steerlens import cli_runs, cli_vectors
+from steerlens.cli_common import caches, finite, instruction_ids, load, pair_sets, print_json
 from steerlens.errors import SteerlensError
-
-if TYPE_CHECKING:
-    from steerlens.activations import ResidualCache
-    from steerlens.pairs import ContrastSet
 
 __all__ = ["main"]
 
@@ -78,13 +73,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(rank)
     _add_pairs(rank)
     rank.add_argument("--out", type=Path, help="folder for ranking.json, ranking.csv and plot")
-    vector = command("vector", _vector, "make a steering vector (difference of means)")
+    vector = command("vector", cli_vectors.vector, "make a steering vector, or a library of them")
     _add_model(vector)
     _add_pairs(vector)
-    vector.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    steer = command("steer", _steer, "answer a prompt with and without steering")
+    cli_vectors.add_vector(vector)
+    steer = command("steer", cli_vectors.steer, "answer a prompt with and without steering")
     _add_model(steer)
-    _add_steering(steer)
+    cli_vectors.add_steering(steer)
+    calibrate = command("calibrate", cli_vectors.calibrate, "find the strength for a KL budget")
+    _add_model(calibrate)
+    cli_vectors.add_calibrate(calibrate)
+    convert = command("convert", cli_vectors.convert, "write a vector in another tool's format")
+    cli_vectors.add_convert(convert)
+    transfer = command("transfer", cli_vectors.transfer, "carry a vector to another model")
+    _add_model(transfer)
+    _add_pairs(transfer)
+    cli_vectors.add_transfer(transfer)
     search = command("search", cli_runs.search, "choose where and how hard to steer, by behaviour")
     _add_model(search, dtype="auto", chat_format=False)
     cli_runs.add_search(search)
@@ -127,20 +131,6 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
         "--position", default="last_prompt", help="last_prompt, response_mean or a token index"
     )
     parser.add_argument("--batch-size", type=int, default=16)
-
-
-def _add_steering(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vector", type=Path, required=True, help="a .safetensors vector")
-    parser.add_argument("--layer", type=int, required=True)
-    parser.add_argument(
-        "--operation", default="set_projection", help="add, set_projection or ablate"
-    )
-    parser.add_argument("--strength", type=float, default=1.0)
-    parser.add_argument("--scope", default="all", help="all, prompt or response")
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -189,14 +179,14 @@ def _instructions(arguments: argparse.Namespace) -> None:
 
 
 def _rank(arguments: argparse.Namespace) -> None:
-    sets = _pair_sets(arguments)  # before the slow imports: a mistyped name is refused at once
+    sets = pair_sets(arguments)  # before the slow imports: a mistyped name is refused at once
     from steerlens.attribution import rank_layers
     from steerlens.files import check_writable, write_text
     from steerlens.plots import layer_curves
 
     if arguments.out is not None:
         check_writable(arguments.out / "ranking.json")
-    rankings = [rank_layers(cache, seed=arguments.seed) for cache in _caches(arguments, sets)]
+    rankings = [rank_layers(cache, seed=arguments.seed) for cache in caches(arguments, sets)]
     for ranking in rankings:
         if arguments.out is None:
             continue
@@ -220,68 +210,6 @@ def _rank(arguments: argparse.Namespace) -> None:
         print(frame.to_string(index=False, float_format="{:.3f}".format))
         print(f"best layer: {ranking.best_layer} ({ranking.rule})")
         print("note: separability does not tell where steering works; see `steerlens report`\n")
-
-
-def _vector(arguments: argparse.Namespace) -> None:
-    n_wanted = len(arguments.instruction) + bool(arguments.pairs)
-    if arguments.all or n_wanted != 1:
-        raise SteerlensError("give exactly one --instruction or one --pairs file for one vector")
-    sets = _pair_sets(arguments)
-    from steerlens.files import check_writable
-    from steerlens.vectors import difference_of_means
-
-    check_writable(arguments.out)
-    [cache] = _caches(arguments, sets)
-    vector = difference_of_means(cache)
-    vector.save(arguments.out)
-    if arguments.json:
-        print_json(
-            {
-                "path": str(arguments.out),
-                "layers": list(vector.layers),
-                "gaps": vector.gaps.tolist(),
-                "targets": vector.targets.tolist(),
-                "metadata": dict(vector.metadata),
-            }
-        )
-        return
-    print(f"{vector!r} written to {arguments.out}")
-
-
-def _steer(arguments: argparse.Namespace) -> None:
-    from steerlens.effects import steer
-    from steerlens.vectors import SteeringVector
-
-    vector = SteeringVector.load(arguments.vector)
-    steering = vector.at(arguments.layer, arguments.operation, arguments.strength, arguments.scope)
-    run = steer(
-        load(arguments),
-        arguments.prompt,
-        steering,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-        chat_format=arguments.chat_format,
-    )
-    frame = run.effects.frame
-    if arguments.json:
-        print_json(
-            {
-                "prompt": run.prompt,
-                "baseline": run.baseline,
-                "steered": run.steered,
-                "parts_at": run.parts_at,
-                "settings": dict(run.settings),
-                "effects": frame.to_dict("records"),
-            }
-        )
-        return
-    print(f"baseline:\n{run.baseline}\n\nsteered ({steering.interventions[0].describe()}):")
-    print(f"{run.steered}\n\nlargest effects:")
-    columns = ["position", "token", "role", "kl", "projection_before", "projection_after"]
-    strongest = frame.nlargest(10, "kl")[columns].sort_values("position")
-    strongest["token"] = strongest["token"].map(repr)
-    print(strongest.to_string(index=False, float_format="{:.3f}".format))
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -324,43 +252,6 @@ def _report(arguments: argparse.Namespace) -> None:
         )
         return
     print(f"report written to {page}")
-
-
-def _pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
-    from steerlens.pairs import ContrastSet, contrast_pairs
-
-    if arguments.pairs is not None:
-        if arguments.instruction or arguments.all:
-            raise SteerlensError("give either --pairs or --instruction, not both")
-        read = (
-            ContrastSet.from_csv
-            if arguments.pairs.suffix.lower() == ".csv"
-            else ContrastSet.from_jsonl
-        )
-        return [read(arguments.pairs)]
-    return [
-        contrast_pairs(name, n=arguments.n, seed=arguments.seed, split="fit")
-        for name in instruction_ids(arguments)
-    ]
-
-
-def _caches(arguments: argparse.Namespace, sets: "Sequence[ContrastSet]") -> "list[ResidualCache]":
-    from steerlens.activations import cache_residuals
-
-    position: Any = arguments.position
-    if re.fullmatch(r"-?[0-9]+", position):
-        position = int(position)
-    model = load(arguments)
-    return [
-        cache_residuals(
-            model,
-            pairs,
-            position=position,
-            batch_size=arguments.batch_size,
-            chat_format=arguments.chat_format,
-        )
-        for pairs in sets
-    ]
 
 
 if __name__ == "__main__":

@@ -2,12 +2,18 @@
 
 import argparse
 import json
+import re
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from steerlens.errors import SteerlensError
 
-__all__ = ["finite", "instruction_ids", "load", "print_json"]
+if TYPE_CHECKING:
+    from steerlens.activations import ResidualCache
+    from steerlens.pairs import ContrastSet
+
+__all__ = ["caches", "finite", "instruction_ids", "load", "pair_sets", "print_json"]
 
 
 def load(arguments: argparse.Namespace) -> Any:
@@ -28,6 +34,47 @@ def instruction_ids(arguments: argparse.Namespace) -> list[str]:
     if not arguments.instruction:
         raise SteerlensError("give --instruction ID (it repeats), or --all for the catalogue")
     return [catalogue[name].id for name in dict.fromkeys(arguments.instruction)]
+
+
+def pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
+    """Contrast pairs of the file, or of each instruction asked for."""
+    from steerlens.pairs import ContrastSet, contrast_pairs
+
+    if arguments.pairs is not None:
+        if arguments.instruction or arguments.all:
+            raise SteerlensError("give either --pairs or --instruction, not both")
+        read = (
+            ContrastSet.from_csv
+            if arguments.pairs.suffix.lower() == ".csv"
+            else ContrastSet.from_jsonl
+        )
+        return [read(arguments.pairs)]
+    return [
+        contrast_pairs(name, n=arguments.n, seed=arguments.seed, split="fit")
+        for name in instruction_ids(arguments)
+    ]
+
+
+def caches(
+    arguments: argparse.Namespace, sets: "Sequence[ContrastSet]", model: Any = None
+) -> "list[ResidualCache]":
+    """Residuals of each set, on the model asked for unless one is given."""
+    from steerlens.activations import cache_residuals
+
+    position: Any = arguments.position
+    if re.fullmatch(r"-?[0-9]+", position):
+        position = int(position)
+    model = load(arguments) if model is None else model
+    return [
+        cache_residuals(
+            model,
+            pairs,
+            position=position,
+            batch_size=arguments.batch_size,
+            chat_format=arguments.chat_format,
+        )
+        for pairs in sets
+    ]
 
 
 def print_json(value: Any) -> None:

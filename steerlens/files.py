@@ -145,7 +145,7 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
         ) from error
     try:
         record = json.loads(metadata[HEADER_KEY])
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, ValueError, RecursionError):  # brackets nested thousands deep
         record = None
     if not isinstance(record, dict):
         raise FileFormatError(

@@ -89,7 +89,7 @@ def test_a_vector_made_on_the_command_line_steers_on_the_command_line(capsys, tm
         (["rank", "--instruction", TITLE, "--n", "2", "--position", "lst"], "position"),
         (["steer", "--vector", "none.safetensors", "--layer", "1", "--prompt", "x"], "no file at"),
         (["report", "--out", "r"], "--instruction ID"),
-        (["vector", "--all", "--out", "v.safetensors"], "exactly one"),
+        (["vector", "--all", "--out", "v.safetensors"], "exactly one --instruction, or a folder"),
         (["rank", "--instruction", "title"], "did you mean 'detectable_format:title'"),
         (["rank", "--instruction", TITLE, "--n", "2", "--position", "²"], "position"),
         (["rank", "--instruction", TITLE, "--n", "4", "--seed", "-1"], "seed must be between 0"),

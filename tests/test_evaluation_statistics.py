@@ -222,3 +222,12 @@ def test_choosing_needs_settings_and_prompts() -> None:
     for shape in ((0, 5), (3, 1)):
         with pytest.raises(SteerlensError, match="at least 1 × 2"):
             best_of_many(np.zeros(shape, dtype=bool))
+
+
+def test_settings_can_be_chosen_by_worth_and_reported_by_rate():
+    passes = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]], dtype=bool)
+    costly = passes - 2.0 * np.array([[0], [1], [0]])
+    found = best_of_many(passes, worth=costly)
+    assert (found.chosen, found.rate) == (2, 0.5)
+    with pytest.raises(SteerlensError, match="worth has shape"):
+        best_of_many(passes, worth=costly[:2])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from steerlens import files
 from steerlens.errors import FileFormatError, SteerlensError
@@ -54,3 +55,11 @@ def test_a_place_that_cannot_be_written_is_refused_and_one_that_can_is_left_unto
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(SteerlensError, match="read-only"):
         check_writable(tmp_path / "c.json")
+
+
+def test_a_record_nested_deeper_than_python_reads_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "deep"
+    save_file({"x": torch.zeros(1)}, path, metadata={files.HEADER_KEY: "[" * 200_000})
+
+    with pytest.raises(FileFormatError, match="without a steerlens record"):
+        read_tensors(path, "kind")

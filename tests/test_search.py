@@ -15,7 +15,7 @@ from steerlens.evaluation.summary import summarise
 from steerlens.plans import NO_STEERING, FitRecipe, Plan, Setting, VectorBook, describe
 from steerlens.plans.settings import candidate_from_json
 from steerlens.search import SearchSettings, Stage, search
-from steerlens.search.scoring import Score, is_allowed, scored
+from steerlens.search.scoring import Score, is_allowed, scored, worth
 from steerlens.search.space import combinations, first_candidates, neighbours
 
 TITLE = "detectable_format:title"
@@ -63,15 +63,19 @@ def test_candidates_stay_below_the_last_layer_and_differ() -> None:
     assert combinations([(PROMPT,)]) == []
 
 
-def test_a_candidate_that_loops_or_is_hard_to_read_is_dropped() -> None:
-    baseline = _score([False] * 20, [False] * 20, 10.0)
-    one_loop = _score([True] * 20, [True] + [False] * 19, 14.0)
-    two_loops = _score([True] * 20, [True] * 2 + [False] * 18, 10.0)
-    unreadable = _score([True] * 20, [False] * 20, 15.1)
-    assert is_allowed(one_loop, baseline, 0.05, 1.5)
-    assert not is_allowed(two_loops, baseline, 0.05, 1.5)
-    assert not is_allowed(unreadable, baseline, 0.05, 1.5)
-    assert sum(one_loop.successes) == 19
+def test_a_candidate_that_gains_nothing_or_is_hard_to_read_is_dropped() -> None:
+    baseline = _score([True] + [False] * 19, [False] * 20, 10.0)
+    assert is_allowed(_score([True] * 20, [True] * 20, 15.0), baseline, 1.5)
+    assert not is_allowed(_score([True] * 20, [False] * 20, 15.1), baseline, 1.5)
+    assert not is_allowed(_score([True] + [False] * 19, [False] * 20, 9.0), baseline, 1.5)
+
+
+def test_a_response_that_newly_loops_costs_its_price_and_one_that_did_before_nothing() -> None:
+    baseline = _score([False] * 4, [True, False, False, False], 10.0)
+    steered = _score([True, True, False, False], [True, True, False, True], 10.0)
+    assert worth(steered, baseline, 1.0) == [1, 0, 0, -1]
+    assert worth(steered, baseline, 0.25) == [1, 0.75, 0, -0.25]
+    assert sum(steered.successes) == 0
 
 
 def test_scores_count_what_the_checks_say() -> None:

@@ -218,6 +218,7 @@ def best_of_many(
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
     level: float = 0.95,
+    worth: Float[Array, "rows columns"] | None = None,
 ) -> BestOfMany:
     """The setting with the highest rate, and its rate corrected for having been chosen.
 
@@ -230,25 +231,29 @@ def best_of_many(
         n_resamples: Bootstrap resamples.
         seed: Of the resamples.
         level: Coverage aimed at.
+        worth: What settings are chosen by, where that is not the rate alone.
 
     Raises:
-        SteerlensError: No setting, or fewer than two prompts.
+        SteerlensError: No setting, fewer than two prompts, or `worth` of another shape.
     """
     table = np.asarray(passes, dtype=bool)
     if table.ndim != 2 or len(table) < 1 or table.shape[1] < 2:
         raise SteerlensError(
             f"choosing needs passes [setting prompt] of at least 1 × 2; got {table.shape}"
         )
+    value = table.astype(float) if worth is None else np.asarray(worth, dtype=float)
+    if value.shape != table.shape:
+        raise SteerlensError(f"worth has shape {value.shape}, but passes {table.shape}")
     n_settings, n_prompts = table.shape
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_resamples)
     # A resample of all prompts leaves none to score on (1 in 2 for two prompts, else rare).
     drawn = drawn[(drawn == 0).any(axis=1)]
     left_out = drawn == 0
-    chosen = (table @ drawn.T).argmax(axis=0)
+    chosen = (value @ drawn.T).argmax(axis=0)
     scores = (table[chosen] & left_out).sum(axis=1) / left_out.sum(axis=1)
     rates = table.mean(axis=1)
-    best = int(rates.argmax())
+    best = int(value.sum(axis=1).argmax())
     shares = np.bincount(chosen, minlength=n_settings) / max(len(drawn), 1)
     corrected = _score_interval(float(scores.mean()), n_prompts, level)
     uncorrected = _score_interval(float(rates[best]), n_prompts, level)

@@ -30,7 +30,7 @@ from steerlens.instructions import Instruction
 from steerlens.pairs import ContrastPair, contrast_pairs
 from steerlens.plans.fitting import VectorBook, most_pairs
 from steerlens.plans.settings import NO_STEERING, Candidate
-from steerlens.search.scoring import Score, is_allowed, scored
+from steerlens.search.scoring import Score, is_allowed, scored, worth
 from steerlens.search.settings import SearchSettings, Stage
 from steerlens.search.space import (
     combinations,
@@ -202,15 +202,20 @@ class _Search:
 
     def _choice(self, scores: Sequence[Score]) -> tuple[Candidate, dict[str, Any]]:
         """The winner among a stage's candidates, the first of which is no steering."""
-        baseline = scores[0]
-        limits = (self.settings.most_degenerate, self.settings.most_perplexity)
-        allowed = [one for one in scores if one is baseline or is_allowed(one, baseline, *limits)]
+        baseline, settings = scores[0], self.settings
+        allowed = [
+            one
+            for one in scores
+            if one is baseline or is_allowed(one, baseline, settings.most_perplexity)
+        ]
         # A perfect tie goes to the first: no steering, then the candidate ranked higher before.
-        winner = max(allowed, key=lambda one: sum(one.successes))
+        choosing = best_of_many(
+            np.array([one.passed for one in allowed]),
+            seed=settings.seed,
+            worth=np.array([worth(one, baseline, settings.degenerate_price) for one in allowed]),
+        )
+        winner, corrected = allowed[choosing.chosen], choosing.corrected
         n = len(winner.passed)
-        corrected = best_of_many(
-            np.array([one.successes for one in allowed]), seed=self.settings.seed
-        ).corrected
         plain, own = (wilson(sum(one.passed), n) for one in (baseline, winner))
         return winner.candidate, {
             "parts": [one.to_json() for one in winner.candidate],

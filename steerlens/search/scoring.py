@@ -2,10 +2,16 @@
 
 A response **succeeds** when it passes the instruction's loose check and is not degenerate. In early
 stages, where responses are cut short, candidates are ranked by successes, then by fewer degenerate
-responses, then by the order of the cheap evidence. In the final stage a candidate is **allowed**
-when its share of degenerate responses and its median judge perplexity stay within the limits set
-(the perplexity filter of Stolfo et al. 2025, §4.1, made relative to no steering); the allowed one
-with the most successes wins, and no steering wins ties.
+responses, then by the order of the cheap evidence.
+
+In the final stage a candidate is **allowed** when it passes more prompts than no steering does, and
+its median judge perplexity stays within the limit (the perplexity filter of Stolfo et al. 2025,
+§4.1, made relative to no steering). Among those the **worth** decides, and must be above that of no
+steering: passes, less the degenerate responses beyond those of no steering times their price.
+
+Why a price and not a limit: with two dozen prompts one response more that loops is four points, so
+that a limit of a few points drops by chance most of what works; and a small model that falls into
+loops anyway would be barred from being steered at all.
 """
 
 import statistics
@@ -19,7 +25,7 @@ from steerlens.evaluation.fluency import fluency, is_degenerate
 from steerlens.pairs import ContrastPair
 from steerlens.plans.settings import Candidate, describe
 
-__all__ = ["Score", "is_allowed", "scored"]
+__all__ = ["Score", "is_allowed", "scored", "worth"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +108,19 @@ def scored(
     )
 
 
-def is_allowed(
-    score: Score, baseline: Score, most_degenerate: float, most_perplexity: float
-) -> bool:
-    """Whether a candidate stays within the limits of fluency set relative to no steering."""
-    if score.degenerate_share > baseline.degenerate_share + most_degenerate:
+def is_allowed(score: Score, baseline: Score, most_perplexity: float) -> bool:
+    """Whether a candidate gains anything and reads well enough, relative to no steering."""
+    if sum(score.passed) <= sum(baseline.passed):
         return False
     if score.perplexity is None or baseline.perplexity is None:
         return True
     return score.perplexity <= most_perplexity * baseline.perplexity
+
+
+def worth(score: Score, baseline: Score, price: float) -> list[float]:
+    """For each prompt its pass, less the price of a degenerate response where there was none.
+
+    A degenerate response that is gone counts as gained; the sum is what decides.
+    """
+    sides = zip(score.passed, score.degenerate, baseline.degenerate, strict=True)
+    return [passed - price * (now - before) for passed, now, before in sides]

@@ -35,10 +35,9 @@ class SearchSettings:
         narrow: The better ones and their neighbours.
         final: The finalists and combinations, in full; rates are reported from here.
         n_evidence: Pairs for first-token causal recovery.
-        most_degenerate: A candidate is dropped when its share of degenerate responses exceeds that
-            of no steering by more than this.
-        most_perplexity: … or when its median judge perplexity exceeds that of no steering this
-            many times.
+        degenerate_price: How many passes one more degenerate response costs.
+        most_perplexity: A candidate is dropped when its median judge perplexity exceeds that of no
+            steering this many times.
         judge: Reference of the judge; ``None`` for none.
         judge_tokens: Tokens of a response that the judge reads.
         batch_size: Rows decoded together.
@@ -50,7 +49,7 @@ class SearchSettings:
     narrow: Stage = field(default_factory=lambda: Stage(12, 128, 4))
     final: Stage = field(default_factory=lambda: Stage(24, 192, 1))
     n_evidence: int = 12
-    most_degenerate: float = 0.05
+    degenerate_price: float = 1.0
     most_perplexity: float = 1.5
     judge: str | None = None
     judge_tokens: int = 64

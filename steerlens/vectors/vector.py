@@ -297,7 +297,8 @@ class SteeringVector:
             )
         except SteeringError as error:
             raise FileFormatError(f"{path} holds no steering vector: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
+        # OverflowError: layers of infinity; RuntimeError: layers of several numbers, 8-bit floats.
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise FileFormatError(f"{path} lacks a part of a steering vector: {error}") from error
 
     def __repr__(self) -> str:
