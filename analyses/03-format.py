@@ -25,22 +25,7 @@ from analyses import behaviour
 
 model = sl.load_model(behaviour.MODEL, dtype="auto")
 
-FORMAT = [
-    "change_case:english_capital",
-    "change_case:english_lowercase",
-    "punctuation:no_comma",
-    "detectable_format:title",
-    "detectable_format:number_bullet_lists",
-    "detectable_format:number_highlighted_sections",
-    "detectable_format:multiple_sections",
-    "detectable_format:json_format",
-    "startend:quotation",
-    "startend:end_checker",
-    "detectable_format:constrained_response",
-    "language:response_language_de",
-]
-if behaviour.SMALL:
-    FORMAT = FORMAT[3:4]
+FORMAT = behaviour.FORMAT
 
 # %% [markdown]
 # ## What the search chose

@@ -28,7 +28,6 @@ model = sl.load_model(behaviour.MODEL, dtype="auto")
 PAIRS = [
     ("detectable_format:title", "change_case:english_lowercase"),
     ("detectable_format:title", "length:extremely_brief"),
-    ("change_case:english_capital", "punctuation:no_comma"),
     ("change_case:english_lowercase", "length:extremely_brief"),
 ]
 if behaviour.SMALL:

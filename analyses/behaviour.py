@@ -26,11 +26,28 @@ from steerlens.evaluation.judge import DEFAULT_JUDGE
 from steerlens.evaluation.run import Evaluation, EvaluationSettings, evaluate
 from steerlens.models import available_models
 from steerlens.plans import FitRecipe, Plan
+from steerlens.plots import save
 from steerlens.search import SearchSettings, Stage, search
 
 SMALL = os.environ.get("STEERLENS_SMALL") == "1"
 MODEL = "smollm2-135m-instruct"
-FIGURES = Path(__file__).parent.parent / "figures"
+# Those of IFEval's single-format prompts that the catalogue has.
+FORMAT = [
+    "change_case:english_capital",
+    "change_case:english_lowercase",
+    "punctuation:no_comma",
+    "detectable_format:title",
+    "detectable_format:number_bullet_lists",
+    "detectable_format:number_highlighted_sections",
+    "detectable_format:multiple_sections",
+    "detectable_format:json_format",
+    "startend:quotation",
+    "startend:end_checker",
+    "detectable_format:constrained_response",
+    "language:response_language_de",
+]
+if SMALL:
+    FORMAT = FORMAT[3:4]
 _RUNS = Path(os.environ.get("STEERLENS_RUNS", "runs")) / ("small" if SMALL else "full")
 
 
@@ -141,9 +158,9 @@ def verdicts(rows: Sequence[tuple[str, str, str, str]]) -> pd.DataFrame:
 
 
 def keep(figure: go.Figure, name: str) -> go.Figure:
-    """Save a figure as an interactive page in ``figures/`` (not from a small run)."""
+    """Save a figure as an interactive page among the runs (not from a small one)."""
     if not SMALL:
-        sl.plots.save(figure, FIGURES / f"{name}.html")
+        save(figure, _RUNS / f"{name}.html")
     return figure
 
 

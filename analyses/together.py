@@ -18,11 +18,13 @@ _STEERED = "uninstructed+steering"
 
 
 def plan_of(model: Any, combinations: Sequence[Sequence[str]]) -> Plan:
-    """The plans that the notebooks on format and length made, or their like."""
-    names = list(dict.fromkeys(name for one in combinations for name in one))
-    return behaviour.joined(
-        *(behaviour.planned(model, [name], name.replace(":", "-")) for name in names)
-    )
+    """The plan of the notebook on format, with those searched for the other instructions."""
+    names = dict.fromkeys(name for one in combinations for name in one)
+    plans = [behaviour.planned(model, behaviour.FORMAT, "format")]
+    for name in names:
+        if name not in behaviour.FORMAT:
+            plans.append(behaviour.planned(model, [name], name.replace(":", "-")))
+    return behaviour.joined(*plans)
 
 
 def one_by_one(prompts: Sequence[EvaluationPrompt]) -> list[EvaluationPrompt]:

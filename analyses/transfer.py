@@ -87,6 +87,8 @@ def fine_tuned(source: Any, folder: Path, steps: int, length: int = 64, batch: i
         optimiser.step()
         optimiser.zero_grad()
         losses.append(loss.item())
+        if not step % 20:
+            print(f"step {step} of {steps}: loss {losses[-1]:.2f}", flush=True)
     change = sum(
         float((new.detach() - old).square().sum())
         for new, old in zip(model.parameters(), before, strict=True)

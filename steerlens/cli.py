@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import steerlens
-from steerlens import cli_runs, cli_vectors
-from steerlens.cli_common import caches, finite, instruction_ids, load, pair_sets, print_json
+from steerlens import cli_rank, cli_runs, cli_vectors
+from steerlens.cli_common import finite, instruction_ids, load, print_json
 from steerlens.errors import SteerlensError
 
 __all__ = ["main"]
@@ -69,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command("models", _models, "list the models that can be loaded here and now")
     command("instructions", _instructions, "list the instructions of the catalogue")
-    rank = command("rank", _rank, "rank layers by how well they separate the two sides")
+    rank = command("rank", cli_rank.rank, "rank layers by evidence, with intervals")
     _add_model(rank)
     _add_pairs(rank)
-    rank.add_argument("--out", type=Path, help="folder for ranking.json, ranking.csv and plot")
+    cli_rank.add_rank(rank)
     vector = command("vector", cli_vectors.vector, "make a steering vector, or a library of them")
     _add_model(vector)
     _add_pairs(vector)
@@ -176,40 +176,6 @@ def _instructions(arguments: argparse.Namespace) -> None:
         return
     for task in tasks:
         print(f"{task.id:48} {task.group:8} {task.description}")
-
-
-def _rank(arguments: argparse.Namespace) -> None:
-    sets = pair_sets(arguments)  # before the slow imports: a mistyped name is refused at once
-    from steerlens.attribution import rank_layers
-    from steerlens.files import check_writable, write_text
-    from steerlens.plots import layer_curves
-
-    if arguments.out is not None:
-        check_writable(arguments.out / "ranking.json")
-    rankings = [rank_layers(cache, seed=arguments.seed) for cache in caches(arguments, sets)]
-    for ranking in rankings:
-        if arguments.out is None:
-            continue
-        folder = arguments.out
-        if len(rankings) > 1:
-            folder /= str(ranking.metadata["instruction"]).replace(":", "-")
-        write_text(folder / "ranking.json", json.dumps(finite(ranking.to_json()), indent=1))
-        write_text(folder / "ranking.csv", ranking.table.to_csv(index=False))
-        write_text(
-            folder / "ranking.html",
-            layer_curves(ranking.table, best_layer=ranking.best_layer).to_html(),
-        )
-    if arguments.json:
-        records = [ranking.to_json() for ranking in rankings]
-        print_json(records[0] if len(records) == 1 else records)
-        return
-    columns = ["layer", "auroc", "auroc_low", "auroc_high", "d_prime", "split_half_cosine"]
-    for ranking in rankings:
-        print(ranking.metadata.get("instruction") or arguments.pairs)
-        frame = ranking.table[[*columns, "selection_frequency"]]
-        print(frame.to_string(index=False, float_format="{:.3f}".format))
-        print(f"best layer: {ranking.best_layer} ({ranking.rule})")
-        print("note: separability does not tell where steering works; see `steerlens report`\n")
 
 
 def _report(arguments: argparse.Namespace) -> None:

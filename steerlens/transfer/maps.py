@@ -56,8 +56,7 @@ Array = np.ndarray
 METHODS = ("ridge", "procrustes")
 MATCHES = ("depth", "cka")
 N_FOLDS = 5
-# Of the mean eigenvalue of XXᵀ; the least error has stayed inside for both directions between
-# SmolLM2-135M-Instruct and Gemma-3-270M.
+# Shares of the mean eigenvalue of XXᵀ; `LayerMap.penalty` at an end of them asks for a wider grid.
 PENALTIES = tuple(10.0**power for power in range(-4, 4))
 # Singular values below this share of the largest are rounding.
 _RANK = 1e-6

@@ -1,9 +1,9 @@
 r"""The same direction on another model of the same shape, its numbers measured there.
 
-The paper's case (Stolfo et al. 2025, §6): a vector computed on an instruction-tuned model steers
-the base model it was tuned from. Fine-tuning moves a residual stream little, so the direction
-:math:`u_l` can stay; where the projections on it lie cannot be taken for granted, so they are
-measured on the target model's own residuals :math:`h^\pm`:
+The paper's case (Stolfo et al. 2025, transfer between models): a vector computed on an
+instruction-tuned model steers the base model it was tuned from. The direction :math:`u_l` stays, in
+the hope that tuning has changed the residual stream little; where the projections on it lie cannot
+be taken for granted, so they are measured on the target model's own residuals :math:`h^\pm`:
 
 .. math:: z_l = \operatorname{mean}_i u_l \cdot h^+_{il}, \qquad
           b_l = \operatorname{mean}_i u_l \cdot h^-_{il}, \qquad g_l = z_l - b_l

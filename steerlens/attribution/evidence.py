@@ -1,0 +1,166 @@
+"""All evidence about layers in one call: from activations alone, and from the model.
+
+`gather_evidence` ranks layers by separability and joins what was asked for:
+
+=============== ============================================ ==================================
+asked for       columns of the table                         from
+=============== ============================================ ==================================
+``probes``,     see `steerlens.attribution.rank_layers`      the activations
+``null``,
+``dimension``
+``causal``      ``first_token_recovery`` (with its placebo), `causal_recovery`, on pairs that the
+                ``response_recovery_prompt`` and ``…_all``   vector was not fitted on
+``components``  ``writing``: the share of the projection at  `writing_components`
+                the best layer that heads and MLP of each
+                layer write
+=============== ============================================ ==================================
+
+**The rule of `best_layer`**: with ``causal`` it is the layer of the highest first-token recovery,
+because separability is high at layers where steering does nothing; without, that of the highest
+AUROC. The last layer takes no part in recovery: nothing follows that could carry the instruction
+on, and setting a projection there nearly shifts the logits themselves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.activations import ResidualCache
+from steerlens.attribution.causal import ResponseRecovery, causal_recovery
+from steerlens.attribution.components import ComponentWriting, writing_components
+from steerlens.attribution.ranking import LayerRanking
+from steerlens.attribution.resampling import INTERVAL, query_draws
+from steerlens.attribution.separability import EVIDENCE, rank_layers
+from steerlens.errors import ActivationError, SteerlensError, unknown_name
+from steerlens.pairs import ContrastSet
+from steerlens.vectors import difference_of_means, random_direction
+
+__all__ = ["ALL_EVIDENCE", "Evidence", "gather_evidence"]
+
+ALL_EVIDENCE = (*EVIDENCE, "causal", "components")
+_HORIZONS = (1, 32)
+_FEWEST_LAYERS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A ranking with what its columns came from.
+
+    Attributes:
+        ranking: All evidence by layer.
+        recovery: Causal recovery with every scope and horizon; None when not asked for.
+        writing: Every component's part in the projection at the best layer; None when not asked
+            for.
+    """
+
+    ranking: LayerRanking
+    recovery: ResponseRecovery | None = None
+    writing: ComponentWriting | None = None
+
+
+def gather_evidence(
+    model: TransformerBridge,
+    cache: ResidualCache,
+    held_out: ContrastSet | None = None,
+    evidence: Sequence[str] = ALL_EVIDENCE,
+    seed: int = 0,
+    chat_format: str = "auto",
+    progress: bool | None = None,
+) -> Evidence:
+    """Rank layers by every kind of evidence asked for.
+
+    Args:
+        model: The model the activations are of.
+        cache: Residuals at the last prompt token, of consecutive layers from 0 for ``components``.
+        held_out: Pairs that are not in the cache, for ``causal`` and ``components``.
+        evidence: Kinds from `ALL_EVIDENCE`; separability is always there.
+        seed: Of everything random.
+        chat_format: See `steerlens.models`.
+        progress: Show progress bars on standard error; by default only in a terminal.
+
+    Raises:
+        UnknownNameError: A kind of evidence that does not exist.
+        ActivationError: The cache cannot be ranked; or pairs are needed and missing.
+        SteeringError: The instruction changes nothing that could be recovered.
+    """
+    for name in evidence:
+        if name not in ALL_EVIDENCE:
+            raise unknown_name("kind of evidence", name, ALL_EVIDENCE)
+    wanted = set(evidence) & {"causal", "components"}
+    if wanted and held_out is None:
+        raise ActivationError(
+            f"{' and '.join(sorted(wanted))} need pairs that the vector was not fitted on; give "
+            "them as held_out"
+        )
+    own = [name for name in evidence if name in EVIDENCE]
+    ranking = rank_layers(cache, seed=seed, evidence=own or ("separability",))
+    vector = difference_of_means(cache)
+    recovery = writing = None
+    if "causal" in wanted and held_out is not None:
+        recovery = causal_recovery(
+            model,
+            held_out,
+            vector,
+            horizons=_HORIZONS,
+            placebo=random_direction(cache, seed=seed),
+            seed=seed,
+            chat_format=chat_format,
+            progress=progress,
+        )
+        ranking = _with_recovery(ranking, recovery, model.cfg.n_layers - 1)
+    if "components" in wanted and held_out is not None:
+        writing = writing_components(
+            model,
+            held_out,
+            vector,
+            ranking.best_layer,
+            seed=seed,
+            chat_format=chat_format,
+            progress=progress,
+        )
+        frame = _written(writing, held_out, seed)
+        ranking = ranking.with_evidence("writing", frame)
+    return Evidence(ranking, recovery, writing)
+
+
+def agreement_of(ranking: LayerRanking, kinds: Sequence[str]) -> pd.DataFrame:
+    """How far these kinds agree over layers; empty where there is nothing to compare."""
+    known = [kind for kind in kinds if kind in ranking.kinds]
+    if len(known) < 2 or len(ranking.table) < _FEWEST_LAYERS:
+        return pd.DataFrame(columns=["one", "other", "spearman", "low", "high", "n_layers"])
+    try:
+        return ranking.agreement(known)
+    except SteerlensError:
+        return pd.DataFrame(columns=["one", "other", "spearman", "low", "high", "n_layers"])
+
+
+def _with_recovery(ranking: LayerRanking, recovery: ResponseRecovery, last: int) -> LayerRanking:
+    table = recovery.table[recovery.table.layer < last] if last > 0 else recovery.table
+    first, whole = (table[table.horizon == horizon] for horizon in _HORIZONS)
+    # At the first token no response token has been steered yet: the scopes are the same there.
+    first = first[first.scope == "prompt"]
+    result = ranking.with_evidence("first_token_recovery", first, value="recovery")
+    placebo = first[["layer", "placebo"]].rename(columns={"placebo": "first_token_placebo"})
+    every = ranking.table[["layer"]].merge(placebo, on="layer", how="left")
+    result = result.with_columns(every)
+    for scope in ("prompt", "all"):
+        frame = whole[whole.scope == scope]
+        result = result.with_evidence(f"response_recovery_{scope}", frame, value="recovery")
+    return result.best_by("first_token_recovery")
+
+
+def _written(writing: ComponentWriting, pairs: ContrastSet, seed: int) -> pd.DataFrame:
+    """Share of the projection's difference that each layer's heads, biases and MLP write."""
+    by_pair = writing.contributions[0] - writing.contributions[1]
+    layers = writing.table.layer.to_numpy(dtype=float)
+    draws = query_draws([pair.base_query for pair in pairs], seed=seed)
+    rows = []
+    for layer in range(writing.layer + 1):
+        own = by_pair[:, layers == layer].sum(axis=1)
+        share = own.sum() / by_pair.sum()
+        low, high = np.percentile((draws @ own) / (draws @ by_pair.sum(axis=1)), INTERVAL)
+        rows.append({"layer": layer, "writing": share, "low": low, "high": high})
+    return pd.DataFrame(rows)

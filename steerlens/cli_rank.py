@@ -1,0 +1,175 @@
+"""`steerlens rank`: which layer, by which evidence."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steerlens.cli_common import caches, finite, load, pair_sets, print_json
+from steerlens.errors import PairsError, unknown_name
+
+if TYPE_CHECKING:
+    from steerlens.attribution.evidence import Evidence
+    from steerlens.pairs import ContrastSet
+
+__all__ = ["add_rank", "rank"]
+
+_N_HELD_OUT = 16
+_FROM_MODEL = {"causal", "components"}
+_COLUMNS = ("layer", "auroc", "auroc_low", "auroc_high", "d_prime", "split_half_cosine")
+_CAUSAL = (
+    "first_token_recovery",
+    "first_token_recovery_low",
+    "first_token_recovery_high",
+    "first_token_placebo",
+    "response_recovery_prompt",
+    "response_recovery_all",
+)
+_COMPARED = ("auroc", "first_token_recovery", "response_recovery_prompt", "response_recovery_all")
+
+
+def add_rank(parser: argparse.ArgumentParser) -> None:
+    """Options of `steerlens rank`."""
+    parser.add_argument(
+        "--evidence",
+        default="separability",
+        help="comma-separated: separability, probes, null, dimension, causal, components; or all",
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for ranking.json, ranking.csv, ranking.html and the rest"
+    )
+
+
+def rank(arguments: argparse.Namespace) -> None:
+    """`steerlens rank`."""
+    sets = pair_sets(arguments)  # before the slow imports: a mistyped name is refused at once
+    from steerlens.attribution.evidence import ALL_EVIDENCE, gather_evidence
+    from steerlens.files import check_writable
+
+    wanted = ALL_EVIDENCE if arguments.evidence == "all" else tuple(arguments.evidence.split(","))
+    for name in wanted:
+        if name not in ALL_EVIDENCE:
+            raise unknown_name("kind of evidence", name, ALL_EVIDENCE)
+    divided: list[tuple[ContrastSet, ContrastSet | None]] = [
+        _held_out(pairs, arguments) if _FROM_MODEL & set(wanted) else (pairs, None)
+        for pairs in sets
+    ]
+    if arguments.out is not None:
+        check_writable(arguments.out / "ranking.json")
+    model = load(arguments)
+    found = []
+    for pairs, rest in divided:
+        [cache] = caches(arguments, [pairs], model)
+        found.append(
+            gather_evidence(
+                model,
+                cache,
+                rest,
+                wanted,
+                seed=arguments.seed,
+                chat_format=arguments.chat_format,
+            )
+        )
+    for one in found if arguments.out is not None else []:
+        folder = arguments.out
+        if len(found) > 1:
+            folder /= str(one.ranking.metadata["instruction"]).replace(":", "-")
+        _write(one, folder)
+    if arguments.json:
+        records = [_record(one) for one in found]
+        print_json(records[0] if len(records) == 1 else records)
+        return
+    for one in found:
+        _print(one, one.ranking.metadata.get("instruction") or arguments.pairs)
+
+
+def _held_out(
+    pairs: "ContrastSet", arguments: argparse.Namespace
+) -> "tuple[ContrastSet, ContrastSet]":
+    """The pairs to fit on, and others to measure on: of the select split, or a quarter of a file's.
+
+    Raises:
+        PairsError: A file with too few base queries to keep some back.
+    """
+    from steerlens.pairs import ContrastSet, contrast_pairs
+    from steerlens.plans.fitting import most_pairs
+
+    if arguments.pairs is None:
+        from steerlens.instructions import catalogue
+
+        name = str(pairs.instruction_id)
+        n = min(_N_HELD_OUT, most_pairs(catalogue[name], "select"))
+        return pairs, contrast_pairs(name, n=n, seed=arguments.seed, split="select")
+    queries = list(dict.fromkeys(pair.base_query for pair in pairs))
+    n_kept = min(_N_HELD_OUT, len(queries) // 4)
+    if n_kept < 2:
+        raise PairsError(
+            f"{arguments.pairs} has {len(queries)} base queries; causal evidence keeps a quarter "
+            "of them back and needs at least 8; give more, or --evidence separability"
+        )
+    kept = set(queries[-n_kept:])
+    sides = (
+        [p for p in pairs if p.base_query not in kept],
+        [p for p in pairs if p.base_query in kept],
+    )
+    fit, rest = (ContrastSet(tuple(side), pairs.instruction_id) for side in sides)
+    return fit, rest
+
+
+def _record(one: "Evidence") -> dict[str, Any]:
+    """What ``--json`` prints."""
+    from steerlens.attribution.evidence import agreement_of
+
+    record = one.ranking.to_json()
+    record["agreement"] = agreement_of(one.ranking, _COMPARED).to_dict("records")
+    if one.writing is not None:
+        record["components"] = one.writing.top(20).to_dict("records")
+    return record
+
+
+def _write(one: "Evidence", folder: Path) -> None:
+    from steerlens.files import write_text
+    from steerlens.plots import evidence_curves, layer_curves
+
+    ranking = one.ranking
+    write_text(folder / "ranking.json", json.dumps(finite(_record(one)), indent=1))
+    write_text(folder / "ranking.csv", ranking.table.to_csv(index=False))
+    drawn = [kind for kind in (*_COMPARED, "writing") if kind in ranking.kinds]
+    figure = (
+        layer_curves(ranking.table, best_layer=ranking.best_layer)
+        if drawn == ["auroc"]
+        else evidence_curves(ranking.table, drawn, best_layer=ranking.best_layer)
+    )
+    write_text(folder / "ranking.html", figure.to_html())
+    if one.recovery is not None:
+        write_text(folder / "recovery.csv", one.recovery.table.to_csv(index=False))
+    if one.writing is not None:
+        write_text(folder / "components.csv", one.writing.table.to_csv(index=False))
+
+
+def _print(one: "Evidence", name: object) -> None:
+    from steerlens.attribution.evidence import agreement_of
+
+    ranking = one.ranking
+    print(name)
+    columns: Sequence[str] = [
+        *(_COLUMNS if one.recovery is None else _COLUMNS[:2]),
+        *(column for column in (*_CAUSAL, "writing") if column in ranking.table),
+        *(["selection_frequency"] if ranking.selection_frequency else []),
+    ]
+    print(ranking.table[columns].to_string(index=False, float_format="{:.3f}".format, na_rep="–"))
+    print(f"best layer: {ranking.best_layer} ({ranking.rule})")
+    if ranking.p_value is not None:
+        print(f"p = {ranking.p_value:.3g} that no layer separates")
+    for row in agreement_of(ranking, _COMPARED).itertuples():
+        print(
+            f"agreement of {row.one} and {row.other} over layers: {row.spearman:.2f} "
+            f"[{row.low:.2f}, {row.high:.2f}]"
+        )
+    if one.writing is not None:
+        parts = ", ".join(f"{r.component} {r.share:.0%}" for r in one.writing.top(8).itertuples())
+        print(f"written at layer {one.writing.layer} by: {parts}")
+    if one.recovery is None:
+        print("note: separability does not tell where steering works; add --evidence causal")
+    print()
