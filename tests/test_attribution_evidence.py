@@ -1,0 +1,98 @@
+"""Claims about all evidence in one table: each column is what its own analysis says."""
+
+import json
+
+import numpy as np
+import pytest
+
+import steerlens as sl
+from steerlens.attribution import causal_recovery, rank_layers, writing_components
+from steerlens.attribution.evidence import gather_evidence
+from steerlens.cli import main
+from steerlens.errors import ActivationError, UnknownNameError
+
+WORDS = ["tea", "sea", "ink", "oak", "sky", "ice", "fog", "hay", "elm", "jam", "owl", "pie"]
+
+
+def pairs_of(words: list[str]) -> sl.ContrastSet:
+    """Short pairs, because the small model reads 128 bytes."""
+    return sl.ContrastSet.from_prompts([f"{w}! LOUD." for w in words], [f"{w}." for w in words])
+
+
+@pytest.fixture(scope="module")
+def gathered(tiny_model):
+    """All evidence on the small model, with the activations it came from."""
+    cache = sl.cache_residuals(tiny_model, pairs_of(WORDS[:8]))
+    held_out = pairs_of(WORDS[8:])
+    found = gather_evidence(
+        tiny_model, cache, held_out, ("separability", "causal", "components"), progress=False
+    )
+    return cache, held_out, found
+
+
+def test_separability_is_what_it_is_alone(gathered):
+    cache, _, found = gathered
+    alone = rank_layers(cache).table
+    assert np.array_equal(found.ranking.table["auroc"], alone["auroc"])
+
+
+def test_recovery_is_that_of_held_out_pairs_and_chooses_the_layer(tiny_model, gathered):
+    cache, held_out, found = gathered
+    curve = causal_recovery(
+        tiny_model, held_out, sl.difference_of_means(cache), horizons=(1, 32), progress=False
+    ).table
+    first = curve[(curve.horizon == 1) & (curve.scope == "prompt")].set_index("layer").recovery
+    table = found.ranking.table.set_index("layer")
+    last = tiny_model.cfg.n_layers - 1
+    assert table.first_token_recovery.drop(last).to_numpy() == pytest.approx(first.drop(last))
+    # The last layer takes no part, and the rule says what chose.
+    assert np.isnan(table.first_token_recovery[last])
+    assert found.ranking.best_layer == first.drop(last).idxmax()
+    assert found.ranking.rule == "highest first_token_recovery"
+    assert {"first_token_placebo", "response_recovery_all_low"} <= set(table.columns)
+
+
+def test_writing_adds_up_over_layers_and_the_embedding(tiny_model, gathered):
+    cache, held_out, found = gathered
+    parts = writing_components(
+        tiny_model,
+        held_out,
+        sl.difference_of_means(cache),
+        found.ranking.best_layer,
+        progress=False,
+    ).table
+    embedding = parts[parts.kind == "embed"].share.sum()
+    assert found.ranking.table.writing.sum() + embedding == pytest.approx(1, abs=1e-4)
+
+
+def test_without_causal_evidence_nothing_is_run_and_auroc_chooses(tiny_model, gathered):
+    cache, _, _ = gathered
+    found = gather_evidence(tiny_model, cache, evidence=("separability",))
+    assert found.recovery is None and found.writing is None
+    assert "AUROC" in found.ranking.rule
+
+
+def test_what_cannot_be_gathered_is_said(tiny_model, gathered):
+    cache, _, _ = gathered
+    with pytest.raises(UnknownNameError, match="casual"):
+        gather_evidence(tiny_model, cache, evidence=("casual",))
+    with pytest.raises(ActivationError, match="held_out"):
+        gather_evidence(tiny_model, cache, evidence=("causal",))
+
+
+def test_the_command_keeps_pairs_of_a_file_back_for_causal_evidence(tiny_folder, tmp_path, capsys):
+    file = tmp_path / "pairs.jsonl"
+    rows = [{"instructed": f"{w}! LOUD.", "uninstructed": f"{w}."} for w in WORDS]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    command = ["rank", "--model", str(tiny_folder), "--device", "cpu", "--pairs", str(file)]
+    evidence = ["--evidence", "separability,causal,components", "--out", str(tmp_path / "out")]
+    assert main([*command, *evidence, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["n_pairs"] == 9
+    assert {"first_token_recovery", "first_token_recovery_low"} <= set(record["layers"][0])
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"ranking.json", "ranking.html", "recovery.csv", "components.csv"} <= written
+    # And too few pairs are refused before anything is loaded.
+    file.write_text("\n".join(map(json.dumps, rows[:6])))
+    assert main([*command, "--evidence", "causal"]) == 2
+    assert "at least 8" in capsys.readouterr().err
