@@ -47,7 +47,11 @@ def rank(arguments: argparse.Namespace) -> None:
     from steerlens.attribution.evidence import ALL_EVIDENCE, gather_evidence
     from steerlens.files import check_writable
 
-    wanted = ALL_EVIDENCE if arguments.evidence == "all" else tuple(arguments.evidence.split(","))
+    wanted = (
+        ALL_EVIDENCE
+        if arguments.evidence == "all"
+        else tuple(name.strip() for name in arguments.evidence.split(","))
+    )
     for name in wanted:
         if name not in ALL_EVIDENCE:
             raise unknown_name("kind of evidence", name, ALL_EVIDENCE)

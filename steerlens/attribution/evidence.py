@@ -17,12 +17,13 @@ asked for       columns of the table                         from
 
 **The rule of `best_layer`**: with ``causal`` it is the layer of the highest first-token recovery,
 because separability is high at layers where steering does nothing; without, that of the highest
-AUROC. The last layer takes no part in recovery: nothing follows that could carry the instruction
-on, and setting a projection there nearly shifts the logits themselves.
+AUROC, as where the instruction hardly changes the first token. The last layer takes no part in
+recovery: nothing follows that could carry the instruction on, and setting a projection there nearly
+shifts the logits themselves.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,8 @@ __all__ = ["ALL_EVIDENCE", "Evidence", "gather_evidence"]
 ALL_EVIDENCE = (*EVIDENCE, "causal", "components")
 _HORIZONS = (1, 32)
 _FEWEST_LAYERS = 4
+# Nats a pair; below it recovery is a ratio of roundings.
+_LEAST_EFFECT = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +152,10 @@ def _with_recovery(ranking: LayerRanking, recovery: ResponseRecovery, last: int)
     for scope in ("prompt", "all"):
         frame = whole[whole.scope == scope]
         result = result.with_evidence(f"response_recovery_{scope}", frame, value="recovery")
+    effect = recovery.metadata["kl_instructed_uninstructed"][_HORIZONS[0]]
+    if effect < _LEAST_EFFECT or not np.isfinite(first.recovery).any():
+        rule = f"{ranking.rule}; the instruction changes the first token by {effect:.2g} nats only"
+        return replace(result, rule=rule)
     return result.best_by("first_token_recovery")
 
 

@@ -298,7 +298,9 @@ class SteeringVector:
         except SteeringError as error:
             raise FileFormatError(f"{path} holds no steering vector: {error}") from error
         # OverflowError: layers of infinity; RuntimeError: layers of several numbers, 8-bit floats.
-        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        except (OverflowError, RuntimeError) as error:
+            raise FileFormatError(f"{path} holds parts no steering vector has: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} lacks a part of a steering vector: {error}") from error
 
     def __repr__(self) -> str:
