@@ -36,7 +36,7 @@ def avoidance(model: Any) -> pd.DataFrame:
     rows = []
     for split in ("select", "report"):
         asked = _asked(model, split, n, n_tokens)
-        vectors = [_vectors(model, word, split) for _, word, _ in asked]
+        vectors = [_vectors(model, word) for _, word, _ in asked]
         for way in ("include, subtracted", "avoid, added", "placebo"):
             settings = [(layer, s) for layer in _LAYERS for s in _STRENGTHS]
             if split == "report":
@@ -113,7 +113,7 @@ def _asked(model: Any, split: str, n: int, n_tokens: int) -> list[tuple[str, str
     return found
 
 
-def _vectors(model: Any, word: str, split: str) -> dict[str, sl.SteeringVector]:
+def _vectors(model: Any, word: str) -> dict[str, sl.SteeringVector]:
     """Vectors for one word, fitted on the ``fit`` split."""
     n = 4 if behaviour.SMALL else 16
     caches = {

@@ -1,13 +1,14 @@
 """Claims about all evidence in one table: each column is what its own analysis says."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import steerlens as sl
 from steerlens.attribution import causal_recovery, rank_layers, writing_components
-from steerlens.attribution.evidence import gather_evidence
+from steerlens.attribution.evidence import _with_recovery, gather_evidence
 from steerlens.cli import main
 from steerlens.errors import ActivationError, UnknownNameError
 
@@ -50,6 +51,20 @@ def test_recovery_is_that_of_held_out_pairs_and_chooses_the_layer(tiny_model, ga
     assert found.ranking.best_layer == first.drop(last).idxmax()
     assert found.ranking.rule == "highest first_token_recovery"
     assert {"first_token_placebo", "response_recovery_all_low"} <= set(table.columns)
+
+
+def test_recovery_does_not_choose_where_the_first_token_hardly_changes(gathered):
+    cache, _, found = gathered
+    effects = {1: 1e-5, 32: 1.0}
+    faint = replace(
+        found.recovery,
+        metadata={**found.recovery.metadata, "kl_instructed_uninstructed": effects},
+    )
+    alone = rank_layers(cache)
+    ranking = _with_recovery(alone, faint, last=2)
+    assert ranking.best_layer == alone.best_layer
+    assert "1e-05 nats only" in ranking.rule
+    assert "first_token_recovery" in ranking.kinds
 
 
 def test_writing_adds_up_over_layers_and_the_embedding(tiny_model, gathered):

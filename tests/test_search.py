@@ -121,6 +121,12 @@ def test_a_plan_names_its_choice_with_intervals_and_the_whole_table(model, plan_
     assert {row["stage"] for row in record["table"]} == {"broad", "narrow", "final", "instructed"}
     assert record["vectors"]
     plan.check_model(model)
+    # The tables are the record, a row a context and a row a candidate tried.
+    assert plan.table["rate"].tolist() == [
+        record[context]["rate"] for context in ("uninstructed", "instructed")
+    ]
+    assert plan.tried["passed"].tolist() == [row["passed"] for row in record["table"]]
+    assert TITLE in plan._repr_html_()
 
 
 def test_a_search_stopped_anywhere_resumes_to_the_same_plan(

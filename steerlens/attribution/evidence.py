@@ -35,7 +35,7 @@ from steerlens.attribution.components import ComponentWriting, writing_component
 from steerlens.attribution.ranking import LayerRanking
 from steerlens.attribution.resampling import INTERVAL, query_draws
 from steerlens.attribution.separability import EVIDENCE, rank_layers
-from steerlens.errors import ActivationError, SteerlensError, unknown_name
+from steerlens.errors import ActivationError, unknown_name
 from steerlens.pairs import ContrastSet
 from steerlens.vectors import difference_of_means, random_direction
 
@@ -43,7 +43,6 @@ __all__ = ["ALL_EVIDENCE", "Evidence", "gather_evidence"]
 
 ALL_EVIDENCE = (*EVIDENCE, "causal", "components")
 _HORIZONS = (1, 32)
-_FEWEST_LAYERS = 4
 # Nats a pair; below it recovery is a ratio of roundings.
 _LEAST_EFFECT = 1e-3
 
@@ -130,14 +129,15 @@ def gather_evidence(
 
 
 def agreement_of(ranking: LayerRanking, kinds: Sequence[str]) -> pd.DataFrame:
-    """How far these kinds agree over layers; empty where there is nothing to compare."""
+    """How far these kinds agree over layers; empty where two of them share too few layers."""
     known = [kind for kind in kinds if kind in ranking.kinds]
-    if len(known) < 2 or len(ranking.table) < _FEWEST_LAYERS:
-        return pd.DataFrame(columns=["one", "other", "spearman", "low", "high", "n_layers"])
+    nothing = pd.DataFrame(columns=["one", "other", "spearman", "low", "high", "n_layers"])
+    if len(known) < 2:
+        return nothing
     try:
         return ranking.agreement(known)
-    except SteerlensError:
-        return pd.DataFrame(columns=["one", "other", "spearman", "low", "high", "n_layers"])
+    except ActivationError:
+        return nothing
 
 
 def _with_recovery(ranking: LayerRanking, recovery: ResponseRecovery, last: int) -> LayerRanking:
