@@ -88,6 +88,11 @@ def evaluated(
     return evaluate(model, prompts, folder, plan, settings, resume=_exists(folder))
 
 
+def run_folder(name: str) -> Path:
+    """Where a run of this name is kept."""
+    return _RUNS / name
+
+
 def report_prompts(instructions: Sequence[str], n: int = 24) -> tuple[EvaluationPrompt, ...]:
     """Prompts of the catalogue's ``report`` split: neither fitted nor chosen on."""
     return catalogue_prompts(instructions, 2 if SMALL else n)

@@ -10,7 +10,7 @@ import steerlens as sl
 from steerlens.attribution import causal_recovery, rank_layers, writing_components
 from steerlens.attribution.evidence import _with_recovery, gather_evidence
 from steerlens.cli import main
-from steerlens.errors import ActivationError, UnknownNameError
+from steerlens.errors import ActivationError, SteeringError, UnknownNameError
 
 WORDS = ["tea", "sea", "ink", "oak", "sky", "ice", "fog", "hay", "elm", "jam", "owl", "pie"]
 
@@ -111,3 +111,30 @@ def test_the_command_keeps_pairs_of_a_file_back_for_causal_evidence(tiny_folder,
     file.write_text("\n".join(map(json.dumps, rows[:6])))
     assert main([*command, "--evidence", "causal"]) == 2
     assert "at least 8" in capsys.readouterr().err
+
+
+def test_the_layer_chosen_by_recovery_comes_with_how_often_resamples_choose_it(gathered):
+    _, _, found = gathered
+    frequency = found.ranking.selection_frequency
+    # Every resample chooses one layer, never the last, which has no recovery.
+    assert sum(frequency.values()) == pytest.approx(1)
+    assert frequency[max(frequency)] == 0
+    assert found.ranking.table.selection_frequency.sum() == pytest.approx(1)
+
+
+def test_resamples_of_recovery_give_its_intervals(gathered):
+    _, _, found = gathered
+    table, samples = found.recovery.table, found.recovery.samples
+    assert samples.shape == (len(table), 1000)
+    assert np.percentile(samples, 2.5, axis=1) == pytest.approx(table.low.to_numpy())
+    assert np.percentile(samples, 97.5, axis=1) == pytest.approx(table.high.to_numpy())
+
+
+def test_every_result_draws_itself(gathered):
+    cache, _, found = gathered
+    vector = sl.difference_of_means(cache)
+    for result in (found.ranking, found.recovery, found.writing, vector):
+        assert len(result.plot().data) > 0
+        assert "<table" in result._repr_html_()
+    with pytest.raises(SteeringError, match=r"measured are \[1, 32\]"):
+        found.recovery.plot(horizon=5)

@@ -132,6 +132,8 @@ def test_a_direction_holds_over_the_layers_it_was_planted_in():
     assert geometry.table.next_cosine[1] == pytest.approx(0, abs=0.05)
     assert np.isnan(geometry.table.next_cosine[5])
     assert "holds from layer 5" in repr(geometry)
+    assert geometry.plot().data
+    assert "<table" in geometry._repr_html_()
 
 
 def test_a_stricter_bound_gives_a_shorter_run():
@@ -152,6 +154,8 @@ def test_the_nearest_instructions_are_named():
     geometry = instruction_geometry({**caches, "b": cache_of(other[:, None])}, 0)
     assert len(geometry.table) == 3
     assert "nearest: a and b" in repr(geometry)
+    assert geometry.plot().data
+    assert "<table" in geometry._repr_html_()
 
 
 def two_layers(n=4, **metadata):

@@ -87,6 +87,12 @@ def test_the_whole_last_residual_recovers_all_and_earlier_tokens_there_nothing(p
     assert last.drop(index=-1).abs().max() < 1e-5
 
 
+def test_the_map_draws_its_recovery(patching):
+    [cells] = patching.plot().data
+    assert np.asarray(cells.z, dtype=float) == pytest.approx(patching.matrix.to_numpy(), abs=1e-5)
+    assert "<table" in patching._repr_html_()
+
+
 def test_patching_a_run_with_its_own_residuals_changes_nothing(model, pairs):
     rows = tokenize_prompts(model, [pair.uninstructed for pair in pairs])
     own, plain = ending_residuals(model, rows, LAYERS, 4, batch_size=2)

@@ -109,6 +109,12 @@ def test_reactions_and_the_direct_term_sum_to_the_change_of_the_stream(reading):
     assert len(reading.table) == 1 + 3 * 10
 
 
+def test_the_largest_reactions_are_drawn(reading):
+    [bars] = reading.plot(n=4).data
+    assert max(bars.x) == pytest.approx(reading.table.reaction.max(), rel=1e-3)
+    assert "<table" in reading._repr_html_()
+
+
 def test_the_title_direction_raises_the_logits_that_the_instruction_raises(reading):
     assert reading.total > 1
     assert abs(reading.table.placebo.sum()) < reading.total / 2

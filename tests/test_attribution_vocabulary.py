@@ -34,6 +34,15 @@ def test_tokens_and_logits_equal_the_plain_model(hf_model, vector, readout):
             assert list(found["rank"]) == [1, 2, 3, 4, 5]
 
 
+def test_the_read_out_draws_its_tokens_largest_first(readout):
+    [bars] = readout.plot(n=3).data
+    assert len(bars.x) == 6
+    assert list(bars.x[:3]) == sorted(bars.x[:3], reverse=True)
+    assert "<table" in readout._repr_html_()
+    with pytest.raises(SteeringError, match="layer 999 was not read"):
+        readout.plot(layer=999)
+
+
 @torch.no_grad()
 def test_z_tells_a_tokens_logit_from_its_logits_over_random_directions(hf_model, readout):
     row = readout.table.iloc[0]

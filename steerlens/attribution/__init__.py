@@ -8,11 +8,12 @@ Kinds of evidence, which need not agree:
   reproduced by steering the uninstructed prompt at a layer, over the first token or the response.
 * `components`, `reactions`: which heads and MLPs write the direction, and which react to it.
 * `patching`: the same for whole residuals, by layer and position, as the reference.
+* `prediction`: which of these kinds predicts where steering works.
 * `geometry`, `vocabulary`: how directions turn between layers and instructions, and what they say
   through the model's own unembedding.
 
 `rank_layers` gives the first as a `LayerRanking`; `first_token_recovery` and `causal_recovery` the
-second.
+second; `gather_evidence` all that is asked for in one table.
 """
 
 from steerlens.attribution.causal import (
@@ -22,6 +23,7 @@ from steerlens.attribution.causal import (
     first_token_recovery,
 )
 from steerlens.attribution.components import ComponentWriting, writing_components
+from steerlens.attribution.evidence import ALL_EVIDENCE, Evidence, gather_evidence
 from steerlens.attribution.geometry import (
     InstructionGeometry,
     LayerGeometry,
@@ -29,13 +31,17 @@ from steerlens.attribution.geometry import (
     layer_geometry,
 )
 from steerlens.attribution.patching import PatchingMap, activation_patching
+from steerlens.attribution.prediction import EvidenceComparison, compare_evidence
 from steerlens.attribution.reactions import ComponentReading, reading_components
 from steerlens.attribution.separability import LayerRanking, rank_layers
 from steerlens.attribution.vocabulary import VocabularyReadout, vocabulary_readout
 
 __all__ = [
+    "ALL_EVIDENCE",
     "ComponentReading",
     "ComponentWriting",
+    "Evidence",
+    "EvidenceComparison",
     "InstructionGeometry",
     "LayerGeometry",
     "LayerRanking",
@@ -45,7 +51,9 @@ __all__ = [
     "VocabularyReadout",
     "activation_patching",
     "causal_recovery",
+    "compare_evidence",
     "first_token_recovery",
+    "gather_evidence",
     "instruction_geometry",
     "layer_geometry",
     "rank_layers",

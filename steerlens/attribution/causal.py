@@ -29,10 +29,11 @@ is flattered by the choice; its interval does not correct for that.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from einops import rearrange
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -42,6 +43,9 @@ from steerlens.errors import SteeringError
 from steerlens.models import tokenize_prompts
 from steerlens.pairs import ContrastSet
 from steerlens.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["RecoveryCurve", "ResponseRecovery", "causal_recovery", "first_token_recovery"]
 
@@ -78,6 +82,17 @@ class RecoveryCurve:
             f"[{row.low:.2f}, {row.high:.2f}], {self.n_pairs} pairs)"
         )
 
+    def plot(self) -> "go.Figure":
+        """Recovery over layers beside the placebo."""
+        from steerlens.plots.layers import recovery_curve
+
+        return recovery_curve(self.table, self.best_layer)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ResponseRecovery:
@@ -93,6 +108,8 @@ class ResponseRecovery:
         selection: For each layer the share of bootstrap resamples in which it holds that highest
             recovery: how sure `best_layer` is. Columns ``layer, frequency``.
         n_pairs: Pairs scored.
+        samples: Recovery of each row of `table` in bootstrap resamples of base queries, the same
+            resamples for all.
         metadata: Vectors, hashes, seed; ``kl_instructed_uninstructed``, the effect that could be
             recovered, in nats a pair by horizon; ``n_tokens``, the mean length of the responses.
     """
@@ -101,6 +118,7 @@ class ResponseRecovery:
     best: Mapping[str, Any]
     selection: pd.DataFrame
     n_pairs: int
+    samples: Float[Array, "row resample"]
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,6 +133,31 @@ class ResponseRecovery:
             f"×{one['strength']:g} on {one['scope']}, {one['horizon']} tokens: "
             f"{one['recovery']:.2f} [{one['low']:.2f}, {one['high']:.2f}], {self.n_pairs} pairs)"
         )
+
+    def plot(self, horizon: int | None = None) -> "go.Figure":
+        """Recovery over layers, in the operation, strength and scope of `best`.
+
+        Args:
+            horizon: Tokens; the longest by default.
+
+        Raises:
+            SteeringError: A horizon that was not measured.
+        """
+        from steerlens.plots.layers import recovery_curve
+
+        known = sorted(set(self.table.horizon.tolist()))
+        horizon = known[-1] if horizon is None else horizon
+        if horizon not in known:
+            raise SteeringError(f"horizon {horizon} was not measured; measured are {known}")
+        same = self.table[self.table.horizon == horizon]
+        for column in ("operation", "strength", "scope"):
+            same = same[same[column] == self.best[column]]
+        return recovery_curve(same.reset_index(drop=True), self.best_layer)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
 
 def causal_recovery(
@@ -192,6 +235,7 @@ def causal_recovery(
         best={str(k): v for k, v in longest.iloc[_highest(longest)].items()},
         selection=_selection(grid, whole[:, -1], remaining[0, ..., -1], draws),
         n_pairs=len(pairs),
+        samples=_samples(remaining[0], whole, draws),
         metadata={
             **_provenance(vector, placebo, pairs, seed),
             "n_tokens": float(np.mean([len(response) for response in responses])),
@@ -344,6 +388,19 @@ def _resampled(
     with np.errstate(invalid="ignore", divide="ignore"):
         shares: Array = 1 - (draws @ remaining.T) / (draws @ whole)[:, None]
     return shares
+
+
+def _samples(
+    remaining: Float[Array, "setting pair horizon"],
+    whole: Float[Array, "pair horizon"],
+    draws: Float[Array, "resample pair"],
+) -> Float[Array, "row resample"]:
+    """Resampled recovery, in the order of the rows of `_table`."""
+    by_horizon = [
+        _resampled(remaining[..., place], whole[:, place], draws).T
+        for place in range(whole.shape[1])
+    ]
+    return rearrange(np.stack(by_horizon), "horizon setting resample -> (setting horizon) resample")
 
 
 def _highest(table: pd.DataFrame) -> int:

@@ -31,7 +31,7 @@ may cancel, so shares can exceed 1 or be negative.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,9 @@ from steerlens.errors import ModelError, SteeringError
 from steerlens.models import model_info, tokenize_prompts
 from steerlens.pairs import ContrastSet
 from steerlens.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = [
     "ComponentWriting",
@@ -104,6 +107,20 @@ class ComponentWriting:
             f"ComponentWriting(layer {self.layer}, {len(self.table)} components, {first}, "
             f"{self.n_pairs} pairs)"
         )
+
+    def plot(self, n: int = 12) -> "go.Figure":
+        """The `n` components that write most along the direction, and against it."""
+        from steerlens.plots.bars import ranked_tokens
+
+        rows = list(zip(self.table.component, self.table.contribution, strict=True))
+        rows.sort(key=lambda row: -row[1])
+        quantity = f"contribution at layer {self.layer}, residual-stream units"
+        return ranked_tokens(rows, rows[::-1], n=n, quantity=quantity)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
 
 def writing_components(

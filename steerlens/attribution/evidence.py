@@ -145,7 +145,9 @@ def _with_recovery(ranking: LayerRanking, recovery: ResponseRecovery, last: int)
     first, whole = (table[table.horizon == horizon] for horizon in _HORIZONS)
     # At the first token no response token has been steered yet: the scopes are the same there.
     first = first[first.scope == "prompt"]
-    result = ranking.with_evidence("first_token_recovery", first, value="recovery")
+    result = ranking.with_evidence(
+        "first_token_recovery", first, value="recovery", samples=recovery.samples[first.index]
+    )
     placebo = first[["layer", "placebo"]].rename(columns={"placebo": "first_token_placebo"})
     every = ranking.table[["layer"]].merge(placebo, on="layer", how="left")
     result = result.with_columns(every)

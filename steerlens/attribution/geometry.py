@@ -38,7 +38,7 @@ between them is the rule. A few dimensions of very large activations can dominat
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,9 @@ from scipy.stats import t
 
 from steerlens.activations import ResidualCache
 from steerlens.errors import ActivationError, SteerlensError
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = [
     "DirectionCosines",
@@ -132,6 +135,18 @@ class LayerGeometry:
             f"{first} (corrected cosine ≥ {self.above:g}), {self.n_pairs} pairs)"
         )
 
+    def plot(self) -> "go.Figure":
+        """Cosines between layers, corrected for noise."""
+        from steerlens.plots.maps import cosine_matrix
+
+        names = [f"layer {layer}" for layer in self.layers]
+        return cosine_matrix(names, np.clip(self.cosines.corrected, -1, 1).tolist())
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class InstructionGeometry:
@@ -159,6 +174,17 @@ class InstructionGeometry:
             f"{nearest.one} and {nearest.other}, {nearest.corrected:.2f} "
             f"[{nearest.low:.2f}, {nearest.high:.2f}])"
         )
+
+    def plot(self) -> "go.Figure":
+        """Cosines between instructions, corrected for noise."""
+        from steerlens.plots.maps import cosine_matrix
+
+        return cosine_matrix(self.ids, np.clip(self.cosines.corrected, -1, 1).tolist(), self.layer)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
 
 def layer_geometry(cache: ResidualCache, above: float = 0.5) -> LayerGeometry:

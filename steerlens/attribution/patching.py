@@ -28,7 +28,7 @@ Source: Meng et al. 2022 (causal tracing); Heimersheim and Nanda 2024 on its rea
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,9 @@ from steerlens.engine.patched import ending_residuals, patched_logits
 from steerlens.errors import ActivationError, SteeringError
 from steerlens.models import tokenize_prompts
 from steerlens.pairs import ContrastSet
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["PatchingMap", "activation_patching"]
 
@@ -84,6 +87,22 @@ class PatchingMap:
             f"{self.table.position.nunique()} positions, last token: {reached}, "
             f"{self.n_pairs} pairs)"
         )
+
+    def plot(self) -> "go.Figure":
+        """Recovery by layer and position."""
+        from steerlens.plots.maps import layer_token_map
+
+        matrix = self.matrix
+        tokens = self.table.drop_duplicates("position").set_index("position").token
+        names = [tokens[position] or str(position) for position in matrix.columns]
+        return layer_token_map(
+            names, matrix.index.tolist(), matrix.to_numpy(), "recovery", limit=1.0
+        )
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
 
 def activation_patching(

@@ -24,7 +24,7 @@ much the agreement rests on a few layers; measurement noise in either kind pulls
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,9 @@ from scipy.stats import rankdata, spearmanr
 
 from steerlens.attribution.resampling import INTERVAL
 from steerlens.errors import ActivationError, SteerlensError, unknown_name
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["LayerRanking"]
 
@@ -256,6 +259,18 @@ class LayerRanking:
         if self.p_value is not None:
             parts.append(f"p {self.p_value:.3g} that no layer separates")
         return f"LayerRanking({', '.join(parts)}, {self.n_pairs} pairs)"
+
+    def plot(self) -> "go.Figure":
+        """Every kind of evidence over layers with its interval; the chosen layer is marked."""
+        from steerlens.plots.layers import evidence_curves
+
+        kinds = [kind for kind in self.kinds if kind in self.table]
+        return evidence_curves(self.table, kinds or ["auroc"], self.best_layer)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
 
 def _spearman_interval(

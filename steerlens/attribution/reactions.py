@@ -32,7 +32,7 @@ what reaches it, which beyond the next layer holds the reactions of those before
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -61,6 +61,9 @@ from steerlens.models import tokenize_prompts
 from steerlens.pairs import ContrastSet
 from steerlens.steering import Intervention
 from steerlens.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["ComponentReading", "logit_direction", "reading_components"]
 
@@ -105,6 +108,20 @@ class ComponentReading:
             f"ComponentReading(steered at layer {self.layer}, {self.total:+.2f} logits in all, "
             f"{first}, {self.n_pairs} pairs)"
         )
+
+    def plot(self, n: int = 12) -> "go.Figure":
+        """The `n` components that react most towards the instruction, and against it."""
+        from steerlens.plots.bars import ranked_tokens
+
+        rows = list(zip(self.table.component, self.table.reaction, strict=True))
+        rows.sort(key=lambda row: -row[1])
+        quantity = f"reaction to steering at layer {self.layer}, logits"
+        return ranked_tokens(rows, rows[::-1], n=n, quantity=quantity)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
 
 def reading_components(

@@ -22,7 +22,7 @@ and so says the control.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,9 @@ from transformer_lens.tools.analysis import logit_readout
 from steerlens.attribution.components import placebo_directions
 from steerlens.errors import ModelError, SteeringError
 from steerlens.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["VocabularyReadout", "vocabulary_readout"]
 
@@ -69,6 +72,32 @@ class VocabularyReadout:
             f"VocabularyReadout({self.table.layer.nunique()} layers, at layer {last} most "
             f"promoted: {first})"
         )
+
+    def plot(self, layer: int | None = None, n: int = 12) -> "go.Figure":
+        """Tokens the direction promotes and suppresses at a layer, by default the last.
+
+        Args:
+            layer: A layer that was read.
+            n: Tokens of each side at most.
+
+        Raises:
+            SteeringError: A layer that was not read.
+        """
+        from steerlens.plots.bars import ranked_tokens
+
+        known = sorted(set(self.table.layer.tolist()))
+        layer = known[-1] if layer is None else layer
+        if layer not in known:
+            raise SteeringError(f"layer {layer} was not read; read were {known}")
+        own = self.table[self.table.layer == layer].sort_values("rank")
+        up, down = (own[own.side == side] for side in ("promoted", "suppressed"))
+        sides = [list(zip(one.token, one.z, strict=True)) for one in (up, down)]
+        return ranked_tokens(*sides, n=n, quantity=f"z of the logit at layer {layer}")
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
 
 def vocabulary_readout(

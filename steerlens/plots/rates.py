@@ -18,7 +18,7 @@ from steerlens.plots.numbers import compact, show_interval
 from steerlens.plots.tables import Rows, table_of
 from steerlens.plots.theme import GREY, SERIES, Picture, plain_text, themed
 
-__all__ = ["condition_rates"]
+__all__ = ["condition_rates", "evidence_regret"]
 
 _COLUMNS = ("instruction", "condition", "rate", "low", "high")
 # A pair of conditions over the same prompts has one colour; the steered one is filled.
@@ -76,6 +76,49 @@ def condition_rates(rows: Rows, *, title: str | None = None) -> go.Figure:
             "automargin": True,
         },
         showlegend=True,
+    )
+
+
+def evidence_regret(rows: Rows, *, title: str | None = None) -> go.Figure:
+    """What is lost by steering where a kind of evidence is highest, a line a kind.
+
+    Args:
+        rows: With `kind`, `regret`, `regret_low` and `regret_high` (shares of prompts), drawn in
+            the order in which they come.
+        title: Above the figure.
+
+    Raises:
+        SteerlensError: A column is missing.
+    """
+    columns = ["kind", "regret", "regret_low", "regret_high"]
+    table = table_of(rows, columns, "regret of evidence")
+    names = [plain_text(str(kind).replace("_", " ")) for kind in table["kind"]]
+    centre, low, high = (100 * table[column] for column in columns[1:])
+    figure = Picture(
+        go.Scatter(
+            x=compact(centre),
+            y=names,
+            mode="markers",
+            marker={"color": SERIES[0], "size": 9},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": compact(high - centre),
+                "arrayminus": compact(centre - low),
+                "thickness": 1.4,
+                "width": 3,
+            },
+            hovertemplate="%{y}: %{x:.1f} points<extra></extra>",
+        )
+    )
+    figure.add_vline(0, line={"color": GREY, "width": 1})
+    return themed(
+        figure,
+        height=110 + 26 * len(names),
+        title=title,
+        showlegend=False,
+        xaxis={"title": "regret, points of passes, 95 % interval (left is better)"},
+        yaxis={"autorange": "reversed", "automargin": True, "showgrid": False},
     )
 
 

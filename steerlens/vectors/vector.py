@@ -38,8 +38,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -49,6 +50,9 @@ from steerlens.errors import FileFormatError, SteeringError
 from steerlens.files import read_tensors, write_tensors
 from steerlens.steering import Intervention, Steering
 from steerlens.vectors.parts import PER_LAYER, check_parts, combined_metadata
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["SteeringVector"]
 
@@ -308,6 +312,29 @@ class SteeringVector:
         return (
             f"SteeringVector({self.name}, {len(self.layers)} layers {span}, d_model {self.d_model})"
         )
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a layer: ``layer, gap, target, baseline``, in residual-stream units."""
+        return pd.DataFrame(
+            {
+                "layer": self.layers,
+                "gap": self.gaps.tolist(),
+                "target": self.targets.tolist(),
+                "baseline": self.baselines.tolist(),
+            }
+        )
+
+    def plot(self) -> "go.Figure":
+        """Gap and mean projections of both sides over layers."""
+        from steerlens.plots.residuals import vector_curves
+
+        return vector_curves(self.table)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
 
 def _combined(parts: Sequence[tuple[float, Any]]) -> SteeringVector:

@@ -1,0 +1,83 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Which evidence predicts where steering works?
+#
+# Behaviour first: `set_projection` with strength 1 (Stolfo et al. 2025, eq. 2) of the `last_prompt`
+# vector at every second layer, no early stopping, on prompts of the `report` split. Then the
+# evidence, which saw none of them: separability from the `fit` split, causal recovery on `select`.
+# The regret of a kind of evidence is what is lost by steering at the layer where it is highest
+# instead of the best layer, the best chosen on one half of the prompts and read from the other.
+
+# %%
+import pandas as pd
+
+import steerlens as sl
+from analyses import behaviour, steerability
+from steerlens.attribution import compare_evidence
+
+model = sl.load_model(behaviour.MODEL, dtype="auto")
+frame = steerability.behaviour_by_layer(model, steerability.INSTRUCTIONS)
+evidence = steerability.evidence_by_layer(model, steerability.INSTRUCTIONS)
+
+# %% [markdown]
+# ## Rates by layer
+
+# %%
+steered = frame[frame.scope != "none"]
+rates = steered.pivot_table(index=["scope", "instruction"], columns="layer", values="passed")
+rates.round(2)
+
+# %% [markdown]
+# ## Regret and agreement, by scope
+#
+# Instructions that no layer steers have nothing to predict; they are named.
+
+# %%
+comparisons = {}
+for scope in ("prompt", "all"):
+    passed, unsteered = steerability.outcomes(frame, scope)
+    comparisons[scope] = compare_evidence(
+        evidence,
+        passed,
+        unsteered,
+        steerability.steered_layers(model),
+        steerability.KINDS,
+        least_gain=-1.0 if behaviour.SMALL else 0.125,
+    )
+table = pd.concat({scope: one.table for scope, one in comparisons.items()}, names=["scope"])
+table.round(2)
+
+# %%
+{scope: one.left_out for scope, one in comparisons.items()}
+
+# %%
+behaviour.keep(comparisons["prompt"].plot(), "which-evidence")
+
+# %% [markdown]
+# ## Layer by layer
+
+# %%
+pd.concat({scope: one.by_instruction for scope, one in comparisons.items()}, names=["scope"]).round(
+    2
+)
+
+# %% [markdown]
+# ## Is first-token recovery a better rule than AUROC?
+#
+# The rule of `best_layer` with causal evidence is first-token recovery. Its regret less that of the
+# highest AUROC, on the same instructions, and the share of that regret which is left.
+
+# %%
+steerability.rule_verdict(comparisons)

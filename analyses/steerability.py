@@ -1,0 +1,181 @@
+"""Behaviour at every layer, and the evidence that was to predict it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+import steerlens as sl
+from analyses import behaviour
+from steerlens.answers import Answerer, Question
+from steerlens.attribution import EvidenceComparison, gather_evidence
+from steerlens.evaluation.fluency import fluency, is_degenerate
+from steerlens.models import model_info
+from steerlens.plans import FitRecipe, VectorBook
+from steerlens.runs import Run
+
+__all__ = [
+    "INSTRUCTIONS",
+    "KINDS",
+    "behaviour_by_layer",
+    "evidence_by_layer",
+    "outcomes",
+    "rule_verdict",
+    "steered_layers",
+]
+
+# The catalogue without lengths, which an answer cut at 96 tokens cannot show, and without those
+# whose vector depends on words.
+INSTRUCTIONS = [
+    "change_case:english_capital",
+    "change_case:english_lowercase",
+    "change_case:capital_word_frequency",
+    "punctuation:no_comma",
+    "detectable_format:title",
+    "detectable_format:number_bullet_lists",
+    "detectable_format:number_highlighted_sections",
+    "detectable_format:multiple_sections",
+    "detectable_format:json_format",
+    "detectable_format:constrained_response",
+    "detectable_content:number_placeholders",
+    "startend:quotation",
+    "combination:two_responses",
+    "language:response_language_de",
+    "language:response_language_fr",
+    "language:response_language_es",
+    "language:response_language_it",
+]
+KINDS = (
+    "auroc",
+    "d_prime",
+    "logistic_auroc",
+    "relative_gap",
+    "first_token_recovery",
+    "response_recovery_prompt",
+    "response_recovery_all",
+)
+_SCOPES = ("prompt", "all")
+if behaviour.SMALL:
+    INSTRUCTIONS = ["detectable_format:title"]
+
+
+def steered_layers(model: Any) -> list[int]:
+    """Every second layer, the last left out."""
+    step = 10 if behaviour.SMALL else 2
+    return list(range(0, model.cfg.n_layers - 1, step))
+
+
+def behaviour_by_layer(
+    model: Any, instructions: Sequence[str], n_prompts: int = 16, n_tokens: int = 96
+) -> pd.DataFrame:
+    """Prompts of the report split answered under ``set_projection`` at each layer, strength 1.
+
+    Returns:
+        One row a response: ``instruction, scope, layer, prompt, passed, degenerate``; without
+        steering the scope is ``none`` and the layer −1.
+    """
+    if behaviour.SMALL:
+        n_prompts, n_tokens = 2, 8
+    info = model_info(model)
+    settings = {
+        "model": info.weights_hash,
+        "dtype": info.dtype,
+        "instructions": list(instructions),
+        "n_prompts": n_prompts,
+        "n_tokens": n_tokens,
+    }
+    folder = behaviour.run_folder("which-evidence")
+    rows: list[dict[str, Any]] = []
+    with Run.open(folder, kind="analysis", settings=settings, resume=folder.exists()) as run:
+        answerer = Answerer(model, run)
+        book = VectorBook(answerer, FitRecipe(n_pairs=4) if behaviour.SMALL else FitRecipe())
+        for name in tqdm(instructions, desc="behaviour by layer", unit="instruction"):
+            task = sl.catalogue[name]
+            pairs = list(sl.contrast_pairs(task, n=n_prompts, split="report"))
+            vector = book.vector(task, pairs[0].kwargs, "last_prompt")
+            settings_tried: list[tuple[str, int]] = [("none", -1)]
+            settings_tried += [(s, layer) for s in _SCOPES for layer in steered_layers(model)]
+            asked = [
+                Question(
+                    pair.uninstructed,
+                    None if layer < 0 else vector.at(layer, scope=scope),
+                    {"instruction": name, "scope": scope, "layer": layer},
+                )
+                for scope, layer in settings_tried
+                for pair in pairs
+            ]
+            answers = answerer.ask(asked, n_tokens)
+            for i, (scope, layer) in enumerate(settings_tried):
+                for j, pair in enumerate(pairs):
+                    text = answers[i * len(pairs) + j].text
+                    rows.append(
+                        {
+                            "instruction": name,
+                            "scope": scope,
+                            "layer": layer,
+                            "prompt": j,
+                            "passed": task.check(text, loose=True, **pair.kwargs),
+                            "degenerate": is_degenerate(fluency(text)),
+                        }
+                    )
+        run.conclude()
+    return pd.DataFrame(rows)
+
+
+def evidence_by_layer(model: Any, instructions: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Separability from ``fit``, causal recovery on ``select``: never the report's prompts."""
+    n_fit, n_held_out = (8, 2) if behaviour.SMALL else (64, 16)
+    tables = {}
+    for name in tqdm(instructions, desc="evidence", unit="instruction"):
+        task = sl.catalogue[name]
+        pairs = sl.contrast_pairs(task, n=n_fit, split="fit")
+        held_out = sl.contrast_pairs(task, n=n_held_out, split="select")
+        found = gather_evidence(
+            model,
+            sl.cache_residuals(model, pairs, progress=False),
+            held_out,
+            ("separability", "probes", "causal"),
+            progress=False,
+        )
+        tables[name] = found.ranking.table
+    return tables
+
+
+def outcomes(
+    frame: pd.DataFrame, scope: str, clean: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Passes (with `clean`, without a loop) by layer and prompt, steered and not."""
+    frame = frame.assign(good=frame.passed & ~(frame.degenerate & clean))
+    steered, plain = {}, {}
+    for name, own in frame.groupby("instruction", sort=False):
+        grid = own[own.scope == scope].pivot(index="layer", columns="prompt", values="good")
+        steered[str(name)] = grid.to_numpy(dtype=bool)
+        plain[str(name)] = own[own.scope == "none"].good.to_numpy(dtype=bool)
+    return steered, plain
+
+
+def rule_verdict(
+    comparisons: Mapping[str, EvidenceComparison],
+    rule: str = "first_token_recovery",
+    other: str = "auroc",
+) -> pd.DataFrame:
+    """The default rule beside separability: regrets, their difference, and half reached or not."""
+    rows = []
+    for scope, one in comparisons.items():
+        regret = one.table.set_index("kind").regret
+        difference, low, high = one.difference(rule, other)
+        rows.append(
+            {
+                "scope": scope,
+                "n_instructions": int(one.table.n_instructions.max()),
+                f"regret of {rule}": regret[rule],
+                f"regret of {other}": regret[other],
+                "difference": difference,
+                "low": low,
+                "high": high,
+                "at most half": bool(regret[rule] <= regret[other] / 2),
+            }
+        )
+    return pd.DataFrame(rows).set_index("scope")
