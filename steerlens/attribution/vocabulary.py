@@ -89,9 +89,9 @@ class VocabularyReadout:
         layer = known[-1] if layer is None else layer
         if layer not in known:
             raise SteeringError(f"layer {layer} was not read; read were {known}")
-        own = self.table[self.table.layer == layer].sort_values("rank")
+        own = self.table[self.table.layer == layer].sort_values("z", ascending=False)
         up, down = (own[own.side == side] for side in ("promoted", "suppressed"))
-        sides = [list(zip(one.token, one.z, strict=True)) for one in (up, down)]
+        sides = [list(zip(one.token, one.z, strict=True)) for one in (up, down[::-1])]
         return ranked_tokens(*sides, n=n, quantity=f"z of the logit at layer {layer}")
 
     def _repr_html_(self) -> str:
