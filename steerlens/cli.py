@@ -14,7 +14,14 @@ from typing import Any, NoReturn
 
 import steerlens
 from steerlens import cli_rank, cli_runs, cli_vectors
-from steerlens.cli_common import finite, instruction_ids, load, print_json
+from steerlens.cli_common import (
+    EVIDENCE_HELP,
+    evidence_kinds,
+    finite,
+    instruction_ids,
+    load,
+    print_json,
+)
 from steerlens.errors import SteerlensError
 
 __all__ = ["main"]
@@ -140,6 +147,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, default=64, help="contrast pairs an instruction")
     parser.add_argument("--samples", type=int, help="prompts shown an instruction")
     parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--evidence", help=f"shown side by side; {EVIDENCE_HELP}")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -193,6 +201,7 @@ def _report(arguments: argparse.Namespace) -> None:
         n_samples=n_samples,
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,
+        evidence=evidence_kinds(arguments.evidence) if arguments.evidence else (),
     )
     check_writable(arguments.out / "report.html")
     result = survey(load(arguments), names, settings, command=arguments.command)

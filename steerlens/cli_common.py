@@ -7,13 +7,24 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, unknown_name
 
 if TYPE_CHECKING:
     from steerlens.activations import ResidualCache
     from steerlens.pairs import ContrastSet
 
-__all__ = ["caches", "finite", "instruction_ids", "load", "pair_sets", "print_json"]
+__all__ = [
+    "EVIDENCE_HELP",
+    "caches",
+    "evidence_kinds",
+    "finite",
+    "instruction_ids",
+    "load",
+    "pair_sets",
+    "print_json",
+]
+
+EVIDENCE_HELP = "comma-separated: separability, probes, null, dimension, causal, components; or all"
 
 
 def load(arguments: argparse.Namespace) -> Any:
@@ -34,6 +45,19 @@ def instruction_ids(arguments: argparse.Namespace) -> list[str]:
     if not arguments.instruction:
         raise SteerlensError("give --instruction ID (it repeats), or --all for the catalogue")
     return [catalogue[name].id for name in dict.fromkeys(arguments.instruction)]
+
+
+def evidence_kinds(said: str) -> tuple[str, ...]:
+    """The kinds of evidence asked for, checked before any model is loaded."""
+    from steerlens.attribution.evidence import ALL_EVIDENCE
+
+    if said == "all":
+        return ALL_EVIDENCE
+    names = tuple(name.strip() for name in said.split(","))
+    for name in names:
+        if name not in ALL_EVIDENCE:
+            raise unknown_name("kind of evidence", name, ALL_EVIDENCE)
+    return names
 
 
 def pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":

@@ -4,10 +4,18 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from steerlens.cli_common import caches, finite, load, pair_sets, print_json
-from steerlens.errors import PairsError, unknown_name
+from steerlens.cli_common import (
+    EVIDENCE_HELP,
+    caches,
+    evidence_kinds,
+    finite,
+    load,
+    pair_sets,
+    print_json,
+)
+from steerlens.errors import PairsError
 
 if TYPE_CHECKING:
     from steerlens.attribution.evidence import Evidence
@@ -26,16 +34,11 @@ _CAUSAL = (
     "response_recovery_prompt",
     "response_recovery_all",
 )
-_COMPARED = ("auroc", "first_token_recovery", "response_recovery_prompt", "response_recovery_all")
 
 
 def add_rank(parser: argparse.ArgumentParser) -> None:
     """Options of `steerlens rank`."""
-    parser.add_argument(
-        "--evidence",
-        default="separability",
-        help="comma-separated: separability, probes, null, dimension, causal, components; or all",
-    )
+    parser.add_argument("--evidence", default="separability", help=EVIDENCE_HELP)
     parser.add_argument(
         "--out", type=Path, help="folder for ranking.json, ranking.csv, ranking.html and the rest"
     )
@@ -44,17 +47,10 @@ def add_rank(parser: argparse.ArgumentParser) -> None:
 def rank(arguments: argparse.Namespace) -> None:
     """`steerlens rank`."""
     sets = pair_sets(arguments)  # before the slow imports: a mistyped name is refused at once
-    from steerlens.attribution.evidence import ALL_EVIDENCE, gather_evidence
+    from steerlens.attribution.evidence import gather_evidence
     from steerlens.files import check_writable
 
-    wanted = (
-        ALL_EVIDENCE
-        if arguments.evidence == "all"
-        else tuple(name.strip() for name in arguments.evidence.split(","))
-    )
-    for name in wanted:
-        if name not in ALL_EVIDENCE:
-            raise unknown_name("kind of evidence", name, ALL_EVIDENCE)
+    wanted = evidence_kinds(arguments.evidence)
     divided: list[tuple[ContrastSet, ContrastSet | None]] = [
         _held_out(pairs, arguments) if _FROM_MODEL & set(wanted) else (pairs, None)
         for pairs in sets
@@ -81,7 +77,7 @@ def rank(arguments: argparse.Namespace) -> None:
             folder /= str(one.ranking.metadata["instruction"]).replace(":", "-")
         _write(one, folder)
     if arguments.json:
-        records = [_record(one) for one in found]
+        records = [one.to_json() for one in found]
         print_json(records[0] if len(records) == 1 else records)
         return
     for one in found:
@@ -121,29 +117,17 @@ def _held_out(
     return fit, rest
 
 
-def _record(one: "Evidence") -> dict[str, Any]:
-    """What ``--json`` prints."""
-    from steerlens.attribution.evidence import agreement_of
-
-    record = one.ranking.to_json()
-    record["agreement"] = agreement_of(one.ranking, _COMPARED).to_dict("records")
-    if one.writing is not None:
-        record["components"] = one.writing.top(20).to_dict("records")
-    return record
-
-
 def _write(one: "Evidence", folder: Path) -> None:
     from steerlens.files import write_text
-    from steerlens.plots import evidence_curves, layer_curves
+    from steerlens.plots import layer_curves
 
     ranking = one.ranking
-    write_text(folder / "ranking.json", json.dumps(finite(_record(one)), indent=1))
+    write_text(folder / "ranking.json", json.dumps(finite(one.to_json()), indent=1))
     write_text(folder / "ranking.csv", ranking.table.to_csv(index=False))
-    drawn = [kind for kind in (*_COMPARED, "writing") if kind in ranking.kinds]
     figure = (
         layer_curves(ranking.table, best_layer=ranking.best_layer)
-        if drawn == ["auroc"]
-        else evidence_curves(ranking.table, drawn, best_layer=ranking.best_layer)
+        if one.drawn == ("auroc",)
+        else one.plot()
     )
     write_text(folder / "ranking.html", figure.to_html())
     if one.recovery is not None:
@@ -153,8 +137,6 @@ def _write(one: "Evidence", folder: Path) -> None:
 
 
 def _print(one: "Evidence", name: object) -> None:
-    from steerlens.attribution.evidence import agreement_of
-
     ranking = one.ranking
     print(name)
     columns: Sequence[str] = [
@@ -166,7 +148,7 @@ def _print(one: "Evidence", name: object) -> None:
     print(f"best layer: {ranking.best_layer} ({ranking.rule})")
     if ranking.p_value is not None:
         print(f"p = {ranking.p_value:.3g} that no layer separates")
-    for row in agreement_of(ranking, _COMPARED).itertuples():
+    for row in one.agreement.itertuples():
         print(
             f"agreement of {row.one} and {row.other} over layers: {row.spearman:.2f} "
             f"[{row.low:.2f}, {row.high:.2f}]"

@@ -29,9 +29,17 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations import ResidualCache, cache_residuals
-from steerlens.attribution import LayerRanking, RecoveryCurve, first_token_recovery, rank_layers
+from steerlens.attribution import (
+    ALL_EVIDENCE,
+    Evidence,
+    LayerRanking,
+    RecoveryCurve,
+    first_token_recovery,
+    gather_evidence,
+    rank_layers,
+)
 from steerlens.effects import TokenEffects, parts_at, token_effects
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, unknown_name
 from steerlens.files import REPORT_SCHEMA, library_versions
 from steerlens.generation import Generations, generate
 from steerlens.instructions import Instruction, base_queries, catalogue
@@ -60,6 +68,8 @@ class SurveySettings:
         max_new_tokens: Longest sample response, in tokens.
         batch_size: Prompts a forward pass.
         seed: Seed of everything random.
+        evidence: Further kinds of evidence (`steerlens.attribution.evidence.ALL_EVIDENCE`), shown
+            side by side; none by default, because each instruction then takes most of a minute.
     """
 
     n_pairs: int = 64
@@ -72,6 +82,7 @@ class SurveySettings:
     max_new_tokens: int = 96
     batch_size: int = 32
     seed: int = 0
+    evidence: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # At the door: a survey takes minutes before it would use the last of these.
@@ -79,6 +90,9 @@ class SurveySettings:
         for name in counts:
             if getattr(self, name) < 1:
                 raise SteerlensError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for kind in self.evidence:
+            if kind not in ALL_EVIDENCE:
+                raise unknown_name("kind of evidence", kind, ALL_EVIDENCE)
         if not 0 <= self.seed < 2**32:
             raise SteerlensError(f"seed must be between 0 and {2**32 - 1}; got {self.seed}")
 
@@ -109,6 +123,7 @@ class _Attributed:
     recovery: RecoveryCurve
     vector: SteeringVector
     placebo: SteeringVector
+    evidence: Evidence | None = None
 
     def steering(self, settings: SurveySettings, vector: SteeringVector) -> Steering:
         layer = self.recovery.best_layer
@@ -192,7 +207,12 @@ def _attribute(
         progress=False,
     )
     ranking = rank_layers(cache, seed=settings.seed)
-    return _Attributed(task, cache, ranking, recovery, vector, placebo)
+    evidence = None
+    if settings.evidence:
+        evidence = gather_evidence(
+            model, cache, held_out, settings.evidence, seed=settings.seed, progress=False
+        )
+    return _Attributed(task, cache, ranking, recovery, vector, placebo, evidence)
 
 
 @dataclass(frozen=True)
@@ -334,8 +354,15 @@ def _instruction_record(
             "scope": settings.scope,
             "rule": STEERING_RULE,
         },
+        "evidence": None if one.evidence is None else _evidence_record(one.evidence),
         "samples": samples,
     }
+
+
+def _evidence_record(evidence: Evidence) -> dict[str, Any]:
+    """Its numbers; what is the same for the whole report is said there."""
+    said_elsewhere = ("model", "instruction", "n_pairs", "position", "metadata")
+    return {name: value for name, value in evidence.to_json().items() if name not in said_elsewhere}
 
 
 def _cosines(attributed: Sequence[_Attributed]) -> dict[str, Any]:

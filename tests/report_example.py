@@ -207,3 +207,36 @@ def _token(position: int, prompt: bool, kl: float, rng: random.Random) -> dict[s
         "promoted": [[_rare(rng), rng.expovariate(0.5)] for _ in range(5)],
         "suppressed": [[_rare(rng), -rng.expovariate(0.5)] for _ in range(5)],
     }
+
+
+def evidence_example(n_layers: int = 12, components: bool = True) -> dict[str, Any]:
+    """An instruction's evidence as `Evidence.to_json` gives it."""
+    kinds = ["auroc", "first_token_recovery", "response_recovery_all"]
+    layers = [
+        {"layer": layer, "selection_frequency": 0.25}
+        | {f"{kind}{end}": 0.5 + 0.01 * layer for kind in kinds for end in ("", "_low", "_high")}
+        for layer in range(n_layers)
+    ]
+    record: dict[str, Any] = {
+        "kinds": kinds,
+        "p_value": 0.001,
+        "layers": layers,
+        "best_layer": 7,
+        "best_layer_rule": "highest first_token_recovery",
+        "agreement": [
+            {
+                "one": "auroc",
+                "other": "first_token_recovery",
+                "spearman": -0.09,
+                "low": -0.65,
+                "high": 0.34,
+                "n_layers": n_layers,
+            }
+        ],
+    }
+    if components:
+        record["components"] = [
+            {"component": "L5 MLP", "contribution": 1.5},
+            {"component": "L6H1", "contribution": -0.5},
+        ]
+    return record

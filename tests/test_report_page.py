@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from report_example import HOSTILE, hostile_report, report_example
+from report_example import HOSTILE, evidence_example, hostile_report, report_example
 
 from steerlens.errors import SteerlensError
 from steerlens.report import render_report
@@ -274,3 +274,26 @@ def test_data_of_another_shape_are_refused(
 ) -> None:
     with pytest.raises(SteerlensError, match=sentence):
         render_report({**data, **change})
+
+
+def test_evidence_stands_side_by_side_with_a_sentence_for_each_kind() -> None:
+    # given a report in which one instruction has all evidence and the other none
+    data = report_example(n_instructions=2, n_layers=12, n_samples=1)
+    data["instructions"][0]["evidence"] = evidence_example()
+    # when it is drawn
+    markup = render_report(data)
+    words = " ".join(" ".join(Page(markup).words).split())
+    # then its kinds are drawn and explained, once, with choice, agreement and writers
+    assert words.count("All evidence side by side") == 1
+    assert "Layer 7 (highest first_token_recovery, chosen in 25%" in words
+    assert "p = 0.001 that no layer separates" in words
+    assert "first-token recovery share of the instruction's effect" in words.replace("’", "'")
+    assert "−0.09 [−0.65, 0.34]" in words
+    assert "instruction-1-evidence" in markup and "instruction-1-writers" in markup
+    assert "instruction-2-evidence" not in markup
+
+
+def test_evidence_without_components_has_no_writers() -> None:
+    data = report_example(n_instructions=1, n_layers=12, n_samples=1)
+    data["instructions"][0]["evidence"] = evidence_example(components=False)
+    assert "instruction-1-writers" not in render_report(data)

@@ -10,7 +10,14 @@ from steerlens.report import SCHEMA, render_report
 from steerlens.survey import SurveySettings, survey
 
 NAMES = ["detectable_format:title", "change_case:english_lowercase"]
-SMALL = SurveySettings(n_pairs=8, n_recovery=4, n_samples=1, recovery_every=12, max_new_tokens=12)
+SMALL = SurveySettings(
+    n_pairs=8,
+    n_recovery=4,
+    n_samples=1,
+    recovery_every=12,
+    max_new_tokens=12,
+    evidence=("separability", "components"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +33,8 @@ def test_the_survey_holds_every_layer_and_instruction_as_plain_json(result):
         assert [row["layer"] for row in one["layers"]] == list(range(30))
         assert [row["layer"] for row in one["recovery"]] == [0, 12, 24]
         assert one["steering"]["layer"] in (0, 12, 24)
+        assert one["evidence"]["kinds"][-1] == "writing"
+        assert one["evidence"]["components"]
     assert [row[i] for i, row in enumerate(data["cosines"]["matrix"])] == [1.0, 1.0]
 
 
@@ -44,6 +53,7 @@ def test_the_survey_renders_as_a_page(result):
     page = render_report(result.data)
     assert page.lstrip().lower().startswith("<!doctype html>")
     assert all(name in page for name in NAMES)
+    assert page.count("All evidence side by side") == 2
 
 
 def test_no_or_unknown_instructions_are_refused(model):
@@ -57,6 +67,8 @@ def test_sizes_out_of_range_are_refused_before_the_model_runs():
     for wrong in ({"n_samples": 0}, {"recovery_every": 0}, {"max_new_tokens": 0}, {"seed": -1}):
         with pytest.raises(SteerlensError, match=next(iter(wrong))):
             SurveySettings(**wrong)
+    with pytest.raises(UnknownNameError, match="casual"):
+        SurveySettings(evidence=("casual",))
 
 
 def test_more_pairs_than_the_last_instruction_has_are_refused_at_once(tiny_model, monkeypatch):

@@ -24,6 +24,7 @@ shifts the logits themselves.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -39,15 +40,28 @@ from steerlens.errors import ActivationError, unknown_name
 from steerlens.pairs import ContrastSet
 from steerlens.vectors import difference_of_means, random_direction
 
-__all__ = ["ALL_EVIDENCE", "Evidence", "gather_evidence"]
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
+__all__ = ["ALL_EVIDENCE", "COMPARED", "Evidence", "gather_evidence"]
+
+# Columns that rank layers by different kinds of evidence, in the order they are shown.
+COMPARED = (
+    "auroc",
+    "logistic_auroc",
+    "lda_auroc",
+    "first_token_recovery",
+    "response_recovery_prompt",
+    "response_recovery_all",
+)
+_MOST_WRITERS = 20
 ALL_EVIDENCE = (*EVIDENCE, "causal", "components")
 _HORIZONS = (1, 32)
 # Nats a pair; below it recovery is a ratio of roundings.
 _LEAST_EFFECT = 1e-3
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evidence:
     """A ranking with what its columns came from.
 
@@ -61,6 +75,43 @@ class Evidence:
     ranking: LayerRanking
     recovery: ResponseRecovery | None = None
     writing: ComponentWriting | None = None
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The kinds that are shown over layers, in order."""
+        return tuple(kind for kind in (*COMPARED, "writing") if kind in self.ranking.kinds)
+
+    @property
+    def agreement(self) -> pd.DataFrame:
+        """`LayerRanking.agreement` of the kinds that compare; empty where there are no two."""
+        return agreement_of(self.ranking, COMPARED)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: the ranking's, with agreement and the components that write most."""
+        record = self.ranking.to_json()
+        record["agreement"] = self.agreement.to_dict("records")
+        if self.writing is not None:
+            record["components"] = self.writing.top(_MOST_WRITERS).to_dict("records")
+        return record
+
+    def plot(self) -> "go.Figure":
+        """A panel over layers for each kind of evidence; the chosen layer is marked."""
+        from steerlens.plots.layers import evidence_curves
+
+        return evidence_curves(self.ranking.table, self.drawn, self.ranking.best_layer)
+
+    def __repr__(self) -> str:
+        also = [
+            name
+            for name, one in (("recovery", self.recovery), ("components", self.writing))
+            if one is not None
+        ]
+        return f"Evidence({self.ranking!r}{''.join(f', {name}' for name in also)})"
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.ranking.table[["layer", *self.drawn]])
 
 
 def gather_evidence(

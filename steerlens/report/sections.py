@@ -17,6 +17,7 @@ from markupsafe import Markup
 from steerlens.plots import layer_curves, recovery_curve, token_strip
 from steerlens.plots.numbers import MISSING, finite, show_interval
 from steerlens.plots.tokens import strip_limit
+from steerlens.report.evidence import EvidenceSection, evidence_section
 
 __all__ = [
     "Cell",
@@ -83,6 +84,7 @@ class InstructionSection:
     steering: str
     layers: go.Figure
     recovery: go.Figure | None
+    evidence: EvidenceSection | None
     samples: tuple[Sample, ...]
 
 
@@ -105,6 +107,7 @@ def instruction_section(
         steering=_steering(data),
         layers=layer_curves(data["layers"], data["best_layer"]),
         recovery=recovery,
+        evidence=evidence_section(data.get("evidence")),
         samples=tuple(_sample(sample, strips) for sample in data["samples"]),
     )
 
