@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from steerlens.attribution import (
         ComponentReading,
         ComponentWriting,
+        Evidence,
+        EvidenceComparison,
         LayerRanking,
         PatchingMap,
         RecoveryCurve,
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
         VocabularyReadout,
         activation_patching,
         causal_recovery,
+        compare_evidence,
         first_token_recovery,
+        gather_evidence,
         instruction_geometry,
         layer_geometry,
         rank_layers,
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from steerlens.errors import SteerlensError
     from steerlens.evaluation import catalogue_prompts, read_prompts
     from steerlens.evaluation.run import Evaluation, EvaluationSettings, evaluate
+    from steerlens.explorer import explore
     from steerlens.generation import Generations, generate
     from steerlens.instructions import BaseQuery, Instruction, base_queries, catalogue
     from steerlens.interop import load_vector
@@ -77,6 +82,8 @@ _HOMES = {
     "steerlens.attribution": (
         "ComponentReading",
         "ComponentWriting",
+        "Evidence",
+        "EvidenceComparison",
         "LayerRanking",
         "PatchingMap",
         "RecoveryCurve",
@@ -84,7 +91,9 @@ _HOMES = {
         "VocabularyReadout",
         "activation_patching",
         "causal_recovery",
+        "compare_evidence",
         "first_token_recovery",
+        "gather_evidence",
         "instruction_geometry",
         "layer_geometry",
         "rank_layers",
@@ -122,6 +131,7 @@ _HOMES = {
         "EvaluationSettings",
         "evaluate",
     ),
+    "steerlens.explorer": ("explore",),
     "steerlens.generation": (
         "Generations",
         "generate",
@@ -182,6 +192,8 @@ __all__ = [
     "ContrastSet",
     "Evaluation",
     "EvaluationSettings",
+    "Evidence",
+    "EvidenceComparison",
     "Generations",
     "Instruction",
     "Intervention",
@@ -209,13 +221,16 @@ __all__ = [
     "catalogue",
     "catalogue_prompts",
     "causal_recovery",
+    "compare_evidence",
     "compose_report",
     "contrast_pairs",
     "difference_of_means",
     "evaluate",
+    "explore",
     "first_token_recovery",
     "fit_condition",
     "fit_maps",
+    "gather_evidence",
     "generate",
     "instruction_geometry",
     "joint_projection",

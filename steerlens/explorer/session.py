@@ -1,0 +1,143 @@
+"""Generation in a worker thread, given up when a new setting arrives.
+
+Both texts are decoded together. The function that chooses each step's tokens is also where a step
+is reported and where a cancelled generation stops: it raises, and the engine's context managers
+put the model back as for any other failure.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.effects.run import SteeredRun, record_run
+from steerlens.errors import SteerlensError
+from steerlens.explorer.state import Setting
+from steerlens.generation import generate_from_tokens
+from steerlens.models import end_token_ids, tokenize_prompts
+from steerlens.vectors import SteeringVector
+
+__all__ = ["Session"]
+
+
+class _CancelledError(Exception):
+    """A newer setting has arrived."""
+
+
+class Session:
+    """Runs the newest setting; older ones end at their next token.
+
+    Args:
+        model: A hooked model, which only one worker uses at a time.
+        on_text: Called after each step with the baseline and the steered text so far.
+        on_run: Called with the setting and its recorded run.
+        on_error: Called with the sentence of what went wrong.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        on_text: Callable[[str, str], None],
+        on_run: Callable[[Setting, SteeredRun], None],
+        on_error: Callable[[str], None],
+    ) -> None:
+        self.model = model
+        self.on_text = on_text
+        self.on_run = on_run
+        self.on_error = on_error
+        self._stop = threading.Event()
+        self._in_use = threading.Lock()
+        self._worker: threading.Thread | None = None
+
+    def start(self, setting: Setting, vector_of: Callable[[str], SteeringVector]) -> None:
+        """Run a setting in the background, and give up the one before.
+
+        Args:
+            setting: What to run.
+            vector_of: Gives the vector of the setting's source, in the worker.
+        """
+        self.cancel()
+        self._stop = threading.Event()
+        self._worker = threading.Thread(
+            target=self._run, args=(setting, vector_of, self._stop), daemon=True
+        )
+        self._worker.start()
+
+    def cancel(self) -> None:
+        """Give up what is running; it ends at its next token."""
+        self._stop.set()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until the newest worker has ended."""
+        if self._worker is not None:
+            self._worker.join(seconds)
+
+    def _run(
+        self,
+        setting: Setting,
+        vector_of: Callable[[str], SteeringVector],
+        stop: threading.Event,
+    ) -> None:
+        with self._in_use:
+            try:
+                if not stop.is_set():
+                    run = self._steered_run(setting, vector_of(setting.source), stop)
+                    if not stop.is_set():
+                        self.on_run(setting, run)
+            except _CancelledError:
+                return
+            except (SteerlensError, OSError) as error:
+                if not stop.is_set():
+                    self.on_error(str(error))
+
+    def _steered_run(
+        self, setting: Setting, vector: SteeringVector, stop: threading.Event
+    ) -> SteeredRun:
+        steering = setting.steering(vector)
+        steering.check_model(self.model)
+        [prompt] = tokenize_prompts(self.model, [setting.prompt])
+        ends = end_token_ids(self.model)
+        so_far: list[list[int]] = [[], []]
+
+        def choose(
+            logits: Float[Tensor, "batch vocab"], indices: Sequence[int]
+        ) -> Int[Tensor, "batch"]:
+            if stop.is_set():
+                raise _CancelledError
+            following = logits.max(-1).indices
+            for index, token in zip(indices, following.tolist(), strict=True):
+                if token not in ends:
+                    so_far[index].append(token)
+            self.on_text(self._text(so_far[0]), self._text(so_far[1]))
+            return following
+
+        rows, how = generate_from_tokens(
+            self.model,
+            [prompt, prompt],
+            [None, steering],
+            setting.max_new_tokens,
+            choose=choose,
+            progress=False,
+        )
+        if any(row.reason == "non-finite" for row in rows):
+            raise SteerlensError("the model's logits hold NaN or infinity; lower the strength")
+        if stop.is_set():
+            raise _CancelledError
+        baseline, steered = (row.produced for row in rows)
+        effects, free = record_run(self.model, prompt, baseline, steered, steering)
+        return SteeredRun(
+            prompt=setting.prompt,
+            baseline=self._text(baseline),
+            steered=self._text(steered),
+            effects=effects,
+            free=free,
+            settings={**how, "steering": [one.describe() for one in steering.interventions]},
+        )
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        tokenizer: Any = self.model.tokenizer
+        text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+        return text

@@ -1,0 +1,95 @@
+"""Where the explorer's vector comes from: the catalogue, a file, or an instruction in own words."""
+
+from pathlib import Path
+from typing import Literal
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.activations import cache_residuals
+from steerlens.errors import SteerlensError
+from steerlens.explorer.state import Setting
+from steerlens.instructions import base_queries, catalogue
+from steerlens.interop import load_vector
+from steerlens.pairs import ContrastSet, contrast_pairs
+from steerlens.vectors import SteeringVector, difference_of_means
+
+__all__ = ["as_python", "kind_of", "vector_of"]
+
+_FILES = (".safetensors", ".gguf")
+
+
+def kind_of(source: str) -> Literal["instruction", "file", "words"]:
+    """What was picked or typed: an id of the catalogue, a vector file, or an instruction.
+
+    >>> kind_of("detectable_format:title"), kind_of("v.gguf"), kind_of("Answer like a pirate.")
+    ('instruction', 'file', 'words')
+    """
+    if source in catalogue:
+        return "instruction"
+    return "file" if source.lower().endswith(_FILES) else "words"
+
+
+def vector_of(model: TransformerBridge, source: str, n_pairs: int) -> SteeringVector:
+    """The vector of a source, on this model.
+
+    Args:
+        model: A hooked model.
+        source: See `kind_of`.
+        n_pairs: Contrast pairs an instruction's vector is fitted on.
+
+    Raises:
+        SteerlensError: A file that is missing or no vector, or an instruction of one word, which is
+            more likely a mistyped id.
+    """
+    kind = kind_of(source)
+    if kind == "file":
+        if not Path(source).is_file():
+            raise SteerlensError(f"there is no file {source!r}")
+        return load_vector(source)
+    if kind == "instruction":
+        pairs = contrast_pairs(source, n=n_pairs)
+    else:
+        if " " not in source.strip():
+            raise SteerlensError(
+                f"{source!r} is no instruction of the catalogue and no vector file; an instruction "
+                "in your own words has at least two"
+            )
+        asked = [query.text for query in base_queries("fit")[:n_pairs]]
+        pairs = ContrastSet.from_prompts([f"{text} {source}" for text in asked], asked)
+    return difference_of_means(cache_residuals(model, pairs, progress=False))
+
+
+def as_python(setting: Setting, model: str, n_pairs: int) -> str:
+    """The lines that reproduce a setting.
+
+    Args:
+        setting: What to reproduce.
+        model: The model's reference.
+        n_pairs: Contrast pairs an instruction's vector is fitted on.
+    """
+    kind = kind_of(setting.source)
+    fitted = "vector = sl.difference_of_means(sl.cache_residuals(model, pairs))"
+    if kind == "file":
+        vector = [f"vector = sl.load_vector({setting.source!r})"]
+    elif kind == "instruction":
+        vector = [f"pairs = sl.contrast_pairs({setting.source!r}, n={n_pairs})", fitted]
+    else:
+        vector = [
+            f"asked = [query.text for query in sl.base_queries('fit')[:{n_pairs}]]",
+            f"instructed = [text + ' ' + {setting.source!r} for text in asked]",
+            "pairs = sl.ContrastSet.from_prompts(instructed, asked)",
+            fitted,
+        ]
+    return "\n".join(
+        [
+            "import steerlens as sl",
+            "",
+            f"model = sl.load_model({model!r})",
+            *vector,
+            f"steering = vector.at(layer={setting.layer}, operation={setting.operation!r}, "
+            f"strength={setting.strength}, scope={setting.scope!r})",
+            f"run = sl.steer(model, {setting.prompt!r}, steering, "
+            f"max_new_tokens={setting.max_new_tokens})",
+            "",
+        ]
+    )

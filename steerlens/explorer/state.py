@@ -1,0 +1,55 @@
+"""What the explorer is set to, as plain data without widgets."""
+
+from dataclasses import dataclass
+
+from steerlens.steering import Steering
+from steerlens.vectors import SteeringVector
+
+__all__ = ["Pin", "Setting"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing to try.
+
+    Attributes:
+        source: An instruction id, or the path of a vector file.
+        prompt: The user's message.
+        layer: Block whose output is steered.
+        operation: ``"add"``, ``"set_projection"`` or ``"ablate"``.
+        strength: Multiplies the change; see `SteeringVector.at`.
+        scope: ``"all"``, ``"prompt"`` or ``"response"``.
+        max_new_tokens: Longest response, in tokens.
+    """
+
+    source: str
+    prompt: str
+    layer: int
+    operation: str = "set_projection"
+    strength: float = 1.0
+    scope: str = "all"
+    max_new_tokens: int = 48
+
+    def steering(self, vector: SteeringVector) -> Steering:
+        """This setting of a vector.
+
+        Raises:
+            SteeringError: As `SteeringVector.at`.
+        """
+        return vector.at(self.layer, self.operation, self.strength, self.scope)
+
+    def describe(self) -> str:
+        """In words, for a reader."""
+        return (
+            f"{self.source}: {self.operation} ×{self.strength:g} at layer {self.layer} on "
+            f"{self.scope}, {self.prompt!r}"
+        )
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A setting kept with the two texts it gave."""
+
+    setting: Setting
+    baseline: str
+    steered: str

@@ -1,0 +1,253 @@
+"""The explorer's view: ipywidgets around `steerlens.explorer.session`.
+
+Text of the model reaches a widget only escaped. Callbacks of the session arrive in its worker;
+setting a widget's value there is what ipywidgets sends to the page.
+"""
+
+import html
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args
+
+import plotly.graph_objects as go
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.effects.run import SteeredRun
+from steerlens.errors import SteerlensError
+from steerlens.explorer.session import Session
+from steerlens.explorer.sources import as_python, vector_of
+from steerlens.explorer.state import Pin, Setting
+from steerlens.instructions import catalogue
+from steerlens.models import model_info
+from steerlens.plots import save
+from steerlens.steering import Operation, Scope
+from steerlens.vectors import SteeringVector
+
+__all__ = ["Explorer", "explore"]
+
+_CELL = "vertical-align:top;padding:.3em .8em .3em 0;white-space:pre-wrap;max-width:26em"
+
+
+def explore(model: TransformerBridge, n_pairs: int = 32) -> "Explorer":
+    """Controls for steering a model by hand; show the result as a cell's last line.
+
+    Args:
+        model: A hooked model; while the explorer is answering, nothing else may use it.
+        n_pairs: Contrast pairs an instruction's vector is fitted on.
+
+    Raises:
+        SteerlensError: ipywidgets or anywidget is not installed.
+    """
+    return Explorer(model, n_pairs)
+
+
+def _ipywidgets() -> Any:
+    try:
+        import_module("anywidget")  # what plotly's own widget is built on
+        return import_module("ipywidgets")
+    except ImportError as error:
+        raise SteerlensError(
+            "the explorer needs ipywidgets and anywidget: pip install 'steerlens[notebook]'"
+        ) from error
+
+
+class Explorer:
+    """The controls, and what they show.
+
+    Attributes:
+        view: The widget.
+        pins: The settings kept, with their texts.
+        run: What is shown; ``None`` while a setting runs.
+        session: The worker.
+    """
+
+    def __init__(self, model: TransformerBridge, n_pairs: int = 32) -> None:
+        w = self._w = _ipywidgets()
+        self.model, self.n_pairs = model, n_pairs
+        self.pins: list[Pin] = []
+        self.run: SteeredRun | None = None
+        self._shown: Setting | None = None
+        self._vectors: dict[str, SteeringVector] = {}
+        self.session = Session(model, self._show_text, self._show_run, self._say)
+        n_layers = int(model.cfg.n_layers)
+        wide = {"layout": w.Layout(width="48em"), "style": {"description_width": "6em"}}
+        narrow = {"style": {"description_width": "6em"}}
+        self.source = w.Combobox(
+            options=list(catalogue),
+            description="steer by",
+            placeholder="an instruction, picked or in your own words, or a vector file",
+            continuous_update=False,
+            **wide,
+        )
+        self.prompt = w.Text(
+            "Tell me about Rome.", description="prompt", continuous_update=False, **wide
+        )
+        self.layer = w.IntSlider(n_layers * 4 // 5, 0, n_layers - 1, description="layer", **narrow)
+        self.strength = w.FloatSlider(
+            1.0, min=-4, max=4, step=0.25, description="strength", **narrow
+        )
+        self.operation = w.Dropdown(
+            options=get_args(Operation), value="set_projection", description="operation", **narrow
+        )
+        self.scope = w.Dropdown(options=get_args(Scope), value="all", description="scope", **narrow)
+        self.max_new_tokens = w.BoundedIntText(48, min=1, max=512, description="tokens", **narrow)
+        self.baseline, self.steered, self.message = w.HTML(), w.HTML(), w.HTML()
+        self.strips, self.details, self.pinned = w.VBox(), w.HTML(), w.HTML()
+        self.python = w.Textarea(layout=w.Layout(width="48em", height="9em", display="none"))
+        self.file = w.Text("steering.safetensors", description="file", **narrow)
+        buttons = []
+        for name, what, tip in (
+            ("pin", self.pin, "keep this setting and its texts, to compare"),
+            ("save vector", self._save_vector, "write the vector to the file"),
+            ("save figure", self._save_figure, "write the strips to the file (html, svg, png)"),
+            ("as Python", self._show_python, "the lines that give this again"),
+        ):
+            button = w.Button(description=name, tooltip=tip)
+            button.on_click(lambda _, what=what: what())
+            buttons.append(button)
+        for control in self._controls():
+            control.observe(self._changed, "value")
+        texts = w.GridBox(
+            [self.baseline, self.steered],
+            layout=w.Layout(grid_template_columns="1fr 1fr", grid_gap="1.5em"),
+        )
+        self.view = w.VBox(
+            [
+                self.source,
+                self.prompt,
+                w.HBox([self.layer, self.strength]),
+                w.HBox([self.operation, self.scope, self.max_new_tokens]),
+                w.HBox([*buttons, self.file]),
+                self.message,
+                self.python,
+                texts,
+                self.strips,
+                self.details,
+                self.pinned,
+            ]
+        )
+
+    def _controls(self) -> list[Any]:
+        settings = [self.source, self.prompt, self.layer, self.strength, self.operation]
+        return [*settings, self.scope, self.max_new_tokens]
+
+    @property
+    def setting(self) -> Setting:
+        """What the controls say now."""
+        return Setting(
+            source=self.source.value.strip(),
+            prompt=self.prompt.value,
+            layer=self.layer.value,
+            operation=self.operation.value,
+            strength=self.strength.value,
+            scope=self.scope.value,
+            max_new_tokens=self.max_new_tokens.value,
+        )
+
+    @property
+    def vector(self) -> SteeringVector:
+        """The vector of the setting.
+
+        Raises:
+            SteerlensError: See `steerlens.explorer.sources.vector_of`.
+        """
+        return self._vector_of(self.setting.source)
+
+    def pin(self) -> None:
+        """Keep the setting that is shown, to compare it with later ones."""
+        if self.run is None or self._shown is None:
+            self._say("nothing to pin yet; wait until both texts are there")
+            return
+        self.pins.append(Pin(self._shown, self.run.baseline, self.run.steered))
+        rows = "".join(
+            "<tr>"
+            + "".join(
+                f'<td style="{_CELL}">{html.escape(cell)}</td>'
+                for cell in (pin.setting.describe(), pin.baseline, pin.steered)
+            )
+            + "</tr>"
+            for pin in self.pins
+        )
+        head = "<tr><th>setting</th><th>baseline</th><th>steered</th></tr>"
+        self.pinned.value = f"<table>{head}{rows}</table>"
+
+    def save_vector(self, path: str | Path) -> Path:
+        """Write the vector in use to a file."""
+        return self.vector.save(path)
+
+    def save_figure(self, path: str | Path) -> Path:
+        """Write what is shown to a file: HTML, SVG, PNG or PDF by its ending.
+
+        Raises:
+            SteerlensError: Nothing is shown yet; or see `steerlens.plots.save`.
+        """
+        if self.run is None:
+            raise SteerlensError("nothing to save yet; wait until both texts are there")
+        return save(self.run.effects.plot(), path)
+
+    def to_python(self) -> str:
+        """The Python that gives the present setting again."""
+        return as_python(self.setting, model_info(self.model).reference, self.n_pairs)
+
+    def _vector_of(self, source: str) -> SteeringVector:
+        if source not in self._vectors:
+            self._vectors[source] = vector_of(self.model, source, self.n_pairs)
+        return self._vectors[source]
+
+    def _changed(self, _: Any) -> None:
+        self.session.cancel()
+        self.run = None
+        self.details.value = ""
+        if self.python.layout.display != "none":
+            self.python.value = self.to_python()
+        if self.source.value.strip():
+            self._say("answering …")
+            self.session.start(self.setting, self._vector_of)
+
+    def _show_text(self, baseline: str, steered: str) -> None:
+        for box, name, text in (
+            (self.baseline, "baseline", baseline),
+            (self.steered, "steered", steered),
+        ):
+            box.value = (
+                f"<b>{name}</b><div dir='auto' style='white-space:pre-wrap;line-height:1.4'>"
+                f"{html.escape(text)}</div>"
+            )
+
+    def _show_run(self, setting: Setting, run: SteeredRun) -> None:
+        self._shown, self.run = setting, run
+        self._show_text(run.baseline, run.steered)
+        figures = [go.FigureWidget(figure) for figure in (run.effects.plot(), run.plot())]
+        for figure in figures:
+            for trace in figure.data:
+                if trace.customdata is not None:
+                    trace.on_click(self._show_token)
+        self.strips.children = figures
+        self._say("click a token for its numbers")
+
+    def _show_token(self, trace: Any, points: Any, _: Any) -> None:
+        # What the strip says on hover: escaped already.
+        if points.point_inds:
+            self.details.value = str(trace.customdata[points.point_inds[0]])
+
+    def _show_python(self) -> None:
+        self.python.value = self.to_python()
+        self.python.layout.display = "" if self.python.layout.display == "none" else "none"
+
+    def _save_vector(self) -> None:
+        self._saving(self.save_vector)
+
+    def _save_figure(self) -> None:
+        self._saving(self.save_figure)
+
+    def _saving(self, save_to: Any) -> None:
+        try:
+            self._say(f"written: {save_to(self.file.value)}")
+        except (SteerlensError, OSError) as error:
+            self._say(str(error))
+
+    def _say(self, sentence: str) -> None:
+        self.message.value = html.escape(sentence)
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self.view._repr_mimebundle_(**options)

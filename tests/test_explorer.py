@@ -1,0 +1,119 @@
+"""The explorer without a browser: its widgets' state, and its worker."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.activations import ResidualCache
+from steerlens.errors import SteerlensError
+from steerlens.explorer import explore
+from steerlens.explorer.sources import as_python, kind_of, vector_of
+from steerlens.explorer.state import Setting
+from steerlens.vectors import difference_of_means
+
+pytest.importorskip("ipywidgets", reason="the explorer needs ipywidgets")
+pytest.importorskip("anywidget", reason="the explorer's strips need anywidget")
+
+
+def test_a_moved_slider_gives_the_texts_that_generate_gives(model: TransformerBridge) -> None:
+    import steerlens as sl
+
+    # Given an explorer of the real model
+    explorer = explore(model, n_pairs=4)
+    explorer.max_new_tokens.value = 6
+    # When an instruction is picked and then the layer moved
+    explorer.source.value = "change_case:english_lowercase"
+    explorer.layer.value = 20
+    explorer.session.wait(120.0)
+    # Then the texts are those of the last setting, with a strip, and no hook stays
+    assert explorer.run is not None, explorer.message.value
+    vector = explorer.vector
+    expected = sl.generate(model, explorer.prompt.value, vector.at(20), max_new_tokens=6)
+    assert explorer.run.steered == expected.texts[0]
+    assert len(explorer.strips.children) == 2
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    # And it can be pinned, and reproduced
+    explorer.pin()
+    assert explorer.pins[0].setting.layer == 20
+    assert "layer 20" in explorer.pinned.value
+    assert explorer.to_python() == as_python(explorer.setting, "smollm2-135m-instruct", 4)
+    # And a click on a token gives its numbers
+    words = next(t for t in explorer.strips.children[0].data if t.customdata is not None)
+    explorer._show_token(words, SimpleNamespace(point_inds=[1]), None)
+    assert explorer.details.value == words.customdata[1] != ""
+
+
+def test_cancelling_leaves_the_model_as_it_was(tiny_model: TransformerBridge) -> None:
+    # Given a generation that is cancelled at its third token
+    tokens = torch.tensor([[5, 6, 7]])
+    before = tiny_model(tokens)
+    explorer = explore(tiny_model)
+    n_steps = 0
+
+    def after_three(baseline: str, steered: str) -> None:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 3:
+            explorer.session.cancel()
+
+    explorer.session.on_text = after_three
+    rows = torch.randn(2, 4, 3, tiny_model.cfg.d_model)
+    vector = difference_of_means(ResidualCache.from_tensors(rows[0], rows[1]))
+    # When it has run
+    explorer.max_new_tokens.value = 40
+    explorer.layer.value = 1
+    explorer.operation.value = "add"
+    explorer.session.start(explorer.setting, lambda _: vector)
+    explorer.session.wait(60.0)
+    # Then it stopped there, and the model computes what it did before
+    assert n_steps == 3 and explorer.run is None
+    assert torch.equal(tiny_model(tokens), before)
+
+
+def test_hostile_text_is_shown_as_text(tiny_model: TransformerBridge) -> None:
+    explorer = explore(tiny_model)
+    explorer._show_text("<script>alert(1)</script>", "<img src=x onerror=alert(1)>")
+    assert "<script" not in explorer.baseline.value and "<img" not in explorer.steered.value
+
+
+def test_the_exported_python_gives_the_same_texts(model: TransformerBridge, monkeypatch) -> None:
+    import steerlens as sl
+
+    # Given the lines for an instruction in own words, on the model that is loaded already
+    setting = Setting("Answer in capital letters.", "Hi there!", 20, max_new_tokens=5)
+    lines = as_python(setting, "smollm2-135m-instruct", 4)
+    monkeypatch.setattr(sl, "load_model", lambda _: model)
+    # When they run
+    names: dict = {}
+    exec(compile(lines, "export", "exec"), names)
+    # Then the steered text is that of the explorer's own vector
+    steering = setting.steering(vector_of(model, setting.source, 4))
+    expected = sl.generate(model, setting.prompt, steering, max_new_tokens=5)
+    assert names["run"].steered == expected.texts[0]
+
+
+def test_a_source_is_told_apart_and_a_mistyped_one_is_refused(tiny_model, tmp_path) -> None:
+    assert kind_of("change_case:english_lowercase") == "instruction"
+    with pytest.raises(SteerlensError, match="no file"):
+        vector_of(tiny_model, str(tmp_path / "none.safetensors"), 4)
+    with pytest.raises(SteerlensError, match="at least two"):
+        vector_of(tiny_model, "change_case:lowercase", 4)
+
+
+def test_a_faulty_setting_is_told_and_the_explorer_goes_on(tiny_model) -> None:
+    explorer = explore(tiny_model)
+    explorer.source.value = "nonsense"
+    explorer.session.wait(60.0)
+    assert "no instruction of the catalogue" in explorer.message.value
+    explorer.pin()
+    assert "nothing to pin" in explorer.message.value
+    with pytest.raises(SteerlensError, match="nothing to save"):
+        explorer.save_figure("figure.html")
+
+
+def test_without_ipywidgets_one_sentence_says_what_to_install(tiny_model, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ipywidgets", None)
+    with pytest.raises(SteerlensError, match=r"pip install 'steerlens\[notebook\]'"):
+        explore(tiny_model)
