@@ -59,14 +59,15 @@ class EvidenceSection:
         figure: A panel a kind.
         readings: Each kind's name and how to read it.
         choice: The layer chosen, by which rule, how sure.
-        agreement: Rows of two kinds and their rank correlation with its interval.
+        agreement: Rows of two kinds and their rank correlation with its interval, and
+            the number it sorts by.
         writers: Bars of the components that write most; None where they were not measured.
     """
 
     figure: go.Figure
     readings: tuple[tuple[str, str], ...]
     choice: str
-    agreement: tuple[tuple[str, str, str], ...]
+    agreement: tuple[tuple[str, str, str, float | None], ...]
     writers: go.Figure | None
 
 
@@ -81,6 +82,7 @@ def evidence_section(data: Mapping[str, Any] | None) -> EvidenceSection | None:
             _READINGS[row["one"]][0],
             _READINGS[row["other"]][0],
             show_interval(row["spearman"], row["low"], row["high"]),
+            finite(row["spearman"]),
         )
         for row in data["agreement"]
         if row["one"] in _READINGS and row["other"] in _READINGS

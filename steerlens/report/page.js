@@ -13,7 +13,7 @@ function sortTable(table) {
       const rows = [...body.rows].sort((a, b) => {
         const [x, y] = [key(a), key(b)];
         if (x === "" || y === "") return (x === "") - (y === "");
-        const order = column === 0 ? x.localeCompare(y) : x - y;
+        const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
         return down ? -order : order;
       });
       body.append(...rows);
