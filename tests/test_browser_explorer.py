@@ -1,0 +1,146 @@
+"""The explorer in a running JupyterLab: a slider moved, new text and strips appear."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from browser import chromium
+
+_TOKEN = "explorer"
+_PATIENCE = 120_000
+_CELLS = [
+    "import steerlens as sl\nmodel = sl.load_model('smollm2-135m-instruct')",
+    "explorer = sl.explore(model, n_pairs=4)\nexplorer.max_new_tokens.value = 8\nexplorer",
+]
+
+
+def notebook(cells: list[str]) -> dict:
+    """A notebook of code cells, as JSON."""
+    return {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
+        "cells": [
+            {
+                "cell_type": "code",
+                "id": f"cell-{i}",
+                "metadata": {},
+                "execution_count": None,
+                "outputs": [],
+                "source": source,
+            }
+            for i, source in enumerate(cells)
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab serving a folder with one notebook; its address."""
+    pytest.importorskip("jupyterlab", reason="jupyterlab is not installed")
+    pytest.importorskip("ipywidgets", reason="ipywidgets is not installed")
+    folder = tmp_path_factory.mktemp("lab")
+    (folder / "explorer.ipynb").write_text(json.dumps(notebook(_CELLS)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {
+        "JUPYTER_CONFIG_DIR": str(folder / ".config"),
+        "JUPYTER_DATA_DIR": str(folder / ".data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / ".runtime"),
+        "IPYTHONDIR": str(folder / ".ipython"),
+    }
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+        *("--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={_TOKEN}"),
+        "--ServerApp.port_retries=0",
+    ]
+    server = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | settings,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urlopen(f"{address}/api", timeout=2).close()
+                break
+            except (URLError, OSError):
+                if time.monotonic() > deadline or server.poll() is not None:
+                    pytest.fail("JupyterLab did not start")
+                time.sleep(0.5)
+        yield f"{address}/lab/tree/explorer.ipynb?token={_TOKEN}"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def run_all(page) -> None:
+    """Run every cell; again where the kernel was not yet listening."""
+    page.get_by_text("(ipykernel) | Idle").wait_for(timeout=_PATIENCE)
+    for _ in range(20):
+        if page.locator("dialog.jp-Dialog").count():
+            page.keyboard.press("Escape")
+            page.wait_for_timeout(500)
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.wait_for_timeout(1500)
+        if re.search(r"[*\d]", page.locator(".jp-InputPrompt").first.text_content()):
+            return
+    pytest.fail("the notebook's cells did not run")
+
+
+def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        # Given the explorer shown in a notebook
+        page.goto(lab)
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=_PATIENCE)
+        page.wait_for_selector(
+            ".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=_PATIENCE
+        )
+        run_all(page)
+        source = page.get_by_placeholder("an instruction, picked")
+        source.wait_for(timeout=_PATIENCE)
+        # When an instruction is typed
+        source.fill("change_case:english_lowercase")
+        source.press("Enter")
+        # Then both texts and the strips of their tokens appear
+        message = page.locator(".jp-OutputArea").get_by_text("click a token")
+        message.wait_for(timeout=_PATIENCE)
+        page.wait_for_selector(".js-plotly-plot .main-svg", timeout=_PATIENCE)
+        steered = page.locator(".widget-html-content", has_text=re.compile("^steered"))
+        first = steered.text_content()
+        assert len(first) > len("steered")
+        page.screenshot(path=tmp_path / "explorer-1.png")
+        # And when the layer's slider is moved, others take their place
+        handle = page.get_by_role("slider").first
+        handle.focus()
+        for _ in range(4):
+            page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            """before => {
+                const boxes = [...document.querySelectorAll('.widget-html-content')];
+                const said = boxes.map(box => box.textContent);
+                const text = said.find(one => one.startsWith('steered'));
+                return text !== before && said.some(one => one.startsWith('click a token'));
+            }""",
+            arg=first,
+            timeout=_PATIENCE,
+        )
+        assert page.locator(".js-plotly-plot .main-svg").count() > 0
+        page.screenshot(path=tmp_path / "explorer-2.png")
+        # And a click on a token tells its numbers
+        page.locator(".js-plotly-plot .textpoint").nth(3).click(force=True)
+        page.locator(".widget-html-content", has_text="KL").first.wait_for(timeout=_PATIENCE)
