@@ -25,7 +25,7 @@ INSTRUCTIONS := \
 	startend:quotation
 
 .DEFAULT_GOAL := setup
-.PHONY: setup report test lint format types bench clean
+.PHONY: setup report test lint format types figures bench clean
 
 setup: $(INSTALLED)
 
@@ -56,6 +56,10 @@ format: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy
+
+# The pictures of README and documentation, by the notebooks that explain them. Needs Chromium.
+figures: $(INSTALLED)
+	STEERLENS_FIGURES=1 $(BIN)/python -m analyses 00-quickstart 01-choose-a-layer 02-token-effects
 
 clean:
 	rm -rf report build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

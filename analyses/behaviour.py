@@ -169,5 +169,12 @@ def keep(figure: go.Figure, name: str) -> go.Figure:
     return figure
 
 
+def figure(drawn: go.Figure, name: str) -> go.Figure:
+    """Save a picture that README and documentation show as ``figures/name.svg``; show it."""
+    if not SMALL and os.environ.get("STEERLENS_FIGURES") == "1":
+        save(drawn, Path("figures") / f"{name}.svg")
+    return drawn
+
+
 def _exists(folder: Path) -> bool:
     return (folder / "manifest.json").exists()

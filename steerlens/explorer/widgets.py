@@ -219,6 +219,8 @@ class Explorer:
         self._show_text(run.baseline, run.steered)
         figures = [go.FigureWidget(figure) for figure in (run.effects.plot(), run.plot())]
         for figure in figures:
+            # The setting is said by the controls; a subtitle is misplaced by a widget not yet seen.
+            figure.update_layout(title_subtitle_text="")
             for trace in figure.data:
                 if trace.customdata is not None:
                     trace.on_click(self._show_token)

@@ -1,0 +1,69 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Quickstart
+#
+# An instruction in a prompt moves the residual stream. The mean of that move, over many prompts, is
+# a direction; adding it back makes the model follow the instruction without being told (Stolfo et
+# al. 2025).
+
+# %%
+import steerlens as sl
+from analyses import behaviour
+
+model = sl.load_model(behaviour.MODEL)
+task = sl.catalogue["detectable_format:title"]
+task.phrasings[0]
+
+# %% [markdown]
+# ## Pairs with and without the instruction, and the direction between them
+
+# %%
+pairs = sl.contrast_pairs(task, n=8 if behaviour.SMALL else 64, split="fit")
+cache = sl.cache_residuals(model, pairs)
+vector = sl.difference_of_means(cache)
+vector
+
+# %% [markdown]
+# ## Where does steering move the model?
+#
+# On pairs the vector has not seen: how much of the instruction's effect on the first response token
+# does steering at a layer reproduce? Beside it a placebo, a random direction pushed as far.
+
+# %%
+held_out = sl.contrast_pairs(task, n=4 if behaviour.SMALL else 16, split="select")
+layers = range(0, model.cfg.n_layers - 1, 7 if behaviour.SMALL else 1)
+recovery = sl.first_token_recovery(
+    model, held_out, vector, layers=layers, placebo=sl.random_direction(cache)
+)
+recovery
+
+# %%
+behaviour.figure(recovery.plot(), "recovery")
+
+# %% [markdown]
+# ## Steer there
+
+# %%
+run = sl.steer(
+    model,
+    "Tell me about Rome.",
+    vector.at(layer=recovery.best_layer, strength=1.5, scope="prompt"),
+    max_new_tokens=8 if behaviour.SMALL else 48,
+)
+print("without:", run.baseline)
+print("with:   ", run.steered)
+
+# %%
+task.check(run.baseline, loose=True), task.check(run.steered, loose=True)

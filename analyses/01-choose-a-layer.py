@@ -1,0 +1,64 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Choose a layer
+#
+# Four questions about every layer, side by side: can the instruction be *read* there, does writing
+# it back *change what the model says*, which components *write* it, and do these kinds of evidence
+# agree? They need not: what is easy to read is not always what steers.
+
+# %%
+import steerlens as sl
+from analyses import behaviour
+
+model = sl.load_model(behaviour.MODEL, dtype="auto")
+task = sl.catalogue["detectable_format:title"]
+pairs = sl.contrast_pairs(task, n=8 if behaviour.SMALL else 64, split="fit")
+held_out = sl.contrast_pairs(task, n=4 if behaviour.SMALL else 16, split="select")
+cache = sl.cache_residuals(model, pairs)
+
+# %%
+evidence = sl.gather_evidence(
+    model, cache, held_out, ("separability", "null", "causal", "components")
+)
+evidence.ranking
+
+# %% [markdown]
+# ## Evidence over layers
+#
+# Bands are 95 % intervals. The line marks the layer of the highest first-token recovery:
+# separability is near its best at almost every layer, so it cannot choose.
+
+# %%
+behaviour.figure(evidence.plot(), "evidence")
+
+# %% [markdown]
+# ## Do the kinds agree?
+#
+# Spearman's rank correlation over layers, with its interval.
+
+# %%
+evidence.agreement.round(2)
+
+# %% [markdown]
+# ## Who writes the direction?
+
+# %%
+behaviour.figure(evidence.writing.plot(), "writers")
+
+# %% [markdown]
+# ## Where does the direction form, and where does it turn?
+
+# %%
+behaviour.figure(sl.layer_geometry(cache).plot(), "geometry")
