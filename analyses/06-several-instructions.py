@@ -25,23 +25,28 @@ from analyses import behaviour, together
 from steerlens.evaluation import several
 
 model = sl.load_model(behaviour.MODEL, dtype="auto")
-PAIRS = [
-    ("detectable_format:title", "change_case:english_lowercase"),
-    ("detectable_format:title", "length:extremely_brief"),
-    ("change_case:english_lowercase", "length:extremely_brief"),
+TITLE, LOWER = "detectable_format:title", "change_case:english_lowercase"
+NO_COMMA, BRIEF = "punctuation:no_comma", "length:extremely_brief"
+# Two formats, three, and a format with a length.
+COMBINATIONS = [
+    (TITLE, LOWER),
+    (TITLE, NO_COMMA),
+    (LOWER, NO_COMMA),
+    (TITLE, LOWER, NO_COMMA),
+    (TITLE, BRIEF),
 ]
 if behaviour.SMALL:
-    PAIRS = PAIRS[:1]
+    COMBINATIONS = COMBINATIONS[:1]
 
 # %%
-plan = together.plan_of(model, PAIRS)
+plan = together.plan_of(model, COMBINATIONS)
 plan.table[plan.table.context == "uninstructed"]
 
 # %% [markdown]
 # ## Alone and together, on the same prompts of the report split
 
 # %%
-prompts = several(PAIRS, 2 if behaviour.SMALL else 24)
+prompts = several(COMBINATIONS, 2 if behaviour.SMALL else 24)
 both = behaviour.evaluated(model, prompts, "several-together", plan)
 alone = behaviour.evaluated(model, together.one_by_one(prompts), "several-alone", plan)
 table = together.table(both, alone)

@@ -48,7 +48,7 @@ def one_by_one(prompts: Sequence[EvaluationPrompt]) -> list[EvaluationPrompt]:
 
 
 def table(both: Evaluation, alone: Evaluation) -> pd.DataFrame:
-    """A row a combination: each alone, each in company, both, and the product of rates alone."""
+    """A row a combination: each alone, each in company, all, and the product of rates alone."""
     together = [one for one in both.responses if one["condition"] == _STEERED]
     single = {
         one["key"]: bool(one["loose"]) for one in alone.responses if one["condition"] == _STEERED
@@ -59,6 +59,8 @@ def table(both: Evaluation, alone: Evaluation) -> pd.DataFrame:
         n = len(own)
         lonely = np.array([[single[f"{one['key']}|{i}"] for i in range(len(names))] for one in own])
         company = np.array([one["loose_each"] for one in own], dtype=bool)
+        loops = np.array([bool(one["degenerate"]) for one in own])
+        clean = company.all(axis=1) & ~loops
         rows.append(
             {
                 "combination": " + ".join(names),
@@ -68,8 +70,9 @@ def table(both: Evaluation, alone: Evaluation) -> pd.DataFrame:
                     for label, found in (("alone", lonely), ("in company", company))
                     for i in range(len(names))
                 },
-                "both": behaviour.rate(wilson(int(company.all(axis=1).sum()), n)),
-                "degenerate": sum(bool(one["degenerate"]) for one in own) / n,
+                "all": behaviour.rate(wilson(int(company.all(axis=1).sum()), n)),
+                "all, no loop": behaviour.rate(wilson(int(clean.sum()), n)),
+                "degenerate": float(loops.mean()),
                 **_kept(lonely, company),
             }
         )
@@ -107,7 +110,7 @@ def claims(found: pd.DataFrame, both: Evaluation) -> list[tuple[str, str, str, s
             both,
             _STEERED,
             "uninstructed",
-            "report split, pairs of instructions",
+            "report split, combinations of instructions",
         )
     ]
     for name, row in found.iterrows():
