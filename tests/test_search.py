@@ -197,13 +197,13 @@ def test_a_plan_from_another_model_or_a_folder_without_one_is_refused(
 
 
 def test_differences_are_over_the_same_prompts() -> None:
-    def row(name: str, condition: str, loose: bool) -> dict[str, object]:
+    def row(name: str, condition: str, loose: bool, loops: bool = False) -> dict[str, object]:
         return {
             "row": name,
             "condition": condition,
             "strict": loose,
             "loose": loose,
-            "degenerate": False,
+            "degenerate": loops,
             "judge_perplexity": None,
             "n_words": 5,
             "instruction_id_list": [TITLE],
@@ -211,10 +211,13 @@ def test_differences_are_over_the_same_prompts() -> None:
 
     passed = [True, True, True, False]
     records = [row(str(i), "uninstructed", False) for i in range(4)]
-    records += [row(str(i), "uninstructed+steering", one) for i, one in enumerate(passed)]
+    # The first of the steered responses loops: it passes, but not cleanly.
+    records += [row(str(i), "uninstructed+steering", one, i == 0) for i, one in enumerate(passed)]
     summary = summarise(records)
     [difference] = summary["differences"]
     assert difference["loose"]["difference"] == pytest.approx(0.75)
+    assert difference["clean"]["difference"] == pytest.approx(0.5)
+    assert summary["conditions"]["uninstructed+steering"]["all"]["clean"]["rate"] == 0.5
     assert difference["p"] == pytest.approx(0.25)  # 3 against 0: 2 · (1/2)³
     assert difference["n"] == 4
 

@@ -3,9 +3,10 @@
 `summarise` takes the rows of ``responses.jsonl`` and gives plain data:
 
 * ``conditions``: for each condition, over all prompts and by instruction: n, strict and loose rate
-  with Wilson intervals, median judge perplexity, share of degenerate responses, median length;
-* ``differences``: steered − unsteered conditions over the same prompts: difference of loose rates
-  with a paired-bootstrap interval, exact McNemar p and the same after Holm's correction over all
+  with Wilson intervals, the rate of responses that pass loosely and are not degenerate (``clean``),
+  median judge perplexity, share of degenerate responses, median length;
+* ``differences``: steered − unsteered conditions over the same prompts: difference of loose
+  and of clean rates with paired-bootstrap intervals, exact McNemar p and the same after Holm's correction over all
   differences, ratio of median perplexities, difference of degenerate shares.
 """
 
@@ -73,13 +74,21 @@ def _by_instruction(records: Sequence[Record]) -> dict[str, list[Record]]:
 def _rates(records: Sequence[Record]) -> dict[str, Any]:
     n = len(records)
     result: dict[str, Any] = {"n": n}
-    for kind in ("strict", "loose", "degenerate"):
-        interval = wilson(sum(bool(record[kind]) for record in records), n)
+    for kind, verdicts in {
+        **{kind: [bool(r[kind]) for r in records] for kind in ("strict", "loose", "degenerate")},
+        "clean": [_clean(record) for record in records],
+    }.items():
+        interval = wilson(sum(verdicts), n)
         result[kind] = {"rate": interval.value, "low": interval.low, "high": interval.high}
     known = [r["judge_perplexity"] for r in records if r["judge_perplexity"] is not None]
     result["median_perplexity"] = statistics.median(known) if known else None
     result["median_words"] = statistics.median(record["n_words"] for record in records)
     return result
+
+
+def _clean(record: Record) -> bool:
+    """A pass that counts even for those to whom a loop is no answer."""
+    return bool(record["loose"]) and not record["degenerate"]
 
 
 def _difference(
@@ -91,6 +100,8 @@ def _difference(
     passed = [[bool(record["loose"]) for record in side] for side in (a, b)]
     loops = [[float(record["degenerate"]) for record in side] for side in (a, b)]
     gain = paired_bootstrap([float(x) for x in passed[0]], [float(x) for x in passed[1]], seed=seed)
+    clean = [[float(_clean(record)) for record in side] for side in (a, b)]
+    kept = paired_bootstrap(clean[0], clean[1], seed=seed)
     cost = paired_bootstrap(loops[0], loops[1], seed=seed)
     ratio = median_ratio_bootstrap(
         [record["judge_perplexity"] for record in a],
@@ -102,6 +113,7 @@ def _difference(
         "minus": other,
         "n": len(shared),
         "loose": {"difference": gain.value, "low": gain.low, "high": gain.high},
+        "clean": {"difference": kept.value, "low": kept.low, "high": kept.high},
         "degenerate": {"difference": cost.value, "low": cost.low, "high": cost.high},
         "perplexity_ratio": None
         if ratio is None

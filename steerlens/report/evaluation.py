@@ -81,6 +81,7 @@ def _overall(name: str, rates: Mapping[str, Any]) -> dict[str, Any]:
         "name": name,
         "n": rates["n"],
         "loose": _percent(rates["loose"]),
+        "clean": _percent(rates["clean"]) if "clean" in rates else "–",
         "strict": _percent(rates["strict"]),
         "degenerate": _percent(rates["degenerate"]),
         "perplexity": show(rates["median_perplexity"], 1),
@@ -94,6 +95,7 @@ def _difference(one: Mapping[str, Any]) -> dict[str, Any]:
         "name": f"{one['condition']} − {one['minus']}",
         "n": one["n"],
         "loose": _percent(one["loose"], "difference", signed=True),
+        "clean": _percent(one["clean"], "difference", signed=True) if "clean" in one else "–",
         "degenerate": _percent(one["degenerate"], "difference", signed=True),
         "perplexity": "–"
         if ratio is None
