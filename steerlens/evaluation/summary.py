@@ -5,9 +5,10 @@
 * ``conditions``: for each condition, over all prompts and by instruction: n, strict and loose rate
   with Wilson intervals, the rate of responses that pass loosely and are not degenerate (``clean``),
   median judge perplexity, share of degenerate responses, median length;
-* ``differences``: steered − unsteered conditions over the same prompts: difference of loose
-  and of clean rates with paired-bootstrap intervals, exact McNemar p and the same after Holm's correction over all
-  differences, ratio of median perplexities, difference of degenerate shares.
+* ``differences``: steered − unsteered conditions over the same prompts: difference of loose and of
+  clean rates with paired-bootstrap intervals, exact McNemar p of the loose ones and the same after
+  Holm's correction over all differences, ratio of median perplexities, difference of degenerate
+  shares.
 """
 
 import statistics
