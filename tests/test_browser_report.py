@@ -84,8 +84,8 @@ def test_text_of_models_and_users_is_text(opened):
 
 def test_tables_sort_up_and_down(opened, data):
     page, _ = opened(data)
-    head = page.locator("table.summary .columns th").nth(1)
-    rows = "[...document.querySelectorAll('table.summary tbody tr')]"
+    head = page.locator("#summary .columns th").nth(1)
+    rows = "[...document.querySelectorAll('#summary tbody tr')]"
     layers = f"{rows}.map(row => +row.cells[1].innerText)"
     head.get_by_role("button").click()
     assert page.evaluate(layers) == sorted(page.evaluate(layers))
