@@ -63,7 +63,7 @@ table.round(2)
 {scope: one.left_out for scope, one in comparisons.items()}
 
 # %%
-behaviour.keep(comparisons["prompt"].plot(), "which-evidence")
+behaviour.figure(comparisons["all"].plot(), "which-evidence")
 
 # %% [markdown]
 # ## Layer by layer
