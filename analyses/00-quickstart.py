@@ -22,7 +22,7 @@
 import steerlens as sl
 from analyses import behaviour
 
-model = sl.load_model(behaviour.MODEL)
+model = sl.load_model(behaviour.MODEL, dtype="auto")
 task = sl.catalogue["detectable_format:title"]
 task.phrasings[0]
 
@@ -43,7 +43,7 @@ vector
 
 # %%
 held_out = sl.contrast_pairs(task, n=4 if behaviour.SMALL else 16, split="select")
-layers = range(0, model.cfg.n_layers - 1, 7 if behaviour.SMALL else 1)
+layers = range(0, model.cfg.n_layers - 1, 7 if behaviour.SMALL else 2)
 recovery = sl.first_token_recovery(
     model, held_out, vector, layers=layers, placebo=sl.random_direction(cache)
 )
