@@ -54,16 +54,23 @@ behaviour.figure(recovery.plot(), "recovery")
 
 # %% [markdown]
 # ## Steer there
+#
+# On prompts of a third split, without the instruction in any of them. One prompt shows little;
+# sixteen already differ from none. (More strength than 1, and only on the prompt: what the search
+# by behaviour found for titles.)
 
 # %%
-run = sl.steer(
-    model,
-    "Tell me about Rome.",
-    vector.at(layer=recovery.best_layer, strength=1.5, scope="prompt"),
-    max_new_tokens=8 if behaviour.SMALL else 48,
-)
-print("without:", run.baseline)
-print("with:   ", run.steered)
+n_prompts, n_tokens = (2, 8) if behaviour.SMALL else (16, 48)
+prompts = [one.uninstructed for one in sl.contrast_pairs(task, n=n_prompts, split="report")]
+steering = vector.at(layer=recovery.best_layer, strength=1.5, scope="prompt")
+plain = sl.generate(model, prompts, max_new_tokens=n_tokens)
+steered = sl.generate(model, prompts, steering, max_new_tokens=n_tokens)
+passes = {
+    name: sum(task.check(text, loose=True) for text in found.texts)
+    for name, found in (("without", plain), ("with", steered))
+}
+passes
 
 # %%
-task.check(run.baseline, loose=True), task.check(run.steered, loose=True)
+for one, other in zip(plain.texts[:3], steered.texts[:3], strict=False):
+    print(f"without: {one!r}\nwith:    {other!r}\n")

@@ -30,11 +30,18 @@ def without_the_machine(notebook: nbformat.NotebookNode) -> nbformat.NotebookNod
     for cell in notebook.cells:
         cell.metadata = nbformat.NotebookNode()
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+            cell.outputs = [one for one in cell.outputs if not _is_passing(one)]
     notebook.metadata = nbformat.NotebookNode(
         kernelspec={"name": "python3", "display_name": "Python 3", "language": "python"}
     )
     return notebook
+
+
+def _is_passing(output: nbformat.NotebookNode) -> bool:
+    """A warning, or a progress bar."""
+    return output.get("name") == "stderr" or any(
+        "widget-view" in kind for kind in output.get("data", {})
+    )
 
 
 def main() -> None:
