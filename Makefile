@@ -70,3 +70,4 @@ clean:
 bench: $(INSTALLED)
 	$(PIP_INSTALL) --no-deps repeng==0.4.0
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.effects

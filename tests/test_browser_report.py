@@ -1,10 +1,40 @@
 """The pages in a real browser, from the file system, with networking off."""
 
+import re
+
 import pytest
 from browser import chromium, faults_of
 from report_example import HOSTILE, evidence_example, hostile_report, report_example
+from test_report_evaluation import HOSTILE as HOSTILE_RESPONSE
+from test_report_evaluation import example as evaluation_example
 
 from steerlens.report import render_report
+from steerlens.report.evaluation import render_evaluation
+
+
+def as_page(result):
+    """The page of an evaluation."""
+    return render_evaluation(result.summary, result.responses)
+
+
+def all_drawn(page):
+    """Wait until every figure is drawn."""
+    # The page's policy forbids eval, which Playwright's own waiting for a condition needs.
+    for figure in page.locator("figure").all():
+        figure.locator(".main-svg").first.wait_for(state="attached")
+
+
+def serious_findings(page):
+    """What axe finds serious or critical on a page."""
+    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe is not installed")
+    # The page's own policy keeps other scripts out, axe too: it comes in past the policy.
+    session = page.context.new_cdp_session(page)
+    session.send("Runtime.evaluate", {"expression": axe.Axe().axe_script})
+    return [
+        (one["id"], [(node["html"][:80], node["failureSummary"]) for node in one["nodes"][:3]])
+        for one in page.evaluate("axe.run()")["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -15,23 +45,24 @@ def browser():
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """Opens a report and gives its page and the faults it reported."""
+    """Opens a report or an evaluation and gives its page and the faults it reported."""
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900})
 
-    def open_report(data):
+    def open_page(data):
+        markup = render_report(data) if isinstance(data, dict) else as_page(data)
         file = tmp_path / "report.html"
-        file.write_text(render_report(data), encoding="utf-8")
+        file.write_text(markup, encoding="utf-8")
         page = context.new_page()
         faults = faults_of(page)
         page.goto(file.as_uri())
-        page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length > 0")
+        page.wait_for_selector(".js-plotly-plot")
         # Figures are drawn when they come near the window.
         for _ in range(40):
             page.mouse.wheel(0, 600)
             page.wait_for_timeout(25)
         return page, faults
 
-    yield open_report
+    yield open_page
     context.close()
 
 
@@ -44,9 +75,7 @@ def data():
 
 def test_every_plot_is_drawn_without_a_fault(opened, data, tmp_path):
     page, faults = opened(data)
-    page.wait_for_function(
-        "[...document.querySelectorAll('figure')].every(f => f.querySelector('.main-svg'))"
-    )
+    all_drawn(page)
     drawn = page.evaluate(
         """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => {
             const box = plot.getBoundingClientRect();
@@ -105,17 +134,76 @@ def test_a_token_tells_its_numbers_by_keyboard(opened, data):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(opened, data, scheme):
-    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe is not installed")
     page, _ = opened(data)
     page.emulate_media(color_scheme=scheme)
     page.wait_for_timeout(300)
-    # The page's own policy keeps other scripts out, axe too: it comes in past the policy.
-    session = page.context.new_cdp_session(page)
-    session.send("Runtime.evaluate", {"expression": axe.Axe().axe_script})
-    found = page.evaluate("axe.run()")
-    serious = [
-        (one["id"], [(node["html"][:80], node["failureSummary"]) for node in one["nodes"][:3]])
-        for one in found["violations"]
-        if one["impact"] in ("serious", "critical")
-    ]
-    assert serious == []
+    assert serious_findings(page) == []
+
+
+def test_the_command_is_copied(opened, data):
+    page, _ = opened(data)
+    page.locator("details.provenance summary").click()
+    button = page.locator("button[data-copy=command]")
+    button.click()
+    page.get_by_role("button", name="Copied").wait_for()
+    assert page.locator("#command").text_content() == data["provenance"]["command"]
+
+
+def test_in_print_everything_is_open_and_drawn_and_nothing_is_left_to_click(opened, data):
+    page, _ = opened(data)
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    all_drawn(page)
+    assert page.evaluate("[...document.querySelectorAll('details')].every(one => one.open)")
+    assert not page.locator("nav.contents").is_visible()
+    assert not page.locator("button[data-copy]").first.is_visible()
+
+
+def test_an_evaluation_is_drawn_hovered_and_its_hostile_responses_are_text(opened):
+    # Given an evaluation whose prompts and responses are markup
+    page, faults = opened(evaluation_example(HOSTILE_RESPONSE))
+    said = []
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    # Then its figure is drawn and tells its numbers
+    point = page.locator("#figure-rates .scatterlayer .point").first
+    point.scroll_into_view_if_needed()
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
+    page.wait_for_selector("#figure-rates .hoverlayer .hovertext")
+    told = page.locator("#figure-rates .hoverlayer").text_content()
+    assert re.search(r"0\.\d\d \[0\.\d\d, 0\.\d\d\], n = 8", told)
+    # And the markup stands there as it was written
+    assert HOSTILE_RESPONSE in page.locator(".responses .text").first.text_content()
+    assert page.evaluate("document.querySelectorAll('img').length") == 0
+    assert faults == [] and said == []
+
+
+def test_tables_of_an_evaluation_sort_by_their_numbers(opened):
+    page, _ = opened(evaluation_example())
+    # By what is shown, not by the attribute the page sorts by: "38 [14, 69]" is 38.
+    rows = "[...document.querySelectorAll('#rates tbody tr')]"
+    rates = f"{rows}.map(row => parseFloat(row.cells[2].innerText))"
+    head = page.locator("#rates .columns th").nth(2)
+    before = page.evaluate(rates)
+    for rising in (True, False):
+        head.get_by_role("button").click()
+        assert page.evaluate(rates) == sorted(before, reverse=not rising)
+    assert len(set(before)) > 1
+    assert page.locator("table:not(.sortable)").count() == 0
+
+
+def test_how_an_evaluation_was_made_is_copied(opened):
+    page, _ = opened(evaluation_example())
+    page.locator("button[data-copy=made-text]").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    told = page.locator("#made-text").text_content()
+    assert "model: tiny (float32)\n" in told and "plan: abc\n" in told
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious_in_an_evaluation(opened, scheme):
+    page, _ = opened(evaluation_example())
+    page.emulate_media(color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+    page.wait_for_timeout(300)
+    assert serious_findings(page) == []

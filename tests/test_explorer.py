@@ -1,9 +1,12 @@
 """The explorer without a browser: its widgets' state, and its worker."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from plots_examples import made_up_run
+from report_example import HOSTILE
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations import ResidualCache
@@ -38,7 +41,8 @@ def test_a_moved_slider_gives_the_texts_that_generate_gives(model: TransformerBr
     explorer.pin()
     assert explorer.pins[0].setting.layer == 20
     assert "layer 20" in explorer.pinned.value
-    assert explorer.to_python() == as_python(explorer.setting, "smollm2-135m-instruct", 4)
+    dtype = sl.model_info(model).dtype
+    assert explorer.to_python() == as_python(explorer.setting, "smollm2-135m-instruct", 4, dtype)
     # And a click on a token gives its numbers
     words = next(t for t in explorer.strips.children[0].data if t.customdata is not None)
     explorer._show_token(words, SimpleNamespace(point_inds=[1]), None)
@@ -84,7 +88,7 @@ def test_the_exported_python_gives_the_same_texts(model: TransformerBridge, monk
     # Given the lines for an instruction in own words, on the model that is loaded already
     setting = Setting("Answer in capital letters.", "Hi there!", 20, max_new_tokens=5)
     lines = as_python(setting, "smollm2-135m-instruct", 4)
-    monkeypatch.setattr(sl, "load_model", lambda _: model)
+    monkeypatch.setattr(sl, "load_model", lambda _, dtype: model)
     # When they run
     names: dict = {}
     exec(compile(lines, "export", "exec"), names)
@@ -111,6 +115,55 @@ def test_a_faulty_setting_is_told_and_the_explorer_goes_on(tiny_model) -> None:
     assert "nothing to pin" in explorer.message.value
     with pytest.raises(SteerlensError, match="nothing to save"):
         explorer.save_figure("figure.html")
+
+
+def test_the_exported_python_loads_the_model_in_its_own_dtype() -> None:
+    setting = Setting("detectable_format:title", "Hi there!", 20)
+    lines = as_python(setting, "smollm2-135m-instruct", 4, "bfloat16")
+    assert "sl.load_model('smollm2-135m-instruct', dtype='bfloat16')" in lines
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_unforeseen_fault_is_told_and_not_waited_for(tiny_model) -> None:
+    # Given a source that fails as no SteerlensError
+    def fail(_: str):
+        raise ValueError("unforeseen <b>")
+
+    explorer = explore(tiny_model)
+    explorer._say("answering …")
+    # When its setting runs
+    explorer.session.start(explorer.setting, fail)
+    explorer.session.wait(60.0)
+    # Then the fault is said, as text
+    assert explorer.message.value == "ValueError: unforeseen &lt;b&gt;"
+
+
+def test_strips_of_the_setting_before_are_gone_when_a_slider_moves(tiny_model, monkeypatch) -> None:
+    # Given an explorer that shows a run
+    explorer = explore(tiny_model)
+    run = made_up_run(["a", "b"], ["a", "c"])
+    explorer._show_run(Setting("detectable_format:title", "Hi!", 1), run)
+    assert len(explorer.strips.children) == 2
+    # When a control changes, and nothing has run yet
+    monkeypatch.setattr(explorer.session, "start", lambda *_: None)
+    explorer.layer.value = 0
+    # Then nothing is left to be clicked or pinned
+    assert explorer.strips.children == () and explorer.run is None
+
+
+def test_hostile_tokens_told_at_a_click_are_text(tiny_model) -> None:
+    # Given a run whose tokens are markup
+    explorer = explore(tiny_model)
+    run = made_up_run([HOSTILE], ["x", HOSTILE])
+    explorer._show_run(Setting("detectable_format:title", "Hi!", 1), run)
+    # When each of them is clicked
+    for figure in explorer.strips.children:
+        for trace in figure.data:
+            for index in range(len(trace.customdata if trace.customdata is not None else ())):
+                explorer._show_token(trace, SimpleNamespace(point_inds=[index]), None)
+                # Then the only tags are the line breaks of the strip
+                tags = re.findall(r"<[^>]*>", explorer.details.value)
+                assert set(tags) <= {"<br>"}
 
 
 def test_without_ipywidgets_one_sentence_says_what_to_install(tiny_model, monkeypatch) -> None:

@@ -92,6 +92,11 @@ class Session:
             except (SteerlensError, OSError) as error:
                 if not stop.is_set():
                     self.on_error(str(error))
+            except Exception as error:
+                # Nothing waits for a worker: what is not told here leaves "answering" for ever.
+                if not stop.is_set():
+                    self.on_error(f"{type(error).__name__}: {error}")
+                raise
 
     def _steered_run(
         self, setting: Setting, vector: SteeringVector, stop: threading.Event

@@ -59,13 +59,14 @@ def vector_of(model: TransformerBridge, source: str, n_pairs: int) -> SteeringVe
     return difference_of_means(cache_residuals(model, pairs, progress=False))
 
 
-def as_python(setting: Setting, model: str, n_pairs: int) -> str:
+def as_python(setting: Setting, model: str, n_pairs: int, dtype: str = "float32") -> str:
     """The lines that reproduce a setting.
 
     Args:
         setting: What to reproduce.
         model: The model's reference.
         n_pairs: Contrast pairs an instruction's vector is fitted on.
+        dtype: The model's; another one rounds differently and may give another text.
     """
     kind = kind_of(setting.source)
     fitted = "vector = sl.difference_of_means(sl.cache_residuals(model, pairs))"
@@ -84,7 +85,7 @@ def as_python(setting: Setting, model: str, n_pairs: int) -> str:
         [
             "import steerlens as sl",
             "",
-            f"model = sl.load_model({model!r})",
+            f"model = sl.load_model({model!r}, dtype={dtype!r})",
             *vector,
             f"steering = vector.at(layer={setting.layer}, operation={setting.operation!r}, "
             f"strength={setting.strength}, scope={setting.scope!r})",

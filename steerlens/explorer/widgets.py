@@ -187,7 +187,8 @@ class Explorer:
 
     def to_python(self) -> str:
         """The Python that gives the present setting again."""
-        return as_python(self.setting, model_info(self.model).reference, self.n_pairs)
+        info = model_info(self.model)
+        return as_python(self.setting, info.reference, self.n_pairs, info.dtype)
 
     def _vector_of(self, source: str) -> SteeringVector:
         if source not in self._vectors:
@@ -197,6 +198,8 @@ class Explorer:
     def _changed(self, _: Any) -> None:
         self.session.cancel()
         self.run = None
+        # Strips of the setting before would stand beside the new one's text.
+        self.strips.children = ()
         self.details.value = ""
         if self.python.layout.display != "none":
             self.python.value = self.to_python()

@@ -7,15 +7,16 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from steerlens.errors import SteerlensError
-from steerlens.plots.numbers import show
+from steerlens.plots.numbers import MISSING, finite, show
 from steerlens.plots.rates import condition_rates
-from steerlens.report.html import environment, nonce_of, package_text, writable
+from steerlens.report.html import Cell, environment, nonce_of, package_text, writable
 
 __all__ = ["render_evaluation"]
 
 _SHOWN = 4
 _LONGEST = 1200
 _ALL = "all prompts"
+_DIFFERENCES = ("loose", "clean", "degenerate")
 
 
 def render_evaluation(summary: Mapping[str, Any], responses: Sequence[Mapping[str, Any]]) -> str:
@@ -47,6 +48,7 @@ def render_evaluation(summary: Mapping[str, Any], responses: Sequence[Mapping[st
             nonce=nonce,
             plotly_js=Markup(get_plotlyjs()),
             figures_js=Markup(package_text("figures.js")),
+            tables_js=Markup(package_text("tables.js")),
             page_css=Markup(package_text("page.css") + package_text("evaluation.css")),
         )
     )
@@ -76,52 +78,53 @@ def _percent(one: Mapping[str, float], key: str = "rate", signed: bool = False) 
     return f"{show(100 * one[key], 0, signed=signed)} [{low}, {high}]"
 
 
-def _overall(name: str, rates: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "n": rates["n"],
-        "loose": _percent(rates["loose"]),
-        "clean": _percent(rates["clean"]) if "clean" in rates else "–",
-        "strict": _percent(rates["strict"]),
-        "degenerate": _percent(rates["degenerate"]),
-        "perplexity": show(rates["median_perplexity"], 1),
-        "words": show(rates["median_words"], 0),
-    }
+def _share(one: Mapping[str, float] | None, key: str = "rate", signed: bool = False) -> Cell:
+    """A share as a cell; one that an older summary has not is a dash."""
+    return Cell(MISSING) if one is None else Cell(_percent(one, key, signed), finite(one[key]))
 
 
-def _difference(one: Mapping[str, Any]) -> dict[str, Any]:
+def _number(value: int | float | None, decimals: int = 0) -> Cell:
+    return Cell(show(value, decimals), finite(value))
+
+
+def _overall(name: str, rates: Mapping[str, Any]) -> tuple[str, list[Cell]]:
+    return name, [
+        _number(rates["n"]),
+        _share(rates["loose"]),
+        _share(rates.get("clean")),
+        _share(rates["strict"]),
+        _share(rates["degenerate"]),
+        _number(rates["median_perplexity"], 1),
+        _number(rates["median_words"]),
+    ]
+
+
+def _difference(one: Mapping[str, Any]) -> tuple[str, list[Cell]]:
     ratio = one["perplexity_ratio"]
-    return {
-        "name": f"{one['condition']} − {one['minus']}",
-        "n": one["n"],
-        "loose": _percent(one["loose"], "difference", signed=True),
-        "clean": _percent(one["clean"], "difference", signed=True) if "clean" in one else "–",
-        "degenerate": _percent(one["degenerate"], "difference", signed=True),
-        "perplexity": "–"
-        if ratio is None
-        else f"{show(ratio['ratio'])} [{show(ratio['low'])}, {show(ratio['high'])}]",
-        "p": _p_value(one["p"]),
-        "p_holm": _p_value(one["p_holm"]),
-    }
+    perplexity = Cell(MISSING)
+    if ratio is not None:
+        told = f"{show(ratio['ratio'])} [{show(ratio['low'])}, {show(ratio['high'])}]"
+        perplexity = Cell(told, finite(ratio["ratio"]))
+    return f"{one['condition']} − {one['minus']}", [
+        _number(one["n"]),
+        *(_share(one.get(key), "difference", signed=True) for key in _DIFFERENCES),
+        perplexity,
+        *(Cell(_p_value(one[key]), finite(one[key])) for key in ("p", "p_holm")),
+    ]
 
 
 def _p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _instructions(conditions: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _instructions(conditions: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
     names = dict.fromkeys(name for one in conditions.values() for name in one["instructions"])
-    return [
-        {
-            "name": name,
-            "n": max(one["instructions"].get(name, {"n": 0})["n"] for one in conditions.values()),
-            "cells": [
-                _percent(one["instructions"][name]["loose"]) if name in one["instructions"] else "–"
-                for one in conditions.values()
-            ],
-        }
-        for name in names
-    ]
+    rows = []
+    for name in names:
+        own = [one["instructions"].get(name) for one in conditions.values()]
+        n_most = max(rates["n"] for rates in own if rates)
+        rows.append((name, [_number(n_most), *(_share(r and r["loose"]) for r in own)]))
+    return rows
 
 
 def _samples(responses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

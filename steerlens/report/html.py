@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -16,10 +17,18 @@ import plotly.io
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-__all__ = ["environment", "nonce_of", "package_text", "writable"]
+__all__ = ["Cell", "environment", "nonce_of", "package_text", "writable"]
 
 # Of plotly's tools only saving a picture stays: dragging zooms and a double click resets anyway.
 _PLOT_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage"]]}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: what it shows, and the number it sorts by (`None` sorts last)."""
+
+    text: str
+    order: float | None = None
 
 
 def environment(nonce: str) -> Environment:

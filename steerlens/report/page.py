@@ -66,6 +66,7 @@ def render_report(data: Mapping[str, Any]) -> str:
             plotly_js=Markup(get_plotlyjs()),
             figures_js=Markup(package_text("figures.js")),
             page_css=Markup(strip_css() + package_text("page.css")),
+            tables_js=Markup(package_text("tables.js")),
             page_js=Markup(package_text("page.js")),
         )
     )

@@ -18,6 +18,7 @@ from steerlens.plots import layer_curves, recovery_curve, token_strip
 from steerlens.plots.numbers import MISSING, finite, show_interval
 from steerlens.plots.tokens import strip_limit
 from steerlens.report.evidence import EvidenceSection, evidence_section
+from steerlens.report.html import Cell
 
 __all__ = [
     "Cell",
@@ -31,14 +32,6 @@ __all__ = [
 ]
 
 CONDITIONS = ("baseline", "steered", "placebo")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A table cell: what it shows, and the number it sorts by (`None` sorts last)."""
-
-    text: str
-    order: float | None = None
 
 
 @dataclass(frozen=True)
