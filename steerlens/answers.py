@@ -106,7 +106,7 @@ class Answerer:
         name = piece_name(
             {
                 "weights": info.weights_hash,
-                "dtype": info.dtype,
+                "dtype": info.precision,
                 "batch_size": self.batch_size,
                 "max_new_tokens": max_new_tokens,
                 "rows": [[question.prompt, question.label] for question in questions],

@@ -145,7 +145,7 @@ def evaluate(
         "model": {
             "reference": info.reference,
             "weights_hash": info.weights_hash,
-            "dtype": info.dtype,
+            "dtype": info.precision,
         },
         "data": _described_data(prompts, rows, missing),
         "plan": None if plan is None else piece_name(dict(plan.data)),

@@ -50,7 +50,11 @@ def search(
     tasks = [catalogue[name] for name in dict.fromkeys(instructions)]
     judge: Judge | None = load_judge(settings.judge) if settings.judge else None
     info = model_info(model)
-    record = {"reference": info.reference, "weights_hash": info.weights_hash, "dtype": info.dtype}
+    record = {
+        "reference": info.reference,
+        "weights_hash": info.weights_hash,
+        "dtype": info.precision,
+    }
     described = {
         "model": record,
         "instructions": [task.id for task in tasks],
