@@ -9,7 +9,6 @@ the first pairs the numbers are held against those of a `ResidualCache`.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -36,8 +35,12 @@ def blocks(n_pairs: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def peak() -> float:
-    """Peak resident memory of this process, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process, in MB (2²⁰ bytes).
+
+    Of the kernel's VmHWM: getrusage would begin with what the parent held when it started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def rank(folder: Path, n_resamples: int) -> None:
