@@ -156,14 +156,12 @@ def estimate_costs(work: Work, rates: Rates, batch_size: int, n_workers: int = 1
     parts = {name: part for name, part in parts.items() if any(part.values())}
     for part in parts.values():
         part["seconds"] = round(part["seconds"], 2)
-    longest = max((one.max_new_tokens for one in work.askings), default=0)
-    more = max(0, longest - rates.longest) * batch_size * rates.token_memory
+    more = max(0, _most_positions(work, rates, batch_size) - rates.positions) * rates.token_memory
     text = tokens * rates.characters + _PIECE_BYTES * rows
     if work.stage == "evaluate":
         prompt = sum(map(len, work.prompts)) / max(len(work.prompts), 1)
         each = _RESPONSE_BYTES + prompt + rates.characters * tokens / max(rows, 1)
-        # Once as rows, once on the page.
-        text += 2 * work.checked * each
+        text += work.checked * each
     return Estimate(
         stage=work.stage,
         parts=parts,
@@ -191,6 +189,18 @@ def answer_costs(asking: Asking, rates: Rates, batch_size: int) -> tuple[float, 
         steps, active = _stream(stepped, batch_size)
         seconds += rates.step * steps + rates.step_row * active
     return seconds, tokens
+
+
+def _most_positions(work: Work, rates: Rates, batch_size: int) -> int:
+    """Positions of the largest key-value memory the run will hold."""
+    return max(
+        (
+            int(min(one.rows, one.piece_rows, batch_size))
+            * int(rates.prompt_tokens + one.max_new_tokens)
+            for one in work.askings
+        ),
+        default=0,
+    )
 
 
 def _drawn(rates: Rates, most: int, n: int) -> list[int]:

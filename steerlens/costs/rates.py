@@ -53,6 +53,7 @@ class Rates:
         check: Seconds to check a response.
         memory: Peak memory after calibration, in bytes.
         token_memory: Keys and values of a token, in bytes.
+        positions: Most positions of key-value memory that calibration held.
         seconds: What calibration itself took.
     """
 
@@ -70,6 +71,7 @@ class Rates:
     check: float
     memory: int
     token_memory: int
+    positions: int
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def calibrate_rates(
     read = read_steered = step = step_row = 0.0
     lengths: tuple[int, ...] = ()
     texts: list[str] = []
-    longest = 0
+    longest = positions = 0
     if work.askings:
         longest = min(max(one.max_new_tokens for one in work.askings), room)
         wide = [prompts[i % len(prompts)] for i in range(batch_size)]
@@ -111,6 +113,9 @@ def calibrate_rates(
         read = _timed(lambda: answered(few, 1)) / len(few)
         read_steered = _timed(lambda: answered(wide, 1, middle)) / len(wide)
         n_wide = min(_WIDE_TOKENS, longest)
+        positions = max(
+            int(size * (mean_tokens + n)) for size, n in ((len(wide), n_wide), (len(few), longest))
+        )
         many = _timed(lambda: answered(wide, n_wide, middle)) - read_steered * len(wide)
         begun = time.perf_counter()
         sample = answered(few, longest)
@@ -141,6 +146,7 @@ def calibrate_rates(
         check=_check_rate(work, texts),
         memory=peak_memory(),
         token_memory=_token_memory(model),
+        positions=positions,
         seconds=time.perf_counter() - started,
     )
 

@@ -72,6 +72,7 @@ class Pool:
     """Actors with their threads; made by `worker_pool`.
 
     Attributes:
+        members: What each worker said of itself when it was ready: machine, process, versions.
         lost: Actors that died and were replaced.
         set_aside: Pieces given up, with what was last said of each.
         n_sent: Distinct directions given to the object store.
@@ -93,6 +94,7 @@ class Pool:
         self._actors: list[Any] = []
         self._threads: list[threading.Thread] = []
         self._serving = settings.workers
+        self.members: dict[int, dict[str, Any]] = {}
         self.lost = 0
         self.set_aside: dict[str, str] = {}
 
@@ -104,16 +106,12 @@ class Pool:
     def start(self) -> None:
         """Load the model in every worker, and check that it is the driver's."""
         self._actors = [self._made() for _ in range(self._settings.workers)]
-        for actor in self._actors:
-            self._checked(actor)
+        for number, actor in enumerate(self._actors):
+            self.members[number] = self._checked(actor)
         for number in range(self._settings.workers):
             thread = threading.Thread(target=self._serve, args=(number,), daemon=True)
             thread.start()
             self._threads.append(thread)
-
-    def describe(self) -> list[dict[str, Any]]:
-        """Machine, process and versions of each worker."""
-        return list(self._ray.get([actor.describe.remote() for actor in self._actors]))
 
     def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
         """Each piece with its records, as they are finished.
@@ -226,7 +224,7 @@ class Pool:
         for attempt in range(self._settings.max_attempts):
             try:
                 self._actors[number] = self._made()
-                self._checked(self._actors[number])
+                self.members[number] = self._checked(self._actors[number])
             except (SteerlensError, self._ray.exceptions.RayError):
                 if attempt == self._settings.max_attempts - 1:
                     raise
@@ -245,12 +243,14 @@ class Pool:
             reference = str(Path(reference).expanduser().resolve())
         return self._class.remote(reference, options, int(self._settings.cpus))
 
-    def _checked(self, actor: Any) -> None:
-        """Wait until the actor has loaded the model, and see that it is the same."""
+    def _checked(self, actor: Any) -> dict[str, Any]:
+        """What the actor says of itself, once it has loaded the model and it is the same."""
         exceptions = self._ray.exceptions
         settings = self._settings
         try:
-            said = self._ray.get(actor.describe.remote(), timeout=settings.start_timeout)
+            said: dict[str, Any] = self._ray.get(
+                actor.describe.remote(), timeout=settings.start_timeout
+            )
         except exceptions.GetTimeoutError as error:
             raise SteerlensError(
                 f"a worker has not loaded {self._info.reference} within "
@@ -280,6 +280,7 @@ class Pool:
                     f"the worker on {said['machine']} holds another {self._info.reference} "
                     f"({what} {said[what]}, here {mine}); give the same model to every machine"
                 )
+        return said
 
     def _sent(self, actor: Any, piece: Piece) -> Any:
         named: dict[str, Any] = {}

@@ -23,8 +23,8 @@ class WorkerSettings:
     """
 
     workers: int = 2
-    cpus: float = 1
-    gpus: float = 0
+    cpus: int | float = 1
+    gpus: int | float = 0
     address: str | None = None
     device_map: str | None = None
     max_attempts: int = 3
