@@ -148,6 +148,14 @@ def test_a_piece_that_kills_every_worker_is_given_up(pool, monkeypatch):
 
 
 @needs_ray
+def test_workers_of_other_versions_are_refused(pool, monkeypatch):
+    other = {"steerlens": pool.members[0]["versions"]["steerlens"], "torch": "0.1"}
+    monkeypatch.setattr("steerlens.workers.pool.library_versions", lambda: other)
+    with pytest.raises(SteerlensError, match=r"has torch .*, this process 0\.1; install the same"):
+        pool._checked(pool._actors[0])
+
+
+@needs_ray
 def test_a_model_workers_cannot_have_is_refused(tiny_folder, tmp_path):
     gone = tmp_path / "gone"
     gone.symlink_to(tiny_folder)
