@@ -116,10 +116,8 @@ class ShardedResiduals:
             )
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} lacks a part of its index: {error}") from error
-        if sum(opened.sizes) != len(opened.groups):
-            raise FileFormatError(
-                f"{path} counts {sum(opened.sizes)} pairs in shards and {len(opened.groups)} groups"
-            )
+        if sum(opened.sizes) != opened.n_pairs:
+            raise FileFormatError(f"{path} counts {sum(opened.sizes)} and {opened.n_pairs} pairs")
         for number, size in enumerate(opened.sizes):
             _check_shard(_shard(folder, number), (len(opened.layers), size, opened.d_model))
         return opened
@@ -241,7 +239,7 @@ def shard_residuals(
                 model, part, position, chosen, batch_size, chat_format, progress=False
             )
             record = {"made_from": made_from, "metadata": dict(cache.metadata)}
-            _write_shard(path, cache.instructed, cache.uninstructed, chosen, dtype, record)
+            _write_shard(path, cache, dtype, record)
         metadata = record["metadata"]
     numbers: dict[str, int] = {}
     groups = [numbers.setdefault(pair.base_query, len(numbers)) for pair in pairs]
@@ -272,11 +270,11 @@ def write_shards(
     Raises:
         ActivationError: As `ResidualCache.from_tensors`, or blocks that do not fit each other.
     """
-    _check_sizes(dtype, 2)
+    _check_sizes(dtype)
     shape: tuple[int, int] | None = None
     sizes = []
-    for number, (instructed, uninstructed) in enumerate(blocks):
-        cache = ResidualCache.from_tensors(instructed, uninstructed, layers)
+    for number, block in enumerate(blocks):
+        cache = ResidualCache.from_tensors(*block, layers)
         own = (len(cache.layers), cache.d_model)
         if shape is not None and own != shape:
             raise ActivationError(
@@ -284,9 +282,7 @@ def write_shards(
                 f"of {shape[1]}"
             )
         shape, layers = own, cache.layers
-        _write_shard(
-            _shard(folder, number), cache.instructed, cache.uninstructed, cache.layers, dtype, {}
-        )
+        _write_shard(_shard(folder, number), cache, dtype, {})
         sizes.append(cache.n_pairs)
     if shape is None:
         raise ActivationError("no block of residuals was given; give at least one")
@@ -296,7 +292,7 @@ def write_shards(
     return _write_index(folder, layers or (), groups, shape[1], dtype, sizes, metadata or {})
 
 
-def _check_sizes(dtype: str, pairs_per_shard: int) -> None:
+def _check_sizes(dtype: str, pairs_per_shard: int = 2) -> None:
     if dtype not in _DTYPES:
         raise unknown_name("dtype", dtype, _DTYPES)
     if pairs_per_shard < 2:
@@ -315,24 +311,17 @@ def _shard(folder: str | Path, number: int) -> Path:
     return Path(folder) / f"shard-{number:05d}.safetensors"
 
 
-def _write_shard(
-    path: Path,
-    instructed: Float[Tensor, "pair layer d_model"],
-    uninstructed: Float[Tensor, "pair layer d_model"],
-    layers: Sequence[int],
-    dtype: str,
-    record: Mapping[str, Any],
-) -> None:
+def _write_shard(path: Path, cache: ResidualCache, dtype: str, record: Mapping[str, Any]) -> None:
     stored = {
         side: values.transpose(0, 1).to(_DTYPES[dtype])
-        for side, values in zip(_SIDES, (instructed, uninstructed), strict=True)
+        for side, values in zip(_SIDES, (cache.instructed, cache.uninstructed), strict=True)
     }
     for side, values in stored.items():
         finite = torch.isfinite(values).all(dim=2)
         if not bool(finite.all()):
             place, pair = (~finite).nonzero()[0].tolist()
             raise ActivationError(
-                f"{side} activations of pair {pair} of {path.name} at layer {layers[place]} are "
+                f"{side} activations of pair {pair} of {path.name} at layer {cache.layers[place]} are "
                 f"too large for {dtype}; keep them in float32 or bfloat16"
             )
     write_tensors(path, _FILE_KIND, stored, record)

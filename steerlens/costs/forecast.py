@@ -227,8 +227,9 @@ def _stream(lengths: Sequence[int], slots: int) -> tuple[int, int]:
 
 
 def _rank_seconds(work: Work) -> float:
-    # 30 layers × 576: 64 pairs in 1.5 s; from 2,049 pairs on, linear (benchmarks/shards.py).
-    return 0.0 if not work.ranked else 1.5 + 0.02 * work.ranked
+    # Not calibrated: 488 s for 20,000 pairs of 30 layers × 576 (benchmarks/shards.py), in
+    # proportion; other widths and depths, and few pairs, may be far from it.
+    return 0.024 * work.ranked
 
 
 def _duration(seconds: float) -> str:
