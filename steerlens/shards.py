@@ -321,8 +321,8 @@ def _write_shard(path: Path, cache: ResidualCache, dtype: str, record: Mapping[s
         if not bool(finite.all()):
             place, pair = (~finite).nonzero()[0].tolist()
             raise ActivationError(
-                f"{side} activations of pair {pair} of {path.name} at layer {cache.layers[place]} are "
-                f"too large for {dtype}; keep them in float32 or bfloat16"
+                f"{side} activations of pair {pair} of {path.name} at layer "
+                f"{cache.layers[place]} are too large for {dtype}; keep them in float32 or bfloat16"
             )
     write_tensors(path, _FILE_KIND, stored, record)
 
