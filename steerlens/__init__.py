@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from steerlens.pairs import ContrastPair, ContrastSet, contrast_pairs
     from steerlens.plans import Plan
     from steerlens.search import SearchSettings
+    from steerlens.shards import ShardedResiduals, shard_residuals, write_shards
     from steerlens.steering import Intervention, Steering
     from steerlens.transfer import LayerMaps, Transfer, fit_maps, map_texts, transfer_vector
     from steerlens.vectors import (
@@ -163,6 +164,11 @@ _HOMES = {
         "Intervention",
         "Steering",
     ),
+    "steerlens.shards": (
+        "ShardedResiduals",
+        "shard_residuals",
+        "write_shards",
+    ),
     "steerlens.transfer": (
         "LayerMaps",
         "Transfer",
@@ -205,6 +211,7 @@ __all__ = [
     "ResidualCache",
     "ResponseRecovery",
     "SearchSettings",
+    "ShardedResiduals",
     "SteeredRun",
     "Steering",
     "SteeringVector",
@@ -250,10 +257,12 @@ __all__ = [
     "reading_components",
     "response_kl",
     "save_library",
+    "shard_residuals",
     "steer",
     "token_effects",
     "transfer_vector",
     "vocabulary_readout",
+    "write_shards",
     "writing_components",
 ]
 

@@ -5,21 +5,28 @@ names each by what it is (prompts, steerings in words, length), and looks into t
 generates: a resumed run finds what it has, and two questions that are alike are answered once.
 A piece is decoded as one stream of rows with a fixed number of slots, so its texts do not depend
 on what was answered before it: in bfloat16 a different batch rounds differently.
+
+Pieces are independent, so they may be computed elsewhere (`steerlens.workers`): the same rows
+together, by the same function (`answer_rows`), in whatever order. Only this process writes the run.
 """
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.costs.ledger import Ledger
 from steerlens.generation import generate
 from steerlens.models import model_info
 from steerlens.runs import Run, piece_name
 from steerlens.steering import Steering
 
-__all__ = ["Answer", "Answerer", "Question"]
+__all__ = ["Answer", "Answerer", "Elsewhere", "Piece", "Question", "answer_rows"]
+
+Records = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +59,53 @@ class Answer:
     finish_reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Questions answered together: the unit that is named, computed anywhere, kept, and lost.
+
+    Attributes:
+        name: See `steerlens.runs.piece_name`.
+        questions: Its rows.
+        max_new_tokens: Longest response, in tokens.
+        batch_size: Rows decoded together.
+    """
+
+    name: str
+    questions: tuple[Question, ...]
+    max_new_tokens: int
+    batch_size: int
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """Computes pieces outside this process; see `steerlens.workers.pool`."""
+
+    def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
+        """Each piece with its records, as they are finished."""
+
+
+def answer_rows(
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    steerings: Sequence[Steering | None],
+    max_new_tokens: int,
+    batch_size: int,
+) -> Records:
+    """The records of a piece; every engine comes down to this call."""
+    responses = generate(
+        model,
+        list(prompts),
+        steering=list(steerings),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=False,
+    )
+    rows = zip(responses.texts, map(len, responses.tokens), responses.finish_reasons, strict=True)
+    return [asdict(Answer(*row)) for row in rows]
+
+
 class Answerer:
-    """Answers questions with one model, remembering answers.
+    """Answers questions with one model, remembering answers; several threads may ask.
 
     Args:
         model: A hooked model.
@@ -61,6 +113,11 @@ class Answerer:
         batch_size: Rows decoded together.
         piece_rows: Rows a piece.
         progress: Show a progress bar for each list of questions.
+        elsewhere: Computes pieces; ``None`` computes them here.
+
+    Attributes:
+        ledger: What answering took.
+        alone: Held by whoever uses this process's models, one thread at a time.
     """
 
     def __init__(
@@ -70,14 +127,19 @@ class Answerer:
         batch_size: int = 96,
         piece_rows: int = 192,
         progress: bool = False,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.model = model
         self.run = run
         self.batch_size = batch_size
         self.piece_rows = piece_rows
         self.progress = progress
+        self.elsewhere = elsewhere
+        self.ledger = Ledger()
+        self.alone = threading.RLock()
         self.n_tokens = 0
-        self._memory: dict[str, list[dict[str, Any]]] = {}
+        self._memory: dict[str, Records] = {}
+        self._writing = threading.RLock()
 
     def ask(
         self, questions: Sequence[Question], max_new_tokens: int, what: str = "answering"
@@ -89,48 +151,66 @@ class Answerer:
             max_new_tokens: Longest response, in tokens.
             what: A word for the progress bar.
         """
-        answers: list[Answer] = []
+        starts = range(0, len(questions), self.piece_rows)
+        pieces = [
+            self._piece(questions[start : start + self.piece_rows], max_new_tokens)
+            for start in starts
+        ]
+        found = {piece.name: self._known(piece.name) for piece in pieces}
+        missing = {piece.name: piece for piece in pieces if found[piece.name] is None}
         disable = not self.progress
-        with tqdm(
-            total=len(questions), desc=what, unit="response", disable=disable, leave=False
-        ) as bar:
-            for start in range(0, len(questions), self.piece_rows):
-                piece = questions[start : start + self.piece_rows]
-                answers += [Answer(**record) for record in self._piece(piece, max_new_tokens)]
-                bar.update(len(piece))
-        self.n_tokens += sum(answer.n_tokens for answer in answers)
+        with (
+            self.ledger.part("answers"),
+            tqdm(
+                total=len(questions), desc=what, unit="response", disable=disable, leave=False
+            ) as bar,
+        ):
+            bar.update(sum(len(piece.questions) for piece in pieces if piece.name not in missing))
+            for piece, records in self._computed(list(missing.values())):
+                found[piece.name] = self._keep(piece.name, records)
+                bar.update(len(piece.questions))
+                n_tokens = sum(record["n_tokens"] for record in records)
+                self.ledger.count("answers", rows=len(records), tokens=n_tokens)
+        answers = [Answer(**one) for piece in pieces for one in found[piece.name] or ()]
+        with self._writing:
+            self.n_tokens += sum(answer.n_tokens for answer in answers)
         return answers
 
-    def _piece(self, questions: Sequence[Question], max_new_tokens: int) -> list[dict[str, Any]]:
+    def _piece(self, questions: Sequence[Question], max_new_tokens: int) -> Piece:
         info = model_info(self.model)
-        name = piece_name(
-            {
-                "weights": info.weights_hash,
-                "dtype": info.dtype,
-                "batch_size": self.batch_size,
-                "max_new_tokens": max_new_tokens,
-                "rows": [[question.prompt, question.label] for question in questions],
-            }
-        )
-        known = self.run.finished(name) if self.run else self._memory.get(name)
-        if known is not None:
-            return known
-        records = self._generate(questions, max_new_tokens)
-        if self.run:
-            return self.run.finish(name, records)
-        self._memory[name] = records
-        return records
+        content = {
+            "weights": info.weights_hash,
+            "dtype": info.precision,
+            "batch_size": self.batch_size,
+            "max_new_tokens": max_new_tokens,
+            "rows": [[question.prompt, question.label] for question in questions],
+        }
+        return Piece(piece_name(content), tuple(questions), max_new_tokens, self.batch_size)
 
-    def _generate(self, questions: Sequence[Question], max_new_tokens: int) -> list[dict[str, Any]]:
-        responses = generate(
+    def _computed(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
+        if self.elsewhere is not None:
+            yield from self.elsewhere.answers(pieces)
+            return
+        for piece in pieces:
+            with self.alone:
+                records = self._generate(piece.questions, piece.max_new_tokens)
+            yield piece, records
+
+    def _known(self, name: str) -> Records | None:
+        with self._writing:
+            return self.run.finished(name) if self.run else self._memory.get(name)
+
+    def _keep(self, name: str, records: Records) -> Records:
+        with self._writing:
+            if self.run:
+                return self.run.finish(name, records)
+            return self._memory.setdefault(name, records)
+
+    def _generate(self, questions: Sequence[Question], max_new_tokens: int) -> Records:
+        return answer_rows(
             self.model,
             [question.prompt for question in questions],
-            steering=[question.steering for question in questions],
-            max_new_tokens=max_new_tokens,
-            batch_size=self.batch_size,
-            progress=False,
+            [question.steering for question in questions],
+            max_new_tokens,
+            self.batch_size,
         )
-        rows = zip(
-            responses.texts, map(len, responses.tokens), responses.finish_reasons, strict=True
-        )
-        return [asdict(Answer(*row)) for row in rows]

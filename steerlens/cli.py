@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import steerlens
-from steerlens import cli_rank, cli_runs, cli_vectors
+from steerlens import cli_estimate, cli_rank, cli_runs, cli_vectors
 from steerlens.cli_common import (
     EVIDENCE_HELP,
     evidence_kinds,
@@ -102,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", cli_runs.evaluate, "does the model follow its instructions?")
     _add_model(evaluate, dtype="auto", chat_format=False)
     cli_runs.add_evaluate(evaluate)
+    estimate = command("estimate", cli_estimate.estimate, "what a command will take here")
+    _add_model(estimate, dtype="auto", chat_format=False)
+    cli_estimate.add_estimate(estimate)
     report = command("report", _report, "write a layer-selection report (HTML and JSON)")
     _add_model(report, dtype="auto", chat_format=False)
     _add_report(report)

@@ -7,7 +7,7 @@ from typing import Any
 from steerlens.cli_common import instruction_ids, load, print_json
 from steerlens.errors import SteerlensError
 
-__all__ = ["add_evaluate", "add_search", "evaluate", "search"]
+__all__ = ["add_evaluate", "add_search", "chosen_judge", "evaluate", "search"]
 
 _NO_JUDGE = "none"
 
@@ -23,7 +23,38 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="a model that scores fluency; none; by default Gemma-3-270M where it is installed",
     )
     parser.add_argument("--batch-size", type=int, default=96)
+    parser.add_argument("--piece-rows", type=int, default=192, help="rows computed by one worker")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--no-estimate", action="store_true", help="do not measure first what it will take"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="where answers are computed; the files are the same",
+    )
+    ray = parser.add_argument_group("with --engine ray")
+    ray.add_argument("--workers", type=int, default=2, help="processes, each with the model")
+    ray.add_argument("--worker-cpus", type=float, default=1, help="logical CPUs of each")
+    ray.add_argument("--worker-gpus", type=float, default=0, help="GPUs of each")
+    ray.add_argument("--worker-device-map", help="how a worker spreads its model: auto, …")
+    ray.add_argument("--address", help="a cluster, auto or host:port; else started here")
+
+
+def _workers(arguments: argparse.Namespace) -> Any:
+    """The workers asked for; None for the local engine."""
+    if arguments.engine == "local":
+        return None
+    from steerlens.workers import WorkerSettings
+
+    return WorkerSettings(
+        workers=arguments.workers,
+        cpus=arguments.worker_cpus,
+        gpus=arguments.worker_gpus,
+        address=arguments.address,
+        device_map=arguments.worker_device_map,
+    )
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +87,22 @@ def search(arguments: argparse.Namespace) -> None:
     from steerlens.search import search as run_search
 
     settings = SearchSettings(
-        judge=_judge(arguments), batch_size=arguments.batch_size, seed=arguments.seed
+        judge=chosen_judge(arguments),
+        batch_size=arguments.batch_size,
+        piece_rows=arguments.piece_rows,
+        seed=arguments.seed,
     )
+    workers = _workers(arguments)
     model = load(arguments)
-    plan = run_search(model, names, arguments.out, settings, resume=arguments.resume)
+    plan = run_search(
+        model,
+        names,
+        arguments.out,
+        settings,
+        resume=arguments.resume,
+        workers=workers,
+        estimate=not arguments.no_estimate,
+    )
     if arguments.json:
         print_json({"plan": str(arguments.out / "plan.json"), **_without_tables(plan.data)})
         return
@@ -97,13 +140,22 @@ def evaluate(arguments: argparse.Namespace) -> None:
     plan = Plan.load(arguments.plan) if arguments.plan else None
     settings = EvaluationSettings(
         max_new_tokens=arguments.max_new_tokens,
-        judge=_judge(arguments),
+        judge=chosen_judge(arguments),
         batch_size=arguments.batch_size,
+        piece_rows=arguments.piece_rows,
         skip_unknown=arguments.skip_unknown,
         seed=arguments.seed,
     )
+    workers = _workers(arguments)
     result = run_evaluation(
-        load(arguments), prompts, arguments.out, plan, settings, resume=arguments.resume
+        load(arguments),
+        prompts,
+        arguments.out,
+        plan,
+        settings,
+        resume=arguments.resume,
+        workers=workers,
+        estimate=not arguments.no_estimate,
     )
     page = write_text(
         arguments.out / "evaluation.html", render_evaluation(result.summary, result.responses)
@@ -120,7 +172,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(f"responses and summary written to {arguments.out}, the page to {page}")
 
 
-def _judge(arguments: argparse.Namespace) -> str | None:
+def chosen_judge(arguments: argparse.Namespace) -> str | None:
     """The judge asked for; by default the usual one, if it is installed."""
     if arguments.judge == _NO_JUDGE:
         return None

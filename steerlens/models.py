@@ -49,6 +49,7 @@ from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import FileFormatError, ModelError, unknown_name
+from steerlens.placement import placement_options, quantization_name
 from steerlens.sources import (
     DEFAULT_MODEL,
     PACKAGED,
@@ -102,6 +103,7 @@ class ModelInfo:
         chat_format: ``"template"`` for the model's chat template, else ``"plain"``.
         dtype_reason: Why this dtype.
         prepends_bos: Whether the attached tokenizer begins plain text with a BOS token.
+        quantization: How the weights are quantised, such as "bitsandbytes-8bit"; None for not.
     """
 
     reference: str
@@ -115,6 +117,15 @@ class ModelInfo:
     chat_format: Literal["template", "plain"]
     dtype_reason: str
     prepends_bos: bool
+    quantization: str | None = None
+
+    @property
+    def precision(self) -> str:
+        """The dtype, with the quantisation where there is one: what pieces and runs are named by.
+
+        "float32", or "float16, bitsandbytes-8bit".
+        """
+        return self.dtype if self.quantization is None else f"{self.dtype}, {self.quantization}"
 
 
 def load_model(
@@ -122,6 +133,8 @@ def load_model(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
     device_map: str | dict[str, str | int] | None = None,
+    max_memory: Mapping[int | str, int | str] | None = None,
+    quantization_config: Any = None,
 ) -> TransformerBridge:
     """Load a model with hooks and its tokenizer.
 
@@ -131,6 +144,9 @@ def load_model(
         device: Such as "cpu" or "cuda:1"; by default CUDA, else Apple's MPS, else the CPU.
         device_map: Spreads the model over devices, as in `transformers` ("auto", or a mapping).
             Give this or `device`.
+        max_memory: With `device_map`, how much of each device may be used: ``{0: "70GiB", "cpu":
+            "200GiB"}``.
+        quantization_config: Weights are quantised while they are read; see `steerlens.placement`.
 
     Returns:
         The bridge, in evaluation mode.
@@ -145,11 +161,16 @@ def load_model(
     if device is not None and device_map is not None:
         raise ModelError("device and device_map both say where the model goes; give one of them")
     target = None if device_map is not None else _resolve_device(device)
+    options = placement_options(device_map, max_memory, quantization_config)
+    if quantization_config is not None and target is not None:
+        # Quantised weights are made where they stay; they cannot be moved afterwards.
+        options["device_map"] = {"": str(target)}
+        target = None
     torch_dtype, dtype_reason = _resolve_dtype(dtype, target)
     reference = str(ref)
     source = find_source(reference)
     with quiet_progress():
-        hf_model, tokenizer = _load_folder(source.folder, reference, torch_dtype, device_map)
+        hf_model, tokenizer = _load_folder(source.folder, reference, torch_dtype, options)
         model = _boot(hf_model, tokenizer, reference, torch_dtype, target)
     model.eval()
     described = _describe(model, reference, source.kind, source.weights_hash)
@@ -310,7 +331,7 @@ def end_token_ids(model: TransformerBridge) -> frozenset[int]:
 
 
 def _load_folder(
-    folder: Path, reference: str, dtype: torch.dtype, device_map: Any
+    folder: Path, reference: str, dtype: torch.dtype, options: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """Model and tokenizer of a folder; every weight of the model must be in its files."""
     try:
@@ -318,7 +339,7 @@ def _load_folder(
             folder,
             reference,
             dtype=dtype,
-            device_map=device_map,
+            **options,
             local_files_only=True,
             use_safetensors=True,
         )
@@ -376,6 +397,9 @@ def _describe(model: TransformerBridge, reference: str, kind: Kind, weights_hash
         chat_format="template" if _tokenizer(model).chat_template else "plain",
         dtype_reason="as the given model has it",
         prepends_bos=bool(model.cfg.tokenizer_prepends_bos),
+        quantization=quantization_name(
+            getattr(model.original_model.config, "quantization_config", None)
+        ),
     )
 
 

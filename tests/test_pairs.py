@@ -42,7 +42,8 @@ def write(path: Path, *rows: object) -> Path:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.sampled_from(IDS), st.integers(2, 60), st.integers(), st.sampled_from(SPLITS))
+# The smallest split holds 40 pairs; the test draws five more than n.
+@given(st.sampled_from(IDS), st.integers(2, 35), st.integers(), st.sampled_from(SPLITS))
 def test_drawing_is_deterministic_and_a_smaller_set_is_a_prefix(
     instruction_id: str, n: int, seed: int, split: str
 ) -> None:

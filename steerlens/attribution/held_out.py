@@ -31,9 +31,11 @@ from sklearn.model_selection import GroupKFold
 
 from steerlens.activations import ResidualCache
 from steerlens.errors import ActivationError, SteerlensError
+from steerlens.shards import ShardedResiduals
 
 __all__ = [
     "Folds",
+    "Residuals",
     "check_rankable",
     "difference_scores",
     "fold_scores",
@@ -43,6 +45,8 @@ __all__ = [
 ]
 
 Array = np.ndarray
+Residuals = ResidualCache | ShardedResiduals
+"""Residuals in memory, or in shards on the disk."""
 # Folds differ in size, so their axes have no name.
 Folds = Sequence[tuple[Int[Array, "_"], Int[Array, "_"]]]
 # A mean difference below this share of the runs' norm is rounding of float32, not a direction.
@@ -55,7 +59,7 @@ def group_numbers(groups: Sequence[int] | Int[Array, "pair"]) -> Int[Array, "pai
     return numbers.reshape(-1)
 
 
-def check_rankable(cache: ResidualCache, n_folds: int, seed: int) -> Folds:
+def check_rankable(cache: Residuals, n_folds: int, seed: int) -> Folds:
     """The folds of a cache's base queries, once it is clear that directions can be fitted.
 
     Args:
@@ -95,7 +99,7 @@ def check_rankable(cache: ResidualCache, n_folds: int, seed: int) -> Folds:
     return list(folds.split(np.zeros(cache.n_pairs), groups=groups))
 
 
-def _check_layers(cache: ResidualCache) -> None:
+def _check_layers(cache: Residuals) -> None:
     for layer, runs in zip(cache.layers, layer_runs(cache), strict=True):
         if not np.isfinite(runs).all():
             side, pair = np.argwhere(~np.isfinite(runs))[0, :2]
@@ -104,10 +108,11 @@ def _check_layers(cache: ResidualCache) -> None:
                 f"{('instructed', 'uninstructed')[side]} run of pair {pair}; no layer is ranked; "
                 f"cache again, or rank the others (layers=…) if only this one overflows"
             )
-        size = np.linalg.norm(runs, axis=-1).max()
+        size = max(float(np.linalg.norm(one, axis=-1).max()) for one in runs)
+        means = [one.mean(0, dtype=np.float64) for one in runs]
         if not np.ptp(runs, axis=(0, 1)).any():
             what = "is the same in all runs (constant activations)"
-        elif np.linalg.norm(runs[0].mean(0) - runs[1].mean(0)) <= _MIN_RELATIVE_GAP * size:
+        elif np.linalg.norm(means[0] - means[1]) <= _MIN_RELATIVE_GAP * size:
             what = "has the same mean with and without the instruction"
         else:
             continue
@@ -118,8 +123,12 @@ def _check_layers(cache: ResidualCache) -> None:
         )
 
 
-def layer_runs(cache: ResidualCache) -> Iterator[Float[Array, "side pair d_model"]]:
-    """The runs of each layer in float64, instructed side first."""
+def layer_runs(cache: Residuals) -> Iterator[Float[Array, "side pair d_model"]]:
+    """The runs of each layer, instructed side first: in float64, of shards in float32."""
+    if isinstance(cache, ShardedResiduals):
+        for layer in cache.layers:
+            yield cache.runs(layer)
+        return
     instructed, uninstructed = cache.instructed.numpy(), cache.uninstructed.numpy()
     for place in range(len(cache.layers)):
         yield np.stack([instructed[:, place], uninstructed[:, place]]).astype(np.float64)

@@ -41,7 +41,7 @@ from scipy.stats import t
 
 from steerlens.attribution.held_out import products
 
-__all__ = ["products", "sensitivity"]
+__all__ = ["block_members", "products", "sensitivity", "sensitivity_along"]
 
 Array = np.ndarray
 # More blocks cost time with their cube and gain nothing: t with 63 degrees of freedom is 2.00.
@@ -64,11 +64,35 @@ def sensitivity(
         Estimate, lower and upper end; NaN with fewer than 5 base queries; infinite, without ends,
         where the runs of each side do not vary.
     """
+    member = block_members(groups)
+    return sensitivity_along(
+        product @ member, member.T @ (product[0] - product[1]) @ member, member
+    )
+
+
+def block_members(groups: Int[Array, "pair"]) -> Float[Array, "pair block"]:
+    """Which block of base queries each pair belongs to: 1 in its column, else 0."""
     blocks = groups % _MOST_BLOCKS
-    n_blocks = int(blocks.max()) + 1
-    if n_blocks < _FEWEST_BLOCKS:
+    members: Array = np.eye(int(blocks.max()) + 1)[blocks]
+    return members
+
+
+def sensitivity_along(
+    along: Float[Array, "side run block"],
+    gram: Float[Array, "block block"],
+    member: Float[Array, "run block"],
+) -> tuple[float, float, float]:
+    """`sensitivity` from sums over blocks alone, which stay small with any number of pairs.
+
+    Args:
+        along: Products of each run with the sum of each block's differences.
+        gram: Products of the blocks' sums of differences with each other.
+        member: `block_members`.
+    """
+    if len(gram) < _FEWEST_BLOCKS:
         return (np.nan, np.nan, np.nan)
-    values = _with_and_without(product, np.eye(n_blocks)[blocks])
+    n_blocks = len(gram)
+    values = _with_and_without(along, gram, member)
     estimate, leave_one = values[0], values[1:]
     if not np.isfinite(values).all():
         return (float(estimate), np.nan, np.nan)
@@ -78,18 +102,20 @@ def sensitivity(
 
 
 def _with_and_without(
-    product: Float[Array, "side run pair"], member: Float[Array, "pair block"]
+    along: Float[Array, "side run block"],
+    gram: Float[Array, "block block"],
+    member: Float[Array, "run block"],
 ) -> Float[Array, "deletion"]:
     """d′ of all blocks, then without each block in turn."""
     n_blocks = member.shape[1]
     sizes = member.sum(axis=0)
     keep = np.concatenate([np.ones((1, n_blocks)), 1 - np.eye(n_blocks)])
     different = 1 - np.eye(n_blocks)
-    gram = (member.T @ (product[0] - product[1]) @ member) * different
+    gram = gram * different
     n_products = ((keep @ (np.outer(sizes, sizes) * different)) * keep).sum(axis=1)
     squared_gap = ((keep @ gram) * keep).sum(axis=1) / n_products
 
-    covariance = _covariances(product @ member, member)
+    covariance = _covariances(along, member)
     same = (covariance.diagonal(axis1=1, axis2=2) * keep).sum(axis=1)
     # keepᵀ C keep of each deletion, its diagonal taken out.
     every = np.matmul(np.matmul(covariance, keep[:, :, None])[:, :, 0][:, None], keep[:, :, None])
@@ -112,10 +138,11 @@ def _covariances(
     n_blocks = len(sizes)
     index = np.arange(n_blocks)
     # Sums over the runs of block h of their products with blocks i and j.
-    order = member.argmax(axis=1).argsort(kind="stable")
-    starts = np.concatenate([[0], sizes.cumsum()[:-1].astype(int)])
-    squares = np.einsum("ski,skj->kij", along[:, order], along[:, order]) / 2
-    moments = squares if len(order) == n_blocks else np.add.reduceat(squares, starts, axis=0)
+    block_of = member.argmax(axis=1)
+    moments = np.zeros((n_blocks, n_blocks, n_blocks))
+    for block in index:
+        for runs in along[:, block_of == block]:
+            moments[block] += runs.T @ runs / 2
     moments[index, index] = 0.0
     moments[index, :, index] = 0.0
     kept = 1 - _deletions(np.eye(n_blocks))

@@ -20,6 +20,10 @@ on two random halves of them (mean and middle 95 % of 50 splits).
   as controls (`steerlens.attribution.null`);
 * ``"dimension"``: how many dimensions carry it (`steerlens.attribution.dimension`).
 
+More than 2,048 pairs, and pairs in shards on the disk (`steerlens.shards`), are measured a layer at
+a time without tables of pairs by pairs (`steerlens.attribution.many_pairs`); the numbers are the
+same. The further evidence needs residuals in memory.
+
 Caveat: separability is not steerability. On chat models AUROC saturates after a few layers, where
 steering does nothing yet; see `steerlens.attribution.causal`.
 
@@ -32,7 +36,7 @@ steering does nothing yet; see `steerlens.attribution.causal`.
 (1, True)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -43,12 +47,14 @@ from steerlens.activations import ResidualCache
 from steerlens.attribution.dimension import instruction_dimension
 from steerlens.attribution.held_out import (
     Folds,
+    Residuals,
     check_rankable,
     difference_scores,
     group_numbers,
     layer_runs,
     products,
 )
+from steerlens.attribution.many_pairs import MANY_PAIRS, LayerEvidence, ManyPairs
 from steerlens.attribution.null import permutation_null
 from steerlens.attribution.probes import probe_layers
 from steerlens.attribution.ranking import LayerRanking
@@ -77,7 +83,7 @@ _FOLDS = 5
 
 
 def rank_layers(
-    cache: ResidualCache,
+    cache: Residuals,
     seed: int = 0,
     n_folds: int | None = None,
     n_resamples: int = 1000,
@@ -86,7 +92,7 @@ def rank_layers(
     """Rank the cached layers by how well they separate the two sides on unseen queries.
 
     Args:
-        cache: Residuals of both sides.
+        cache: Residuals of both sides, in memory or in shards.
         seed: Seed of folds, resamples, halves, permutations and directions.
         n_folds: Cross-validation folds; by default 5, or one a base query where there are fewer.
         n_resamples: Bootstrap resamples.
@@ -100,31 +106,35 @@ def rank_layers(
         ActivationError: Fewer base queries than folds, or only one; values that are not finite; a
             layer whose residuals are constant, or the same with and without the instruction.
         UnknownNameError: A kind of evidence that does not exist.
-        SteerlensError: Folds, resamples or seed out of range.
+        SteerlensError: Folds, resamples or seed out of range; further evidence from shards.
     """
     if n_resamples < 1:
         raise SteerlensError(f"n_resamples must be at least 1; got {n_resamples}")
     for name in evidence:
         if name not in EVIDENCE:
             raise unknown_name("kind of evidence", name, EVIDENCE)
+    if not isinstance(cache, ResidualCache) and set(evidence) - {"separability"}:
+        raise SteerlensError(
+            f"{', '.join(evidence)} from shards: only separability is; for the others rank the "
+            "pairs of a few shards in memory"
+        )
     if n_folds is None:
         n_folds = max(2, min(_FOLDS, len(set(cache.groups))))
     folds = check_rankable(cache, n_folds, seed)
-    groups = group_numbers(cache.groups)
-    draws = query_draws(cache.groups, n_resamples, seed)
+    if isinstance(cache, ResidualCache) and cache.n_pairs <= MANY_PAIRS:
+        measured: Iterable[LayerEvidence] = _from_products(cache, folds, n_resamples, seed)
+    else:
+        many = ManyPairs(cache.groups, folds, n_resamples, seed)
+        measured = map(many.measure, layer_runs(cache))
     rows, aurocs, d_primes = [], [], []
-    for layer, runs in zip(cache.layers, layer_runs(cache), strict=True):
-        product = products(runs)
-        rows.append({"layer": layer, **_layer_row(product, folds, groups)})
-        scores = difference_scores(product, folds, counts=draws)
-        aurocs.append(auroc_of(scores[0], scores[1], draws))
-        d_primes.append(d_prime_of(scores, draws))
+    for layer, one in zip(cache.layers, measured, strict=True):
+        rows.append({"layer": layer, **one.row})
+        aurocs.append(one.auroc)
+        d_primes.append(one.d_prime)
     samples = {"auroc": np.stack(aurocs), "d_prime_held_out": np.stack(d_primes)}
     chosen = _best(samples["auroc"], samples["d_prime_held_out"])
     frequency = np.bincount(chosen, minlength=len(cache.layers)) / n_resamples
-    table = pd.DataFrame(rows).assign(
-        **_stability(cache, groups, seed), selection_frequency=frequency
-    )
+    table = pd.DataFrame(rows).assign(selection_frequency=frequency)
     best = int(_best(table[["auroc"]].to_numpy(), table[["d_prime_held_out"]].to_numpy())[0])
     ranking = LayerRanking(
         table=table,
@@ -141,7 +151,24 @@ def rank_layers(
         kinds=_KINDS,
         samples=samples,
     )
+    if not isinstance(cache, ResidualCache):
+        return ranking
     return _with_more(ranking, cache, seed, n_folds, n_resamples, evidence)
+
+
+def _from_products(
+    cache: ResidualCache, folds: Folds, n_resamples: int, seed: int
+) -> Iterator[LayerEvidence]:
+    """Each layer's evidence by products of runs with pair differences: for few pairs."""
+    groups = group_numbers(cache.groups)
+    draws = query_draws(cache.groups, n_resamples, seed)
+    stability = _stability(cache, groups, seed)
+    for place, runs in enumerate(layer_runs(cache)):
+        product = products(runs)
+        scores = difference_scores(product, folds, counts=draws)
+        row = _layer_row(product, folds, groups)
+        row |= {name: float(values[place]) for name, values in stability.items()}
+        yield LayerEvidence(row, auroc_of(scores[0], scores[1], draws), d_prime_of(scores, draws))
 
 
 def _layer_row(
@@ -204,7 +231,9 @@ def _stability(
 ) -> dict[str, Float[Array, "layer"]]:
     """Length of the mean difference, and how far it depends on the queries."""
     instructed, uninstructed = cache.instructed.numpy(), cache.uninstructed.numpy()
-    gap = np.linalg.norm(instructed.mean(0) - uninstructed.mean(0), axis=-1)
+    # In float64: residual streams lie far from the origin, and their means differ by little.
+    means = [side.mean(0, dtype=np.float64) for side in (instructed, uninstructed)]
+    gap = np.linalg.norm(means[0] - means[1], axis=-1)
     norm = np.linalg.norm(np.concatenate([instructed, uninstructed]), axis=-1).mean(0)
     halves = _split_half_cosines(np.random.default_rng(seed), instructed - uninstructed, groups)
     low, high = np.percentile(halves, INTERVAL, axis=1)

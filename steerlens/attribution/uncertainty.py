@@ -149,20 +149,57 @@ def _jackknife_variances(
     scores: Float[Array, "side pair"], groups: Int[Array, "pair"], n_groups: int
 ) -> Float[Array, "3"]:
     """Jackknife variances over base queries of AUROC, d′ and accuracy, directions kept."""
-    member = np.eye(n_groups)[groups]
-    wins = (scores[0][:, None] > scores[1]) + 0.5 * (scores[0][:, None] == scores[1])
-    block = member.T @ wins @ member
-    left = len(groups) - member.sum(axis=0)
-    auroc = (block.sum() - block.sum(0) - block.sum(1) + block.diagonal()) / left**2
-    keep = 1 - member.T
-    d_prime = d_prime_of(np.repeat(scores[:, None], n_groups, axis=1), keep)
-    accuracy = (keep @ _right(scores)) / left
+    size = np.bincount(groups, minlength=n_groups)
+    left = len(groups) - size
+
+    def without(values: Float[Array, "pair"]) -> Float[Array, "group"]:
+        own: Array = np.bincount(groups, weights=values, minlength=n_groups)
+        rest: Array = values.sum() - own
+        return rest
+
+    # Wins of each run over all of the other side, from ranks: no table of pairs by pairs.
+    plus, minus = scores
+    won = _below(minus, plus)
+    lost = len(plus) - _below(plus, minus)
+    within = _wins_within(scores, groups, size)
+    auroc = (without(won) - (lost.sum() - without(lost)) + within) / left**2
+    mean = np.stack([without(side) for side in scores]) / left
+    square = np.stack([without(side**2) for side in scores]) / left
+    variance = np.maximum(square - mean**2, 0.0) * left / np.maximum(left - 1, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        d_prime = (mean[0] - mean[1]) / np.sqrt(variance.mean(axis=0))
+    accuracy = without(_right(scores)) / left
     leave_one = np.stack([auroc, d_prime, accuracy])
     # d′ of runs that do not vary is infinite; its variance is then NaN, and so are its ends.
     with np.errstate(invalid="ignore"):
         centred = leave_one - leave_one.mean(axis=1, keepdims=True)
         result: Array = (n_groups - 1) / n_groups * (centred**2).sum(axis=1)
     return result
+
+
+def _below(values: Float[Array, "pair"], of: Float[Array, "pair"]) -> Float[Array, "pair"]:
+    """How many of `values` lie below each entry of `of`; ties count half."""
+    ordered = np.sort(values)
+    sides: list[Array] = [np.searchsorted(ordered, of, side) for side in ("left", "right")]
+    both: Array = (sides[0] + sides[1]) / 2
+    return both
+
+
+def _wins_within(
+    scores: Float[Array, "side pair"], groups: Int[Array, "pair"], size: Int[Array, "group"]
+) -> Float[Array, "group"]:
+    """Wins of each base query's instructed runs over its own uninstructed ones."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.concatenate([[0], size.cumsum()[:-1]])
+    wins = np.zeros(len(size))
+    for n in np.unique(size):
+        same = np.flatnonzero(size == n)
+        plus, minus = scores[:, order[starts[same][:, None] + np.arange(n)]]
+        # One run at a time against the query's others: never more than a column a query.
+        for i in range(n):
+            one = plus[:, i, None]
+            wins[same] += ((one > minus) + 0.5 * (one == minus)).sum(axis=1)
+    return wins
 
 
 def _hanley_mcneil(auroc: float, n: float) -> float:

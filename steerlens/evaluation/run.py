@@ -9,6 +9,8 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.answers import Answer, Answerer
+from steerlens.costs.forecast import Forecast
+from steerlens.costs.work import evaluation_work
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.checks import verdict
 from steerlens.evaluation.conditions import Asked, asked_of, conditions_for, left_out
@@ -20,6 +22,7 @@ from steerlens.models import model_info
 from steerlens.plans.fitting import VectorBook
 from steerlens.plans.plan import Plan
 from steerlens.runs import Run, piece_name
+from steerlens.workers import WorkerSettings, elsewhere
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -41,6 +44,7 @@ class EvaluationSettings:
         judge: Reference of the judge; ``None`` for none.
         judge_tokens: Tokens of a response that the judge reads.
         batch_size: Rows decoded together.
+        piece_rows: Rows a piece: what is computed by one worker, and lost with it.
         skip_unknown: Leave rows out whose instruction the plan has no choice for.
         seed: Seed of the intervals.
     """
@@ -49,6 +53,7 @@ class EvaluationSettings:
     judge: str | None = None
     judge_tokens: int = 256
     batch_size: int = 96
+    piece_rows: int = 192
     skip_unknown: bool = False
     seed: int = 0
 
@@ -119,6 +124,8 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     resume: bool = False,
     progress: bool | None = None,
+    workers: WorkerSettings | None = None,
+    estimate: bool = False,
 ) -> Evaluation:
     """Answer prompts under every condition, check the responses, and summarise.
 
@@ -131,6 +138,9 @@ def evaluate(
         settings: Lengths, judge, seed.
         resume: Continue the run in the folder.
         progress: Show progress bars on standard error; by default only in a terminal.
+        workers: Compute answers in Ray workers instead of here; the files are the same.
+        estimate: Say on standard error what it will take, and keep that in ``costs.json`` beside
+            what it took.
 
     Raises:
         SteerlensError: No prompt; a plan from another model; a row whose instruction the plan has
@@ -145,14 +155,23 @@ def evaluate(
         "model": {
             "reference": info.reference,
             "weights_hash": info.weights_hash,
-            "dtype": info.dtype,
+            "dtype": info.precision,
         },
         "data": _described_data(prompts, rows, missing),
         "plan": None if plan is None else piece_name(dict(plan.data)),
         "settings": asdict(settings),
     }
-    with Run.open(folder, kind="evaluate", settings=described, resume=resume) as run:
-        answerer = Answerer(model, run, settings.batch_size, progress=progress is not False)
+    with (
+        Run.open(folder, kind="evaluate", settings=described, resume=resume) as run,
+        elsewhere(model, workers) as pool,
+    ):
+        answerer = Answerer(
+            model, run, settings.batch_size, settings.piece_rows, progress is not False, pool
+        )
+        costs = None
+        if estimate:
+            wanted = evaluation_work(rows, plan, settings)
+            costs = Forecast.start(model, judge, wanted, settings.batch_size, workers, resume)
         book = None
         if plan is not None:
             book = VectorBook(answerer, plan.recipe)
@@ -163,8 +182,10 @@ def evaluate(
             for condition in conditions_for(row, plan is not None)
         ]
         answers = _answers(answerer, asked, settings.max_new_tokens)
-        perplexities = _perplexities(run, judge, answers, settings)
-        records = [_record(*one) for one in zip(asked, answers, perplexities, strict=True)]
+        with answerer.ledger.part("judge"):
+            perplexities = _perplexities(run, judge, answers, settings)
+        with answerer.ledger.part("check"):
+            records = [_record(*one) for one in zip(asked, answers, perplexities, strict=True)]
         summary = {
             "schema": EVALUATION_SCHEMA,
             **described,
@@ -172,6 +193,8 @@ def evaluate(
         }
         run.write_jsonl(RESPONSES, records)
         run.write_json(SUMMARY, summary)
+        if costs is not None:
+            costs.conclude(run, answerer.ledger)
         run.conclude()
     return Evaluation(summary, tuple(records))
 

@@ -198,9 +198,10 @@ class VectorBook:
         return contrast_pairs(task, n=n, seed=self.recipe.seed, split="fit", kwargs=wording)
 
     def _cache(self, pairs: ContrastSet, position: str) -> ResidualCache:
-        return cache_residuals(
-            self.model, pairs, position=position, batch_size=self.batch_size, progress=False
-        )
+        with self.answerer.alone, self.answerer.ledger.part("cache"):
+            return cache_residuals(
+                self.model, pairs, position=position, batch_size=self.batch_size, progress=False
+            )
 
     def _answers(self, prompts: Sequence[str]) -> list[str]:
         questions = [Question(prompt) for prompt in prompts]

@@ -134,10 +134,12 @@ class _Search:
         n = min(self.settings.n_evidence, most_pairs(self.task, "select"))
         pairs = contrast_pairs(self.task, n=n, seed=self.settings.seed, split="select")
         layers = range(0, max(self.n_layers - 1, 1), _EVERY)
+        answerer = self.book.answerer
         try:
-            curve = first_token_recovery(
-                self.book.model, pairs, vectors["last_prompt"], layers=layers, progress=False
-            )
+            with answerer.alone, answerer.ledger.part("recovery"):
+                curve = first_token_recovery(
+                    self.book.model, pairs, vectors["last_prompt"], layers=layers, progress=False
+                )
         except SteeringError:
             return None  # the first token does not show this instruction: layers are spread out
         rows = curve.table
@@ -161,17 +163,19 @@ class _Search:
         ]
         answers = self.book.answerer.ask(questions, stage.n_tokens, f"{self.task.id} {name}")
         perplexities = self._judged(answers) if judged else None
+        answerer = self.book.answerer
         scores = []
         for i, candidate in enumerate(candidates):
             own = slice(i * len(pairs), (i + 1) * len(pairs))
-            score = scored(
-                candidate,
-                self.task.id,
-                pairs,
-                answers[own],
-                perplexities[own] if perplexities else None,
-                _evidence(candidate, recovery),
-            )
+            with answerer.alone, answerer.ledger.part("check"):
+                score = scored(
+                    candidate,
+                    self.task.id,
+                    pairs,
+                    answers[own],
+                    perplexities[own] if perplexities else None,
+                    _evidence(candidate, recovery),
+                )
             scores.append(score)
             self.n_tokens += score.n_tokens
             self.table.append(score.to_json(name))
@@ -194,11 +198,13 @@ class _Search:
     def _judged(self, answers: Sequence[Answer]) -> list[float | None] | None:
         if self.judge is None:
             return None
-        return self.judge.perplexities(
-            [answer.text for answer in answers],
-            max_tokens=self.settings.judge_tokens,
-            progress=False,
-        )
+        answerer = self.book.answerer
+        with answerer.alone, answerer.ledger.part("judge"):
+            return self.judge.perplexities(
+                [answer.text for answer in answers],
+                max_tokens=self.settings.judge_tokens,
+                progress=False,
+            )
 
     def _choice(self, scores: Sequence[Score]) -> tuple[Candidate, dict[str, Any]]:
         """The winner among a stage's candidates, the first of which is no steering."""

@@ -1,21 +1,25 @@
 """`search`: plans for several instructions, in a run folder that can be resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.answers import Answerer
+from steerlens.costs.forecast import Forecast
+from steerlens.costs.work import search_work
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.judge import Judge, load_judge
-from steerlens.instructions import catalogue
+from steerlens.instructions import Instruction, catalogue
 from steerlens.models import model_info
 from steerlens.plans.fitting import VectorBook
 from steerlens.plans.plan import PLAN_FILE, PLAN_SCHEMA, Plan, vector_file
 from steerlens.runs import Run
-from steerlens.search.halving import search_instruction
+from steerlens.search.halving import Found, search_instruction
 from steerlens.search.settings import SearchSettings
+from steerlens.workers import WorkerSettings, elsewhere
 
 __all__ = ["search"]
 
@@ -27,6 +31,8 @@ def search(
     settings: SearchSettings | None = None,
     resume: bool = False,
     progress: bool | None = None,
+    workers: WorkerSettings | None = None,
+    estimate: bool = False,
 ) -> Plan:
     """Choose estimator, layer, operation, strength and scope for each instruction by behaviour.
 
@@ -38,6 +44,10 @@ def search(
         settings: How much to try.
         resume: Continue the run in the folder.
         progress: Show progress bars on standard error; by default only in a terminal.
+        workers: Compute answers in Ray workers instead of here, several instructions at a time; the
+            files are the same.
+        estimate: Say on standard error what it will take, and keep that in ``costs.json`` beside
+            what it took.
 
     Raises:
         UnknownNameError: An id that the catalogue does not have.
@@ -50,20 +60,38 @@ def search(
     tasks = [catalogue[name] for name in dict.fromkeys(instructions)]
     judge: Judge | None = load_judge(settings.judge) if settings.judge else None
     info = model_info(model)
-    record = {"reference": info.reference, "weights_hash": info.weights_hash, "dtype": info.dtype}
+    record = {
+        "reference": info.reference,
+        "weights_hash": info.weights_hash,
+        "dtype": info.precision,
+    }
     described = {
         "model": record,
         "instructions": [task.id for task in tasks],
         "search": settings.to_json(),
     }
-    with Run.open(folder, kind="search", settings=described, resume=resume) as run:
-        answerer = Answerer(model, run, settings.batch_size, progress=progress is not False)
+    with (
+        Run.open(folder, kind="search", settings=described, resume=resume) as run,
+        elsewhere(model, workers) as pool,
+    ):
+        answerer = Answerer(
+            model, run, settings.batch_size, settings.piece_rows, progress is not False, pool
+        )
+        costs = None
+        if estimate:
+            wanted = search_work(model, tasks, settings)
+            costs = Forecast.start(model, judge, wanted, settings.batch_size, workers, resume)
         book = VectorBook(answerer, settings.recipe)
         plans = {}
         vectors = {}
         disable = None if progress is None else not progress
-        for task in tqdm(tasks, desc="search", unit="instruction", disable=disable):
-            found = search_instruction(book, task, settings, judge)
+        together = workers.workers + 1 if workers else 1
+        searched = _searched(book, tasks, settings, judge, together)
+        for task, found in zip(
+            tasks,
+            tqdm(searched, "search", len(tasks), unit="instruction", disable=disable),
+            strict=True,
+        ):
             plans[task.id] = found.record
             for estimator, vector in found.vectors.items():
                 vector.save(run.path(vector_file(task.id, estimator)))
@@ -76,5 +104,31 @@ def search(
             "instructions": plans,
         }
         run.write_json(PLAN_FILE, data)
+        if costs is not None:
+            costs.conclude(run, answerer.ledger)
         run.conclude()
     return Plan(data, vectors)
+
+
+def _searched(
+    book: VectorBook,
+    tasks: Sequence[Instruction],
+    settings: SearchSettings,
+    judge: Judge | None,
+    together: int,
+) -> Iterator[Found]:
+    """What is found for each instruction, in their order; so many searched at a time.
+
+    One instruction's stages wait for each other and are often a single piece, so several are
+    searched at once to keep workers busy; this process's model is still used by one at a time.
+    """
+    if together == 1:
+        for task in tasks:
+            yield search_instruction(book, task, settings, judge)
+        return
+    threads = ThreadPoolExecutor(together)
+    try:
+        yield from threads.map(lambda task: search_instruction(book, task, settings, judge), tasks)
+    finally:
+        # After a fault: what has not begun is dropped, what waits for workers ends with them.
+        threads.shutdown(wait=False, cancel_futures=True)

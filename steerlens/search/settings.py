@@ -41,6 +41,7 @@ class SearchSettings:
         judge: Reference of the judge; ``None`` for none.
         judge_tokens: Tokens of a response that the judge reads.
         batch_size: Rows decoded together.
+        piece_rows: Rows a piece: what is computed by one worker, and lost with it.
         recipe: How vectors are fitted.
         seed: Draws prompts and resamples.
     """
@@ -54,6 +55,7 @@ class SearchSettings:
     judge: str | None = None
     judge_tokens: int = 64
     batch_size: int = 96
+    piece_rows: int = 192
     recipe: FitRecipe = field(default_factory=FitRecipe)
     seed: int = 0
 

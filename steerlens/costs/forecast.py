@@ -1,0 +1,240 @@
+"""An estimate from rates and work; afterwards, how right it was.
+
+`estimate_costs` computes it. `Forecast` is what a run does with it: calibrate and say it at the
+start, and at the end write ``costs.json`` into the run's folder: the estimate, what was measured,
+and their ratio. Of a run that was resumed only what this process did is measured, so it is not
+compared.
+"""
+
+import heapq
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.costs.ledger import Ledger
+from steerlens.costs.rates import Rates, calibrate_rates, peak_memory
+from steerlens.costs.work import Asking, Work
+
+if TYPE_CHECKING:
+    from steerlens.evaluation.judge import Judge
+    from steerlens.runs import Run
+    from steerlens.workers.settings import WorkerSettings
+
+__all__ = ["COSTS_FILE", "Estimate", "Forecast", "estimate_costs"]
+
+COSTS_FILE = "costs.json"
+# A row of responses.jsonl beside prompt and response, and a row of pieces.jsonl beside its text.
+_RESPONSE_BYTES, _PIECE_BYTES = 700, 60
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    Attributes:
+        stage: ``"search"``, ``"evaluate"``, ``"cache"`` or ``"rank"``.
+        parts: Seconds and counts of each part, named as in the run's ledger.
+        seconds: Wall time in all, without loading models and calibrating.
+        tokens: Tokens written by the model.
+        memory: Peak memory of this process, in bytes.
+        disk: Size of the run's folder, in bytes.
+        workers: Workers the answers were divided by.
+    """
+
+    stage: str
+    parts: Mapping[str, Mapping[str, float]]
+    seconds: float
+    tokens: int
+    memory: int
+    disk: int
+    workers: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "stage": self.stage,
+            "seconds": round(self.seconds, 1),
+            "tokens": self.tokens,
+            "memory_bytes": self.memory,
+            "disk_bytes": self.disk,
+            "workers": self.workers,
+            "parts": {name: dict(part) for name, part in self.parts.items()},
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.stage}: about {_duration(self.seconds)}, {self.tokens:,} tokens, "
+            f"{self.memory / 2**30:.1f} GB of memory, {self.disk / 1e6:.1f} MB on the disk"
+        )
+
+
+@dataclass(eq=False)
+class Forecast:
+    """An estimate made at a run's start, to be compared at its end."""
+
+    estimate: Estimate
+    rates: Rates
+    resumed: bool
+
+    @classmethod
+    def start(
+        cls,
+        model: TransformerBridge,
+        judge: "Judge | None",
+        work: Work,
+        batch_size: int,
+        workers: "WorkerSettings | None" = None,
+        resumed: bool = False,
+    ) -> "Forecast":
+        """Calibrate, and say the estimate on standard error."""
+        rates = calibrate_rates(model, work, batch_size, judge)
+        n_workers = workers.workers if workers else 1
+        found = cls(estimate_costs(work, rates, batch_size, n_workers), rates, resumed)
+        print(f"estimate of the {found.estimate}", file=sys.stderr, flush=True)
+        return found
+
+    def conclude(self, run: "Run", ledger: Ledger) -> None:
+        """Write ``costs.json`` and say on standard error how right the estimate was."""
+        seconds = ledger.seconds - self.rates.seconds
+        parts = ledger.to_json()
+        # The file itself is not there yet; it is small beside the others.
+        disk = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
+        actual = {
+            "seconds": round(seconds, 1),
+            "tokens": parts.get("answers", {}).get("tokens", 0),
+            "memory_bytes": peak_memory(),
+            "disk_bytes": disk,
+            "parts": parts,
+        }
+        expected = self.estimate.to_json()
+        ratio = {
+            key: round(actual[key] / expected[key], 3)
+            for key in ("seconds", "tokens", "memory_bytes", "disk_bytes")
+            if expected[key]
+        }
+        run.write_json(
+            COSTS_FILE,
+            {
+                "estimate": expected,
+                "actual": actual,
+                "actual_over_estimate": None if self.resumed else ratio,
+                "resumed": self.resumed,
+                "rates": self.rates.to_json(),
+            },
+        )
+        said = "" if self.resumed else f", {ratio.get('seconds', 0):.2f} of the estimate"
+        print(f"took {_duration(seconds)}{said}", file=sys.stderr, flush=True)
+
+
+def estimate_costs(work: Work, rates: Rates, batch_size: int, n_workers: int = 1) -> Estimate:
+    """Rates × work.
+
+    Args:
+        work: From `steerlens.costs.work`.
+        rates: From `steerlens.costs.rates`.
+        batch_size: Rows decoded together.
+        n_workers: Answers are divided among so many, each as fast as this process; parts that are
+            computed by the driver alone are not.
+    """
+    answering, tokens = 0.0, 0
+    for asking in work.askings:
+        seconds, written = answer_costs(asking, rates, batch_size)
+        answering += seconds
+        tokens += written
+    rows = sum(one.rows for one in work.askings)
+    parts: dict[str, dict[str, float]] = {
+        "answers": {"seconds": answering / n_workers, "rows": rows, "tokens": tokens},
+        "cache": {"seconds": work.cached * rates.cache, "rows": work.cached},
+        "recovery": {"seconds": work.recovered * rates.recover, "rows": work.recovered},
+        "judge": {"seconds": work.judged * rates.judge, "rows": work.judged},
+        "check": {"seconds": work.checked * rates.check, "rows": work.checked},
+        "rank": {"seconds": _rank_seconds(work), "pairs": work.ranked},
+    }
+    parts = {name: part for name, part in parts.items() if any(part.values())}
+    for part in parts.values():
+        part["seconds"] = round(part["seconds"], 2)
+    more = max(0, _most_positions(work, rates, batch_size) - rates.positions) * rates.token_memory
+    text = tokens * rates.characters + _PIECE_BYTES * rows
+    if work.stage == "evaluate":
+        prompt = sum(map(len, work.prompts)) / max(len(work.prompts), 1)
+        each = _RESPONSE_BYTES + prompt + rates.characters * tokens / max(rows, 1)
+        text += work.checked * each
+    return Estimate(
+        stage=work.stage,
+        parts=parts,
+        seconds=sum(part["seconds"] for part in parts.values()),
+        tokens=tokens,
+        memory=rates.memory + more,
+        disk=int(text + 4 * work.numbers),
+        workers=n_workers,
+    )
+
+
+def answer_costs(asking: Asking, rates: Rates, batch_size: int) -> tuple[float, int]:
+    """Seconds and tokens of a list of questions."""
+    if not asking.rows:
+        return 0.0, 0
+    plain = asking.rows - asking.steered
+    seconds = plain * rates.read + asking.steered * rates.read_steered
+    tokens = 0
+    for start in range(0, asking.rows, asking.piece_rows):
+        size = min(asking.piece_rows, asking.rows - start)
+        lengths = _drawn(rates, asking.max_new_tokens, size)
+        tokens += sum(lengths)
+        # The first token comes with reading; ending a turn is a step as well.
+        stepped = [min(one + 1, asking.max_new_tokens) - 1 for one in lengths]
+        steps, active = _stream(stepped, batch_size)
+        seconds += rates.step * steps + rates.step_row * active
+    return seconds, tokens
+
+
+def _most_positions(work: Work, rates: Rates, batch_size: int) -> int:
+    """Positions of the largest key-value memory the run will hold."""
+    return max(
+        (
+            int(min(one.rows, one.piece_rows, batch_size))
+            * int(rates.prompt_tokens + one.max_new_tokens)
+            for one in work.askings
+        ),
+        default=0,
+    )
+
+
+def _drawn(rates: Rates, most: int, n: int) -> list[int]:
+    """`n` lengths spread over those seen; those that were cut go on until `most`."""
+    seen = sorted(rates.lengths)
+    # An even pass over the quantiles, in an order that does not sort rows by length.
+    picked = [seen[int((i + 0.5) / n * len(seen))] for i in range(n)]
+    stride = next(s for s in (7, 11, 13, 17, 1) if n % s or s == 1)
+    mixed = [picked[(i * stride) % n] for i in range(n)]
+    return [most if one >= rates.longest else min(one, most) for one in mixed]
+
+
+def _stream(lengths: Sequence[int], slots: int) -> tuple[int, int]:
+    """Steps, and active rows summed over them, when waiting rows take the slots of finished ones.
+
+    >>> _stream([3, 1, 2], slots=2)
+    (3, 6)
+    """
+    ends: list[int] = []
+    for length in lengths:
+        begin = heapq.heappop(ends) if len(ends) == slots else 0
+        heapq.heappush(ends, begin + length)
+    return max(ends, default=0), sum(lengths)
+
+
+def _rank_seconds(work: Work) -> float:
+    # Not calibrated: 488 s for 20,000 pairs of 30 layers × 576 (benchmarks/shards.py), in
+    # proportion; other widths and depths, and few pairs, may be far from it.
+    return 0.024 * work.ranked
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,393 @@
+"""Residuals on disk, in shards: more contrast pairs than fit in memory.
+
+A folder holds
+
+- ``shard-00000.safetensors``, …: the residuals of so many pairs each, two tensors ``instructed`` and
+  ``uninstructed`` of shape ``[layer pair d_model]``. Layers come first, so that the runs of one
+  layer stand together in the file and are read (memory-mapped) without the others;
+- ``index.json``, written last: layers, base query of each pair, shards and provenance.
+
+`shard_residuals` fills the folder from a model, `write_shards` from activations computed elsewhere;
+`ShardedResiduals.open` reads it, and `steerlens.attribution.rank_layers` takes it in place of a
+`ResidualCache`. Ranking holds one layer of all pairs in float32, 8 · pairs · d_model bytes, and
+never all layers: 20,000 pairs of 30 layers × 576 are 2.8 GB, a layer of them 92 MB.
+
+A caching run that is killed goes on where it was: a shard that was made from the same pairs, by the
+same model, is kept. Without ``index.json`` the folder is not opened.
+
+**dtype.** ``"float32"`` keeps what the model gave. A model that computes in bfloat16 loses nothing
+with ``"bfloat16"`` at single positions; elsewhere rounding to 8 bits of mantissa (bfloat16) or 11
+(float16) moves AUROC in its third or fourth decimal.
+
+>>> import tempfile
+>>> blocks = [(torch.ones(3, 2, 4), torch.zeros(3, 2, 4)), (torch.ones(2, 2, 4), torch.zeros(2, 2, 4))]
+>>> with tempfile.TemporaryDirectory() as folder:
+...     shards = write_shards(folder, blocks)
+...     shards, [len(one.groups) for one in shards], shards.runs(1).shape
+(ShardedResiduals(5 pairs in 2 shards, 2 layers 0–1, d_model 4, float32), [3, 2], (2, 5, 4))
+"""  # noqa: E501 (the doctest's input is one line)
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.activations import Position, ResidualCache, cache_residuals, check_layers
+from steerlens.errors import ActivationError, FileFormatError, PairsError, unknown_name
+from steerlens.files import HEADER_KEY, check_writable, write_tensors, write_text
+from steerlens.models import model_info
+from steerlens.pairs import ContrastSet
+from steerlens.runs.plain import piece_name
+
+__all__ = ["ShardedResiduals", "shard_residuals", "write_shards"]
+
+INDEX = "index.json"
+SCHEMA = "steerlens-shards/1"
+_FILE_KIND = "residual-shard"
+_SIDES = ("instructed", "uninstructed")
+_DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+Array = np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ShardedResiduals:
+    """Residuals of both sides of contrast pairs, on disk; made by `open`.
+
+    Attributes:
+        folder: The folder.
+        layers: The layers held.
+        groups: Base-query number of each pair; see `ResidualCache`.
+        d_model: Width of the residual stream.
+        dtype: How numbers stand on the disk.
+        sizes: Pairs in each shard.
+        metadata: Provenance, as of a `ResidualCache`.
+    """
+
+    folder: Path
+    layers: tuple[int, ...]
+    groups: tuple[int, ...]
+    d_model: int
+    dtype: str
+    sizes: tuple[int, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "ShardedResiduals":
+        """Open a folder of shards; each shard's header is checked, no residual is read.
+
+        Raises:
+            FileFormatError: No index (caching was interrupted; the same call goes on with it), or a
+                shard that is missing, truncated or of another shape than the index says.
+        """
+        path = Path(folder) / INDEX
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileFormatError(
+                f"{folder} holds no whole set of residual shards ({INDEX} is missing); cache them "
+                "with shard_residuals, which goes on where it was interrupted"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{path} cannot be read: {error}") from error
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise FileFormatError(f"{path} is no index of residual shards ({SCHEMA})")
+        try:
+            opened = cls(
+                folder=Path(folder),
+                layers=tuple(record["layers"]),
+                groups=tuple(record["groups"]),
+                d_model=record["d_model"],
+                dtype=record["dtype"],
+                sizes=tuple(record["sizes"]),
+                metadata=record["metadata"],
+            )
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} lacks a part of its index: {error}") from error
+        if sum(opened.sizes) != opened.n_pairs:
+            raise FileFormatError(f"{path} counts {sum(opened.sizes)} and {opened.n_pairs} pairs")
+        for number, size in enumerate(opened.sizes):
+            _check_shard(_shard(folder, number), (len(opened.layers), size, opened.d_model))
+        return opened
+
+    @property
+    def n_pairs(self) -> int:
+        """Number of contrast pairs."""
+        return len(self.groups)
+
+    def runs(self, layer: int) -> Float[Array, "side pair d_model"]:
+        """One layer's runs of all pairs in float32, instructed side first.
+
+        Raises:
+            ActivationError: "layer 31 is not in …".
+            FileFormatError: A shard that can no longer be read.
+        """
+        if layer not in self.layers:
+            raise ActivationError(f"layer {layer} is not in {self.folder}; it holds {self.layers}")
+        place = self.layers.index(layer)
+        runs = np.empty((2, self.n_pairs, self.d_model), dtype=np.float32)
+        start = 0
+        for number, size in enumerate(self.sizes):
+            for side, values in enumerate(_read_layer(_shard(self.folder, number), place)):
+                runs[side, start : start + size] = values.float().numpy()
+            start += size
+        return runs
+
+    def layer(self, layer: int) -> ResidualCache:
+        """One layer of all pairs as a cache in memory: to fit a vector there, for example."""
+        sides = torch.from_numpy(self.runs(layer))[:, :, None]
+        return ResidualCache.from_tensors(
+            sides[0], sides[1], layers=(layer,), groups=self.groups, metadata=self.metadata
+        )
+
+    def __iter__(self) -> Iterator[ResidualCache]:
+        """Each shard, all layers, as a cache in memory; one at a time."""
+        start = 0
+        for number, size in enumerate(self.sizes):
+            sides = [values.transpose(0, 1) for values in _read_shard(_shard(self.folder, number))]
+            yield ResidualCache.from_tensors(
+                sides[0],
+                sides[1],
+                layers=self.layers,
+                groups=self.groups[start : start + size],
+                metadata=self.metadata,
+            )
+            start += size
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __repr__(self) -> str:
+        span = f"{self.layers[0]}–{self.layers[-1]}" if self.layers else "none"
+        return (
+            f"ShardedResiduals({self.n_pairs} pairs in {len(self)} shards, {len(self.layers)} "
+            f"layers {span}, d_model {self.d_model}, {self.dtype})"
+        )
+
+
+def shard_residuals(
+    model: TransformerBridge,
+    pairs: Any,
+    folder: str | Path,
+    position: Position = "last_prompt",
+    layers: Sequence[int] | None = None,
+    batch_size: int = 16,
+    chat_format: str = "auto",
+    pairs_per_shard: int = 1024,
+    dtype: str = "float32",
+    progress: bool | None = None,
+) -> ShardedResiduals:
+    """`cache_residuals` into a folder, so many pairs at a time; goes on after an interruption.
+
+    Args:
+        model: A hooked model.
+        pairs: A `ContrastSet`.
+        folder: New, or one that the same call has begun to fill.
+        position: Where the residual is read; see `steerlens.activations`.
+        layers: Layers to keep; all by default.
+        batch_size: Prompts a forward pass.
+        chat_format: See `steerlens.models`.
+        pairs_per_shard: Pairs held in memory at once; 1,024 of 30 layers × 576 are 142 MB.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` on the disk.
+        progress: Show a progress bar on standard error; by default only in a terminal.
+
+    Raises:
+        ActivationError: As `cache_residuals`; fewer than 2 pairs a shard; values beyond `dtype`.
+        UnknownNameError: "unknown dtype …".
+        SteerlensError: "cannot write …".
+    """
+    if not isinstance(pairs, ContrastSet):
+        raise PairsError(
+            f"pairs must be a ContrastSet; got {type(pairs).__name__}; see ContrastSet.from_prompts"
+        )
+    chosen = check_layers(model, layers)
+    _check_sizes(dtype, pairs_per_shard)
+    check_writable(Path(folder) / INDEX)
+    bounds = _bounds(len(pairs), pairs_per_shard)
+    info = model_info(model)
+    metadata: dict[str, Any] = {}
+    disable = None if progress is None else not progress
+    for number, (start, stop) in enumerate(tqdm(bounds, "caching", unit="shard", disable=disable)):
+        part = pairs[start:stop]
+        made_from = piece_name(
+            {
+                "weights": info.weights_hash,
+                "dtype": info.precision,
+                "data": part.data_hash,
+                "position": position,
+                "layers": list(chosen),
+                "chat_format": chat_format,
+                "stored": dtype,
+            }
+        )
+        path = _shard(folder, number)
+        record = _record_of(path) if path.exists() else {}
+        if record.get("made_from") != made_from:
+            cache = cache_residuals(
+                model, part, position, chosen, batch_size, chat_format, progress=False
+            )
+            record = {"made_from": made_from, "metadata": dict(cache.metadata)}
+            _write_shard(path, cache, dtype, record)
+        metadata = record["metadata"]
+    numbers: dict[str, int] = {}
+    groups = [numbers.setdefault(pair.base_query, len(numbers)) for pair in pairs]
+    metadata = {**metadata, "n_pairs": len(pairs), "data_hash": pairs.data_hash}
+    metadata.pop("n_prompts_run", None)  # of one shard only
+    sizes = [stop - start for start, stop in bounds]
+    return _write_index(folder, chosen, groups, info.d_model, dtype, sizes, metadata)
+
+
+def write_shards(
+    folder: str | Path,
+    blocks: Iterable[tuple[Tensor, Tensor]],
+    layers: Sequence[int] | None = None,
+    groups: Sequence[int] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+) -> ShardedResiduals:
+    """Write activations computed elsewhere, a shard a block; one block is held at a time.
+
+    Args:
+        folder: The folder; made if it does not exist.
+        blocks: Instructed and uninstructed residuals, each ``[pair layer d_model]``.
+        layers: Layer numbers; 0, 1, … by default.
+        groups: Base-query number of each pair of all blocks; every pair its own by default.
+        metadata: Provenance to keep.
+        dtype: As in `shard_residuals`.
+
+    Raises:
+        ActivationError: As `ResidualCache.from_tensors`, or blocks that do not fit each other.
+    """
+    _check_sizes(dtype)
+    shape: tuple[int, int] | None = None
+    sizes = []
+    for number, block in enumerate(blocks):
+        cache = ResidualCache.from_tensors(*block, layers)
+        own = (len(cache.layers), cache.d_model)
+        if shape is not None and own != shape:
+            raise ActivationError(
+                f"block {number} has {own[0]} layers of width {own[1]}, those before {shape[0]} "
+                f"of {shape[1]}"
+            )
+        shape, layers = own, cache.layers
+        _write_shard(_shard(folder, number), cache, dtype, {})
+        sizes.append(cache.n_pairs)
+    if shape is None:
+        raise ActivationError("no block of residuals was given; give at least one")
+    groups = list(range(sum(sizes)) if groups is None else map(int, groups))
+    if len(groups) != sum(sizes):
+        raise ActivationError(f"expected {sum(sizes)} groups, one a pair; got {len(groups)}")
+    return _write_index(folder, layers or (), groups, shape[1], dtype, sizes, metadata or {})
+
+
+def _check_sizes(dtype: str, pairs_per_shard: int = 2) -> None:
+    if dtype not in _DTYPES:
+        raise unknown_name("dtype", dtype, _DTYPES)
+    if pairs_per_shard < 2:
+        raise ActivationError(f"pairs_per_shard must be at least 2; got {pairs_per_shard}")
+
+
+def _bounds(n_pairs: int, pairs_per_shard: int) -> list[tuple[int, int]]:
+    """Where shards begin and end; a single pair left over joins the last one."""
+    starts = list(range(0, n_pairs, pairs_per_shard))
+    if len(starts) > 1 and n_pairs - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], n_pairs], strict=True))
+
+
+def _shard(folder: str | Path, number: int) -> Path:
+    return Path(folder) / f"shard-{number:05d}.safetensors"
+
+
+def _write_shard(path: Path, cache: ResidualCache, dtype: str, record: Mapping[str, Any]) -> None:
+    stored = {
+        side: values.transpose(0, 1).to(_DTYPES[dtype])
+        for side, values in zip(_SIDES, (cache.instructed, cache.uninstructed), strict=True)
+    }
+    for side, values in stored.items():
+        finite = torch.isfinite(values).all(dim=2)
+        if not bool(finite.all()):
+            place, pair = (~finite).nonzero()[0].tolist()
+            raise ActivationError(
+                f"{side} activations of pair {pair} of {path.name} at layer "
+                f"{cache.layers[place]} are too large for {dtype}; keep them in float32 or bfloat16"
+            )
+    write_tensors(path, _FILE_KIND, stored, record)
+
+
+def _write_index(
+    folder: str | Path,
+    layers: Sequence[int],
+    groups: Sequence[int],
+    d_model: int,
+    dtype: str,
+    sizes: Sequence[int],
+    metadata: Mapping[str, Any],
+) -> ShardedResiduals:
+    record = {
+        "schema": SCHEMA,
+        "layers": list(layers),
+        "groups": list(groups),
+        "d_model": d_model,
+        "dtype": dtype,
+        "sizes": list(sizes),
+        "metadata": dict(metadata),
+    }
+    write_text(Path(folder) / INDEX, json.dumps(record))
+    return ShardedResiduals.open(folder)
+
+
+def _record_of(path: Path) -> dict[str, Any]:
+    """What a shard says it was made from; nothing for a file that is broken or another's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            record: dict[str, Any] = json.loads((file.metadata() or {})[HEADER_KEY])
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return {}
+    return record if record.get("kind") == _FILE_KIND else {}
+
+
+def _check_shard(path: Path, shape: tuple[int, int, int]) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for side in _SIDES:
+                found = tuple(file.get_slice(side).get_shape())
+                if found != shape:
+                    raise FileFormatError(f"{path} holds {found}, its index says {shape}")
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_layer(path: Path, place: int) -> list[Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [file.get_slice(side)[place] for side in _SIDES]
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_shard(path: Path) -> list[Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [file.get_tensor(side) for side in _SIDES]
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> FileFormatError:
+    return FileFormatError(
+        f"{path} is missing, truncated or no shard of residuals: {error}; cache again, which keeps "
+        "the shards that are whole"
+    )

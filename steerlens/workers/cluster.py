@@ -1,0 +1,108 @@
+"""Ray, started here or found at an address, and every way in which it cannot be had."""
+
+import importlib.util
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from steerlens.errors import SteerlensError
+from steerlens.workers.settings import WorkerSettings
+
+__all__ = ["connected"]
+
+_CONNECT_SECONDS = 5.0
+
+
+@contextmanager
+def connected(settings: WorkerSettings) -> Iterator[Any]:
+    """The module `ray`, connected; disconnected again at the end, and stopped if started here.
+
+    Raises:
+        SteerlensError: Ray is not installed; no cluster at the address; another version of Ray or
+            Python there; fewer CPUs or GPUs than asked for.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise SteerlensError(
+            "the engine 'ray' needs Ray, which is not installed; pip install 'steerlens[ray]', or "
+            "use --engine local"
+        )
+    # Nothing is reported to anyone, and no dashboard is started.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray leaves accelerators of actors without GPUs visible from its next release on.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    already = ray.is_initialized()
+    if not already:
+        _start(ray, settings)
+    try:
+        _check_resources(ray, settings)
+        yield ray
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def _start(ray: Any, settings: WorkerSettings) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if settings.address is None:
+        asked = settings.workers * settings.cpus
+        there = os.cpu_count() or 1
+        if asked > there:
+            raise SteerlensError(
+                f"{settings.workers} workers of {settings.cpus:g} CPUs need {asked:g}, this "
+                f"machine has {there}; ask for fewer with --workers or --worker-cpus"
+            )
+        try:
+            ray.init(include_dashboard=False, **quiet)
+        except Exception as error:  # Ray has many kinds for "could not start", some of them private
+            raise SteerlensError(f"Ray cannot be started here: {_first_line(error)}") from error
+        return
+    _check_listening(settings.address)
+    try:
+        ray.init(address=settings.address, **quiet)
+    except RuntimeError as error:
+        if "ersion mismatch" in str(error):
+            raise SteerlensError(
+                f"the cluster at {settings.address} runs another version of Ray or Python than "
+                f"this process ({_first_line(error)}); use the same on both sides"
+            ) from error
+        raise _unreachable(settings.address, error) from error
+    except (ConnectionError, ValueError, OSError) as error:
+        raise _unreachable(settings.address, error) from error
+
+
+def _check_listening(address: str) -> None:
+    """Ray itself tries for half a minute before it says that nobody is there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address in ("auto", "local") or not host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> SteerlensError:
+    return SteerlensError(
+        f"no Ray cluster at {address} ({_first_line(error)}); start one with 'ray start --head', "
+        "or leave the address out to use this machine"
+    )
+
+
+def _check_resources(ray: Any, settings: WorkerSettings) -> None:
+    have = ray.cluster_resources()
+    for kind, each in (("CPU", settings.cpus), ("GPU", settings.gpus)):
+        asked, there = settings.workers * each, have.get(kind, 0.0)
+        if asked > there:
+            raise SteerlensError(
+                f"{settings.workers} workers of {each:g} {kind}s need {asked:g}, the cluster has "
+                f"{there:g}; ask for fewer with --workers or --worker-{kind.lower()}s"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

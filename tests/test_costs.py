@@ -1,0 +1,115 @@
+"""Costs: counts that are exact where they can be, and a record of how right an estimate was."""
+
+import json
+import time
+
+import pytest
+
+from steerlens.cli import main
+from steerlens.costs.forecast import answer_costs, estimate_costs
+from steerlens.costs.ledger import Ledger
+from steerlens.costs.rates import Rates, _line
+from steerlens.costs.work import Asking, Work, cache_work, evaluation_work
+from steerlens.evaluation import EvaluationPrompt
+from steerlens.evaluation.run import EvaluationSettings, evaluate
+
+COMMA = "punctuation:no_comma"
+
+
+def rates(**changes) -> Rates:
+    made = {
+        "read": 0.5,
+        "read_steered": 0.25,
+        "step": 1.0,
+        "step_row": 0.1,
+        "lengths": (8, 8),
+        "longest": 8,
+        "prompt_tokens": 10.0,
+        "characters": 4.0,
+        "cache": 2.0,
+        "recover": 2.0,
+        "judge": 0.0,
+        "check": 0.0,
+        "memory": 1000,
+        "token_memory": 10,
+        "positions": 0,
+        "seconds": 0.0,
+    }
+    return Rates(**{**made, **changes})
+
+
+def rows(n: int) -> list[EvaluationPrompt]:
+    return [
+        EvaluationPrompt(i, f"Name {i}. No commas.", f"Name {i % 2}.", (COMMA,), ({},))
+        for i in range(n)
+    ]
+
+
+def test_time_is_reading_and_steps_of_the_active_rows():
+    # Given responses that never end before 8 tokens, 4 rows in 2 slots:
+    seconds, tokens = answer_costs(Asking(4, 8, steered=1), rates(), batch_size=2)
+    # then two waves of 7 steps (the first token comes with reading), 28 active rows in all.
+    assert tokens == 32
+    assert seconds == pytest.approx(3 * 0.5 + 0.25 + 14 * 1.0 + 28 * 0.1)
+
+
+def test_step_and_row_are_recovered_from_two_timings():
+    step, row = _line((10, 960, 10 * 0.02 + 960 * 0.001), (200, 2000, 200 * 0.02 + 2000 * 0.001))
+    assert (step, row) == pytest.approx((0.02, 0.001))
+
+
+def test_equal_unsteered_questions_are_counted_once():
+    work = evaluation_work(rows(6), None, EvaluationSettings())
+    assert work.askings[-1].rows == 6 + 2
+    assert work.checked == 12
+
+
+def test_longer_answers_take_more_memory_and_workers_less_time():
+    work = Work("evaluate", ("a",), (Asking(4, 8),))
+    one, two = (estimate_costs(work, rates(), 2, n) for n in (1, 2))
+    assert two.seconds == pytest.approx(one.seconds / 2, abs=0.01)
+    assert one.memory == 1000 + 10 * 2 * (10 + 8)
+
+
+def test_the_residuals_written_are_counted(tiny_model):
+    work = cache_work(tiny_model, ["a", "b", "a", "c"])
+    assert work.cached == 3
+    assert work.numbers == 4 * 3 * 16
+
+
+def test_parts_do_not_overlap():
+    ledger = Ledger()
+    with ledger.part("outer"):
+        time.sleep(0.02)
+        with ledger.part("inner"):
+            time.sleep(0.05)
+    parts = ledger.to_json()
+    assert 0.015 < parts["outer"]["seconds"] < 0.045
+    assert parts["inner"]["seconds"] >= 0.05
+
+
+def test_a_run_keeps_its_estimate_beside_what_it_took(tiny_model, tmp_path, capsys):
+    settings = EvaluationSettings(max_new_tokens=12, batch_size=8)
+    evaluate(tiny_model, rows(6), tmp_path, None, settings, progress=False, estimate=True)
+    said = capsys.readouterr().err
+    assert "estimate of the evaluate: about" in said
+    assert "of the estimate" in said
+    costs = json.loads((tmp_path / "costs.json").read_text())
+    lines = (tmp_path / "pieces.jsonl").read_text().splitlines()
+    written = sum(r["n_tokens"] for line in lines for r in json.loads(line)["records"])
+    assert costs["actual"]["tokens"] == written
+    assert costs["actual_over_estimate"]["seconds"] > 0
+    assert costs["estimate"]["parts"]["answers"]["rows"] == 8
+
+
+def test_the_command_gives_json_and_refuses_what_it_cannot_estimate(capsys, tiny_folder, tmp_path):
+    data = tmp_path / "data.jsonl"
+    row = {"key": 1, "prompt": "Name a city.", "instruction_id_list": [COMMA], "kwargs": [{}]}
+    data.write_text(json.dumps(row) + "\n")
+    common = ["--model", str(tiny_folder), "--judge", "none", "--json"]
+    code = main(["estimate", "evaluate", "--data", str(data), "--max-new-tokens", "8", *common])
+    assert code == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["stage"] == "evaluate" and told["parts"]["answers"]["rows"] == 1
+    assert main(["estimate", "evaluate", *common]) == 2
+    assert "--data FILE or --instruction" in capsys.readouterr().err

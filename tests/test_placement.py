@@ -1,0 +1,81 @@
+"""Placement and quantisation: what is passed on to transformers, and what is refused before."""
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from transformers import BitsAndBytesConfig
+
+import steerlens as sl
+from steerlens import models
+from steerlens.errors import ModelError, UnknownNameError
+from steerlens.models import load_model, model_info
+from steerlens.placement import placement_options, quantization_name
+
+EIGHT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+
+
+def test_nothing_asked_for_passes_nothing_on():
+    assert placement_options(None, None, None) == {}
+
+
+def test_memory_and_map_reach_transformers_as_given(tiny_folder, monkeypatch):
+    seen = {}
+    whole = models.read_model
+
+    def spy(folder, name, **options):
+        seen.update(copy.deepcopy(options))
+        return whole(folder, name, **options)
+
+    monkeypatch.setattr(models, "read_model", spy)
+    model = load_model(tiny_folder, device_map="auto", max_memory={"cpu": "1GiB"})
+    assert (seen["device_map"], seen["max_memory"]) == ("auto", {"cpu": "1GiB"})
+    plain = load_model(tiny_folder, device="cpu")
+    texts = [sl.generate(one, ["Hi"], max_new_tokens=4).texts for one in (model, plain)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"max_memory": {"cpu": "1GiB"}}, "give device_map='auto' with it"),
+        ({"device_map": "auto", "max_memory": {"cpu": "lots"}}, "such as '20GiB'"),
+        ({"device_map": "auto", "max_memory": {7: "1GiB"}}, "names GPU 7"),
+        ({"device_map": "auto", "max_memory": {"gpu": 1}}, "'cpu', 'disk', 'mps'"),
+        ({"device_map": "autto"}, "did you mean 'auto'"),
+        ({"quantization_config": {"load_in_8bit": True}}, "dictionary with 'quant_method'"),
+        ({"quantization_config": {"quant_method": "bitsandbites"}}, "did you mean 'bitsandbytes"),
+    ],
+)
+def test_what_cannot_be_placed_is_said_before_anything_is_read(tiny_folder, given, words):
+    with pytest.raises((ModelError, UnknownNameError), match=words):
+        load_model(tiny_folder, **given)
+
+
+def test_a_quantisation_is_named_and_tells_models_apart():
+    assert quantization_name(None) is None
+    assert quantization_name(EIGHT) == "bitsandbytes-8bit"
+    assert quantization_name(BitsAndBytesConfig(load_in_8bit=True)) == "bitsandbytes-8bit"
+    double = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    assert quantization_name(double).startswith("bitsandbytes-4bit-")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed"
+)
+def test_a_missing_quantisation_library_is_one_sentence(tiny_folder):
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*bitsandbytes"):
+        load_model(tiny_folder, device="cpu", quantization_config=EIGHT)
+
+
+def test_a_quantised_model_runs_and_says_so(model):
+    pytest.importorskip("bitsandbytes")
+    small = load_model("smollm2-135m-instruct", device="cpu", quantization_config=EIGHT)
+    info = model_info(small)
+    assert info.quantization == "bitsandbytes-8bit"
+    assert info.weights_hash == model_info(model).weights_hash
+    assert info.precision != model_info(model).precision
+    rows = sl.ContrastSet.from_prompts(["Name a city. No commas.", "Hi!"], ["Name a city.", "Hi"])
+    ours, plain = (sl.cache_residuals(one, rows, layers=[10]).instructed for one in (small, model))
+    assert torch.cosine_similarity(ours, plain, dim=-1).min() > 0.95

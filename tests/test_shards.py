@@ -1,0 +1,129 @@
+"""Residuals in shards: what was cached, ranked as in memory, in little of it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from planted_activations import planted
+
+import steerlens as sl
+from steerlens.activations import ResidualCache
+from steerlens.attribution import many_pairs, separability
+from steerlens.attribution.resampling import query_draws
+from steerlens.errors import ActivationError, FileFormatError, SteerlensError
+from steerlens.shards import ShardedResiduals, shard_residuals, write_shards
+
+
+def sharded(cache: ResidualCache, folder, size: int, dtype: str = "float32") -> ShardedResiduals:
+    blocks = zip(cache.instructed.split(size), cache.uninstructed.split(size), strict=True)
+    return write_shards(folder, blocks, cache.layers, cache.groups, cache.metadata, dtype)
+
+
+@pytest.mark.parametrize(
+    ("n_pairs", "d_model", "groups"),
+    [
+        (300, 12, None),
+        (90, 40, [i // 3 for i in range(90)]),
+        (97, 8, [7 * (i % 31) for i in range(97)]),
+    ],
+)
+def test_shards_are_ranked_with_the_numbers_of_residuals_in_memory(
+    tmp_path, n_pairs, d_model, groups
+):
+    cache = planted(d_prime=0.8, n_pairs=n_pairs, d_model=d_model, groups=groups)
+    # Residual streams lie far from the origin.
+    cache.instructed.add_(30.0), cache.uninstructed.add_(30.0)
+    inside = sl.rank_layers(cache, seed=3, n_resamples=130)
+    outside = sl.rank_layers(sharded(cache, tmp_path, 41), seed=3, n_resamples=130)
+    pd.testing.assert_frame_equal(
+        inside.table, outside.table, check_like=True, rtol=1e-5, atol=1e-5
+    )
+    assert outside.best_layer == inside.best_layer
+    for kind, values in inside.samples.items():
+        np.testing.assert_allclose(outside.samples[kind], values, rtol=1e-5, atol=1e-5)
+
+
+def test_many_pairs_in_memory_take_the_same_way(monkeypatch):
+    cache = planted(d_prime=0.5, n_pairs=64)
+    few = sl.rank_layers(cache, n_resamples=20)
+    monkeypatch.setattr(separability, "MANY_PAIRS", 10)
+    many = sl.rank_layers(cache, n_resamples=20)
+    pd.testing.assert_frame_equal(few.table, many.table, check_like=True, rtol=1e-5, atol=1e-5)
+
+
+def test_resamples_drawn_in_parts_are_those_drawn_at_once():
+    groups = [i // 2 for i in range(100)]
+    at_once = query_draws(groups, 250, seed=5)
+    in_parts = many_pairs._draws(groups, 250, seed=5)
+    np.testing.assert_array_equal(in_parts[:, groups], at_once)
+
+
+def test_tied_scores_count_half_here_too():
+    scores = np.array([[0.0, 1.0, 1.0, 2.0]])
+    counts = np.array([[1.0, 2.0, 0.0, 1.0]])
+    expected = many_pairs.auroc_of(scores, scores, counts)
+    np.testing.assert_allclose(many_pairs._aurocs(scores, scores, counts), expected)
+
+
+def test_shards_of_a_model_hold_what_caching_in_memory_gives(tiny_model, tmp_path):
+    pairs = sl.ContrastSet.from_prompts(
+        [f"Name {i}. No commas." for i in range(9)], [f"Name {i}." for i in range(9)]
+    )
+    shards = shard_residuals(tiny_model, pairs, tmp_path / "s", pairs_per_shard=4, progress=False)
+    assert shards.sizes == (4, 5)  # one pair alone would be no shard
+    cache = sl.cache_residuals(tiny_model, pairs, progress=False)
+    together = torch.cat([one.instructed for one in shards])
+    torch.testing.assert_close(together, cache.instructed, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        shards.layer(2).uninstructed[:, 0], together.new_tensor(shards.runs(2)[1])
+    )
+    assert shards.groups == cache.groups
+    assert shards.metadata["data_hash"] == cache.metadata["data_hash"]
+
+
+def test_interrupted_caching_goes_on_and_keeps_whole_shards(tiny_model, tmp_path, monkeypatch):
+    pairs = sl.ContrastSet.from_prompts(
+        [f"{i}: yes" for i in range(6)], [f"{i}:" for i in range(6)]
+    )
+    done = shard_residuals(tiny_model, pairs, tmp_path, pairs_per_shard=2, progress=False)
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(FileFormatError, match="goes on where it was interrupted"):
+        ShardedResiduals.open(tmp_path)
+    broken = tmp_path / "shard-00001.safetensors"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-10])
+    computed = []
+    monkeypatch.setattr(
+        "steerlens.shards.cache_residuals",
+        lambda *a, **k: computed.append(1) or sl.cache_residuals(*a, **k),
+    )
+    again = shard_residuals(tiny_model, pairs, tmp_path, pairs_per_shard=2, progress=False)
+    assert len(computed) == 1
+    assert broken.read_bytes() == whole
+    assert again.metadata == done.metadata
+
+
+def test_half_precision_on_disk_is_near_and_overflow_is_named(tmp_path):
+    cache = planted(n_pairs=40)
+    near = sl.rank_layers(sharded(cache, tmp_path / "b", 20, "bfloat16"), n_resamples=10)
+    exact = sl.rank_layers(cache, n_resamples=10)
+    np.testing.assert_allclose(near.table.auroc, exact.table.auroc, atol=0.02)
+    cache.instructed[3, 2, 0] = 1e6
+    with pytest.raises(ActivationError, match=r"layer 2 are too large for float16"):
+        sharded(cache, tmp_path / "h", 20, "float16")
+
+
+def test_what_is_no_folder_of_shards_is_said_in_a_sentence(tmp_path):
+    shards = sharded(planted(n_pairs=10), tmp_path, 5)
+    with pytest.raises(SteerlensError, match="only separability"):
+        sl.rank_layers(shards, evidence=("null",))
+    with pytest.raises(ActivationError, match="layer 9 is not in"):
+        shards.runs(9)
+    (tmp_path / "shard-00001.safetensors").write_bytes(b"torn")
+    with pytest.raises(FileFormatError, match="truncated"):
+        ShardedResiduals.open(tmp_path)
+    (tmp_path / "index.json").write_text(json.dumps({"schema": "other"}))
+    with pytest.raises(FileFormatError, match="no index"):
+        ShardedResiduals.open(tmp_path)
