@@ -46,7 +46,11 @@ from steerlens.vectors import SteeringVector
 from steerlens.weights import cache_folder
 
 SMOLLM2, GEMMA = "smollm2-135m-instruct", "gemma-3-270m"
-INSTRUCTIONS = ("detectable_format:title", "detectable_format:number_bullet_lists")
+INSTRUCTIONS = (
+    "detectable_format:title",
+    "language:response_language_de",
+    "detectable_format:number_highlighted_sections",
+)
 MAPS = (("ridge", "depth"), ("ridge", "cka"), ("procrustes", "depth"))
 
 
@@ -227,7 +231,7 @@ def same_shape(source: Any, sizes: Any, out: Path) -> tuple[list[dict[str, Any]]
     folder = out / "fine-tuned"
     training = fine_tuned(source, folder, sizes.steps)
     print(training, flush=True)
-    target = sl.load_model(folder)
+    target = sl.load_model(folder, dtype="auto")
     rows = []
     for instruction in sizes.instruction:
         vector, _ = vector_of(source, instruction, sizes.pairs)
@@ -266,7 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and the copy")
     parser.add_argument("--part", choices=("all", "same-shape", "to-gemma", "from-gemma"))
-    parser.add_argument("--instruction", action="append", help="repeats; two formats by default")
+    parser.add_argument("--instruction", action="append", help="repeats; three by default")
     parser.add_argument("--steps", type=int, default=200, help="steps of fine-tuning")
     parser.add_argument("--pairs", type=int, default=64, help="pairs fitted on; half are scored")
     parser.add_argument("--prompts", type=int, default=24, help="report prompts an instruction")
@@ -276,13 +280,13 @@ def main() -> None:
     sizes.instruction = sizes.instruction or list(INSTRUCTIONS)
     part, started = sizes.part or "all", time.monotonic()
     sizes.out.mkdir(parents=True, exist_ok=True)
-    smollm2 = sl.load_model(SMOLLM2)
+    smollm2 = sl.load_model(SMOLLM2, dtype="auto")
     rows: list[dict[str, Any]] = []
     record: dict[str, Any] = {"sizes": {k: str(v) for k, v in vars(sizes).items() if k != "out"}}
     if part in ("all", "same-shape"):
         rows, record["fine-tuning"] = same_shape(smollm2, sizes, sizes.out)
     if part in ("all", "to-gemma", "from-gemma"):
-        gemma = sl.load_model(GEMMA)
+        gemma = sl.load_model(GEMMA, dtype="auto")
         if part != "from-gemma":
             rows += across(smollm2, gemma, sizes)
         if part != "to-gemma":

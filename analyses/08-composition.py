@@ -1,0 +1,42 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Three ways of steering towards several instructions
+#
+# *Added*: the vectors are added at one layer. *Jointly*: all projection targets are met at once at
+# one layer (least squares where they conflict). *Each at its own layer*: the settings that work
+# alone, together. Layers, strengths and balances are chosen on the `select` split; the table is
+# from the `report` split. How much is lost, against independent instructions?
+
+# %%
+import steerlens as sl
+from analyses import behaviour, composition
+
+model = sl.load_model(behaviour.MODEL, dtype="auto")
+
+# %%
+found = composition.composed(model)
+table = composition.table(found)
+table
+
+# %% [markdown]
+# `kept` is the rate at which all are followed over the product of the rates alone, on the same
+# prompts, with a bootstrap interval over prompts. `all, no loop` counts only responses that do not
+# degenerate.
+
+# %% [markdown]
+# ## Claims and verdicts
+
+# %%
+behaviour.verdicts(composition.claims(table, model))
