@@ -52,8 +52,10 @@ words.loc[LEVELS]
 # %% [markdown]
 # ## Length over strength
 #
-# One vector, *extremely verbose* − *extremely brief* prompts at the last prompt token, added at one
-# layer with strengths of both signs: negative ones shorten. Dashed: a random direction as long.
+# Two vectors, each added to the tokens of the response at one layer, with strengths of both signs.
+# *Where answers end*: the last token of the model's own answers, minus the ends of sentences after
+# which it went on. *Shortest − longest prompts*: the difference of means of the paper, at the last
+# prompt token. Dashed: a random direction as long as the first.
 
 # %%
 rows = lengths.sweep(model, LEVELS[0], LEVELS[-1])

@@ -170,7 +170,7 @@ def claims(rates: pd.DataFrame, model: Any) -> list[tuple[str, str, str, str]]:
         rows.append(
             (
                 f"{combination}: at least 80 % of the product of single rates",
-                f"{best["method"]}: all {best['all']}, kept {best.kept:.2f} "
+                f"{best['method']}: all {best['all']}, kept {best.kept:.2f} "
                 f"[{best.kept_low:.2f}, {best.kept_high:.2f}]",
                 f"{where}, {best.n} prompts",
                 reached,

@@ -10,14 +10,17 @@ from scipy.stats import bootstrap
 
 import steerlens as sl
 from analyses import behaviour
+from steerlens.answers import Answerer
 from steerlens.evaluation import fluency, is_degenerate
 from steerlens.evaluation.run import Evaluation
 from steerlens.ifeval import count_sentences, count_words
+from steerlens.plans import FitRecipe, VectorBook
 
 __all__ = ["claims", "median_interval", "sweep", "words_by_level"]
 
 _LAYER = 20
-_STRENGTHS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+_STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+_ENDS, _PROMPTS = "where answers end", "shortest − longest prompts"
 
 
 def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
@@ -45,19 +48,26 @@ def words_by_level(result: Evaluation, unit: str = "n_words") -> pd.DataFrame:
 
 
 def sweep(model: Any, shortest: str, longest: str) -> dict[str, list[dict[str, float]]]:
-    """Words and sentences a response while *longest* − *shortest* is added at one layer.
+    """Words and sentences a response while a vector is added to its tokens at one layer.
+
+    Two vectors: the estimator ``response_end`` of `steerlens.plans.fitting`, and the difference of
+    means between prompts that ask for the shortest and for the longest answer.
 
     Returns:
-        Rows for ``length_over_strength``: the vector and a placebo.
+        Rows for ``length_over_strength``: each vector and a placebo as long as the first.
     """
     n_fit, n_prompts, n_tokens = (4, 2, 12) if behaviour.SMALL else (64, 16, 384)
     prompts = [pair.uninstructed for pair in sl.contrast_pairs(longest, n=16, split="report")]
-    ends = [sl.contrast_pairs(name, n=n_fit, split="fit") for name in (longest, shortest)]
+    ends = [sl.contrast_pairs(name, n=n_fit, split="fit") for name in (shortest, longest)]
     pairs = sl.ContrastSet.from_prompts(*([p.instructed for p in end] for end in ends))
     cache = sl.cache_residuals(model, pairs)
+    recipe = FitRecipe(n_responses=24, least_own=2) if behaviour.SMALL else FitRecipe()
+    book = VectorBook(Answerer(model), recipe)
+    task = sl.catalogue[shortest]
     lines = {
-        "longest − shortest": sl.difference_of_means(cache),
-        "placebo": sl.random_direction(cache),
+        _ENDS: book.vector(task, {}, "response_end"),
+        _PROMPTS: sl.difference_of_means(cache),
+        "placebo": book.placebo(task, {}, "response_end"),
     }
     found: dict[str, list[dict[str, float]]] = {}
     for name, vector in lines.items():
@@ -66,7 +76,7 @@ def sweep(model: Any, shortest: str, longest: str) -> dict[str, list[dict[str, f
         texts = sl.generate(
             model,
             [prompt for _, prompt in asked],
-            [vector.at(_LAYER, "add", strength) for strength, _ in asked],
+            [vector.at(_LAYER, "add", strength, scope="response") for strength, _ in asked],
             max_new_tokens=n_tokens,
         ).texts
         found[name] = [_row(s, texts[i * n_prompts :][:n_prompts]) for i, s in enumerate(strengths)]
@@ -93,7 +103,7 @@ def claims(
     monotone = all(a <= b for a, b in pairwise(steered))
     factor = steered[-1] / max(steered[0], 1)
     apart = last["uninstructed+steering low"] > first["uninstructed+steering high"]
-    line = moved.loc["longest − shortest"]
+    line = moved.loc[_ENDS]
     rank = line["strength"].corr(line["words"], method="spearman")
     return [
         (
@@ -112,7 +122,7 @@ def claims(
             "length moves with strength",
             f"rank correlation of strength and median words {rank:.2f}",
             f"{model}, layer {_LAYER}, add",
-            "shown" if rank > 0.8 else "not shown",
+            "shown" if rank < -0.8 else "not shown",
         ),
         behaviour.claim(
             "steering meets the stated length",

@@ -8,6 +8,7 @@ For a contrast pair *i* and a layer *l* the cache keeps one vector a side: the o
                    the first response token is predicted from (Stolfo et al. 2025, §3.1)
 an ``int``         that token of the rendered prompt; negative counts from its end
 ``"response_mean"``  mean over the tokens of a given response, teacher-forced after the prompt
+``"last_response"``  the last token of a given response, from which the model ends it or goes on
 =================  ==============================================================================
 
 Identical prompts run once; beginnings that prompts share (the chat preamble, both sides of a pair
@@ -42,6 +43,7 @@ from steerlens.models import model_info, tokenize_prompts
 from steerlens.pairs import ContrastPair, ContrastSet
 
 __all__ = [
+    "POSITIONS",
     "Position",
     "ResidualCache",
     "cache_residuals",
@@ -49,6 +51,8 @@ __all__ = [
 ]
 
 Position = str | int
+_OF_RESPONSES = ("response_mean", "last_response")
+POSITIONS = ("last_prompt", *_OF_RESPONSES)
 _FILE_KIND = "residual-cache"
 
 
@@ -181,7 +185,8 @@ def cache_residuals(
 
     Args:
         model: A hooked model.
-        pairs: A `ContrastSet`; ``response_mean`` needs pairs that carry both responses.
+        pairs: A `ContrastSet`; ``response_mean`` and ``last_response`` need pairs that carry both
+            responses.
         position: Where the residual is read; see the module's table.
         layers: Layers to keep; all by default. Negative numbers count from the last layer.
         batch_size: Prompts a forward pass.
@@ -193,7 +198,7 @@ def cache_residuals(
 
     Raises:
         ActivationError: A layer or position out of range, or non-finite activations.
-        PairsError: ``response_mean`` without responses.
+        PairsError: ``response_mean`` or ``last_response`` without responses.
         ModelError: A prompt longer than the model's context.
     """
     if not isinstance(pairs, ContrastSet):
@@ -270,14 +275,19 @@ def _rows_and_spans(
     rows = tokenize_prompts(model, prompts, chat_format=chat_format)
     if position == "last_prompt":
         return rows, [(len(row) - 1, len(row)) for row in rows]
-    if position == "response_mean":
-        responses = [_response(model, pairs, side, i) for side in _SIDES for i in range(len(pairs))]
-        spans = [(len(p), len(p) + len(r)) for p, r in zip(rows, responses, strict=True)]
+    if position in _OF_RESPONSES:
+        responses = [
+            _response(model, pairs, side, i, str(position))
+            for side in _SIDES
+            for i in range(len(pairs))
+        ]
         whole = [p + r for p, r in zip(rows, responses, strict=True)]
         _check_context(model, whole, len(pairs))
-        return whole, spans
+        if position == "last_response":
+            return whole, [(len(row) - 1, len(row)) for row in whole]
+        return whole, [(len(p), len(row)) for p, row in zip(rows, whole, strict=True)]
     if isinstance(position, bool) or not isinstance(position, int):
-        raise unknown_name("position", str(position), ("last_prompt", "response_mean"))
+        raise unknown_name("position", str(position), POSITIONS)
     for i, row in enumerate(rows):
         if not -len(row) <= position < len(row):
             raise ActivationError(
@@ -290,13 +300,14 @@ def _rows_and_spans(
 _SIDES = ("instructed", "uninstructed")
 
 
-def _response(model: TransformerBridge, pairs: ContrastSet, side: str, i: int) -> list[int]:
+def _response(
+    model: TransformerBridge, pairs: ContrastSet, side: str, i: int, position: str
+) -> list[int]:
     pair: ContrastPair = pairs[i]
     text = pair.instructed_response if side == "instructed" else pair.uninstructed_response
     if not text:
         raise PairsError(
-            f"position 'response_mean' needs a response on both sides; pair {i} has no "
-            f"{side}_response"
+            f"position {position!r} needs a response on both sides; pair {i} has no {side}_response"
         )
     tokenizer: Any = model.tokenizer
     tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -138,7 +138,9 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, default=64, help="contrast pairs (default: 64)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--position", default="last_prompt", help="last_prompt, response_mean or a token index"
+        "--position",
+        default="last_prompt",
+        help="last_prompt, response_mean, last_response or a token index",
     )
     parser.add_argument("--batch-size", type=int, default=16)
 

@@ -84,6 +84,8 @@ def test_response_mean_averages_the_teacher_forced_response(model, hf_model):
         states = hf_model(ids, output_hidden_states=True).hidden_states[10][0]
     expected = states[-len(answer) :].mean(0)
     assert (cache.uninstructed[0, 0] - expected).norm() / expected.norm() < 1e-4
+    last = cache_residuals(model, set_, position="last_response", layers=[9])
+    assert (last.uninstructed[0, 0] - states[-1]).norm() / states[-1].norm() < 1e-4
 
 
 def test_identical_prompts_run_once(model):

@@ -154,6 +154,7 @@ def test_where_the_vector_was_read_is_marked_as_activations_name_it(model, ids, 
         return token_effects(model, ids[:4], ids[4:8], vector.at(29), read_at=at).read.tolist()
 
     assert read("response_mean") == [False] * 4 + [True] * 4
+    assert read("last_response") == [False] * 7 + [True]
     assert read(-2) == read(2) == [False, False, True, False] + [False] * 4
 
 

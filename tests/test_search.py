@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from steerlens.evaluation.summary import summarise
 from steerlens.plans import NO_STEERING, FitRecipe, Plan, Setting, VectorBook, describe
 from steerlens.plans.settings import candidate_from_json
 from steerlens.search import SearchSettings, Stage, search
+from steerlens.search.lengths import tokens_to_tell
 from steerlens.search.scoring import Score, is_allowed, scored, worth
 from steerlens.search.space import combinations, first_candidates, neighbours
 
@@ -61,6 +63,39 @@ def test_candidates_stay_below_the_last_layer_and_differ() -> None:
     assert all(candidate[0].layer < 29 for candidate in near)
     assert combinations([(RESPONSE,), (PROMPT,)])[0] == (PROMPT, RESPONSE)
     assert combinations([(PROMPT,)]) == []
+
+
+def test_lengths_are_steered_by_where_answers_end_and_waited_for() -> None:
+    found = first_candidates(["response_end"], 30, None)
+    assert {candidate[0].scope for candidate in found} == {"response"}
+    assert {candidate[0].strength > 0 for candidate in found} == {True, False}
+    assert tokens_to_tell(sl.catalogue["detectable_format:title"], [{}]) is None
+    long = {"relation": "at least", "num_words": 200}
+    at_least = sl.catalogue["length_constraints:number_words_at_least"]
+    assert tokens_to_tell(at_least, [{}]) == 0 and tokens_to_tell(at_least, [{}, long]) == 300
+    assert tokens_to_tell(sl.catalogue["length:extremely_verbose"], [{}]) >= 251
+
+
+def test_answers_that_end_are_cut_where_a_sentence_ends(model) -> None:
+    answerer = Answerer(model)
+    book = VectorBook(answerer, replace(SMALL.recipe, n_responses=4, least_own=2))
+    given = [
+        Answer("One is here. Two follows. Three ends it.", 9, "stop"),
+        Answer("Only one sentence.", 4, "stop"),
+        Answer("It goes on. And on. And", 9, "length"),
+        Answer("This is good. That is bad.", 9, "stop"),
+    ] * 2
+    answerer.ask = lambda questions, *_: given  # type: ignore[method-assign,assignment]
+    pairs = book._ended(sl.catalogue["length:brief"])
+    assert [one.uninstructed_response for one in pairs][:2] == [
+        "One is here. Two follows.",
+        "This is good.",
+    ]
+    assert all(one.instructed == one.uninstructed for one in pairs)
+    vector = book.vector(sl.catalogue["length:brief"], {}, "response_end")
+    assert vector.metadata["position"] == "last_response"
+    with pytest.raises(SteerlensError, match="asks for no length"):
+        book.vector(sl.catalogue["detectable_format:title"], {}, "response_end")
 
 
 def test_a_candidate_that_gains_nothing_or_is_hard_to_read_is_dropped() -> None:

@@ -36,7 +36,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import check_layers
+from steerlens.activations import POSITIONS, check_layers
 from steerlens.effects.distributions import RankedTokens, compare
 from steerlens.effects.lens import LensReadout, read_through_lens
 from steerlens.effects.streams import Stream, both_streams
@@ -201,8 +201,8 @@ def token_effects(
             first steered one on. The steered layers are always among them.
         lens_layers: Layers to read through the logit lens; each costs about as much again as the
             comparison of the final distributions.
-        read_at: Where the vector was read, to be marked: ``"last_prompt"``, ``"response_mean"`` or
-            an index into the prompt, as in `steerlens.activations`.
+        read_at: Where the vector was read, to be marked: ``"last_prompt"``, ``"response_mean"``,
+            ``"last_response"`` or an index into the prompt, as in `steerlens.activations`.
 
     Returns:
         Effects at every position of prompt and response.
@@ -330,9 +330,11 @@ def _read_positions(
     positions = torch.arange(n_tokens)
     if read_at == "response_mean":
         return positions >= n_prompt
+    if read_at == "last_response":
+        return positions == n_tokens - 1
     index = -1 if read_at == "last_prompt" else read_at
     if isinstance(index, str):
-        raise unknown_name("position", index, ("last_prompt", "response_mean"))
+        raise unknown_name("position", index, POSITIONS)
     if not -n_prompt <= index < n_prompt:
         raise SteeringError(
             f"the vector cannot have been read at position {index} of a prompt of {n_prompt} "

@@ -8,6 +8,10 @@ r"""Vectors for an instruction, by every estimator that the search may choose.
                      *uninstructed* prompt, so that the text is all that differs
 ``response_own``     the same from answers that comply by themselves: those the model gives to
                      instructed prompts and that pass the check, − those it gives without
+``response_end``     for lengths: difference of means at the last token of a response, answers the
+                     model ended there − the same answers cut at an earlier end of a sentence,
+                     where it went on; not of Stolfo et al., and the same vector for all lengths:
+                     its sign and strength tell them apart
 ``include``          for forbidden words: ``last_prompt`` of *using* the words, to be subtracted
                      (Stolfo et al. 2025, §5)
 ==================== =============================================================================
@@ -21,6 +25,7 @@ out, and `VectorBook.available` says why.
 """
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -30,6 +35,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.activations import ResidualCache, cache_residuals
 from steerlens.answers import Answerer, Question
 from steerlens.errors import SteerlensError, unknown_name
+from steerlens.evaluation.fluency import fluency, is_degenerate
+from steerlens.ifeval import sentence_spans
 from steerlens.instructions import Instruction, base_queries, catalogue
 from steerlens.pairs import ContrastPair, ContrastSet, contrast_pairs
 from steerlens.plans.settings import Candidate
@@ -38,8 +45,10 @@ from steerlens.vectors import SteeringVector, difference_of_means, random_direct
 
 __all__ = ["ESTIMATORS", "FitRecipe", "VectorBook", "most_pairs"]
 
-ESTIMATORS = ("last_prompt", "response_rewrite", "response_own", "include")
+ESTIMATORS = ("last_prompt", "response_rewrite", "response_own", "response_end", "include")
 _FORBIDDEN = "keywords:forbidden_words"
+# Answers looked at for ends, and how long they may get: most of a small model's are cut or loop.
+_N_ENDING, _ENDING_TOKENS = 96, 256
 
 
 @dataclass(frozen=True)
@@ -185,6 +194,8 @@ class VectorBook:
             used = catalogue["keywords:existence"]
             words = {"keywords": list(wording["forbidden_words"])}
             return self._cache(self._pairs(used, recipe.n_wording, words), "last_prompt")
+        if estimator == "response_end":
+            return self._cache(self._ended(task), "last_response")
         n_responses = recipe.n_wording if wording else recipe.n_responses
         pairs = self._pairs(task, min(n_responses, most_pairs(task, one_phrasing=True)), wording)
         if estimator == "response_rewrite":
@@ -207,6 +218,25 @@ class VectorBook:
         questions = [Question(prompt) for prompt in prompts]
         asked = self.answerer.ask(questions, self.recipe.response_tokens, "answers to fit on")
         return [answer.text for answer in asked]
+
+    def _ended(self, task: Instruction) -> ContrastSet:
+        """Answers the model ended by itself, and the same answers where it could have ended."""
+        if task.group != "length":
+            raise SteerlensError(f"{task.id} asks for no length")
+        queries = [query.text for query in base_queries("fit")]
+        random.Random(self.recipe.seed).shuffle(queries)
+        queries = queries[: min(_N_ENDING, 2 * self.recipe.n_responses)]
+        answers = self.answerer.ask(
+            [Question(query) for query in queries], _ENDING_TOKENS, "answers that end"
+        )
+        made = []
+        for query, answer in zip(queries, answers, strict=True):
+            ends = [end for _, end in sentence_spans(answer.text)][:-1]
+            if answer.finish_reason == "stop" and ends and not is_degenerate(fluency(answer.text)):
+                pair = ContrastPair(query, query, base_query=query)
+                earlier = answer.text[: ends[len(ends) // 2]]
+                made.append(_after_the_same_prompt(pair, answer.text, earlier))
+        return self._paired(task, made, "answers of several sentences that end by themselves")
 
     def _rewritten(self, task: Instruction, pairs: ContrastSet) -> ContrastSet:
         """The model's own answers, and compliant versions of them, after the same prompt."""

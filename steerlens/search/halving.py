@@ -9,6 +9,10 @@
    is the choice for prompts without the instruction. Then the best of them are tried on prompts
    *with* the instruction, against no steering, for the other choice.
 
+For instructions about length, responses are as long in every stage as it takes to tell whether they
+comply, and the judge reads no more of any response than that: the beginning of a text surprises a
+judge more than its rest, which would speak against all that is short.
+
 A stage is one stream of rows through the engine: every candidate × every prompt.
 
 The rate of a winner chosen on the prompts that are counted is too high; the plan gives it corrected
@@ -30,6 +34,7 @@ from steerlens.instructions import Instruction
 from steerlens.pairs import ContrastPair, contrast_pairs
 from steerlens.plans.fitting import VectorBook, most_pairs
 from steerlens.plans.settings import NO_STEERING, Candidate
+from steerlens.search.lengths import tokens_to_tell
 from steerlens.search.scoring import Score, is_allowed, scored, worth
 from steerlens.search.settings import SearchSettings, Stage
 from steerlens.search.space import (
@@ -87,6 +92,7 @@ class _Search:
         n = min(settings.final.n_prompts, most_pairs(task, "select", one_phrasing=True))
         self.pairs = list(contrast_pairs(task, n=n, seed=settings.seed, split="select"))
         self.by_words = any(task.wording(pair.kwargs) for pair in self.pairs)
+        self.tokens_to_tell = tokens_to_tell(task, [pair.kwargs for pair in self.pairs])
         self.table: list[dict[str, Any]] = []
         self.n_tokens = 0
         self.n_layers = book.model.cfg.n_layers
@@ -161,7 +167,8 @@ class _Search:
             for candidate in candidates
             for pair in pairs
         ]
-        answers = self.book.answerer.ask(questions, stage.n_tokens, f"{self.task.id} {name}")
+        n_tokens = max(stage.n_tokens, self.tokens_to_tell or 0)
+        answers = self.book.answerer.ask(questions, n_tokens, f"{self.task.id} {name}")
         perplexities = self._judged(answers) if judged else None
         answerer = self.book.answerer
         scores = []
@@ -198,11 +205,11 @@ class _Search:
     def _judged(self, answers: Sequence[Answer]) -> list[float | None] | None:
         if self.judge is None:
             return None
-        answerer = self.book.answerer
+        answerer, judge_tokens = self.book.answerer, self.settings.judge_tokens
         with answerer.alone, answerer.ledger.part("judge"):
             return self.judge.perplexities(
                 [answer.text for answer in answers],
-                max_tokens=self.settings.judge_tokens,
+                max_tokens=min(self.tokens_to_tell or judge_tokens, judge_tokens),
                 progress=False,
             )
 

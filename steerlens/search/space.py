@@ -21,6 +21,8 @@ _DEPTHS = (0.47, 0.6, 0.67, 0.74, 0.84, 0.9)
 # to every token leads it away ("lowercase", 12 prompts, layer 20–22: 10 to 11 pass either way, and
 # 2 to 3 responses are degenerate instead of 4 to 12).
 _RESPONSE = (("set_projection", 1.0), ("set_projection", 1.5), ("add", 1.5))
+# One vector for all lengths: added, answers end sooner; taken away, later.
+_ENDING = (2.0, 1.0, 0.5, -1.0)
 # Words to be avoided: how often the vector of using them is taken away.
 _SUBTRACTED = (-1.0, -2.0)
 
@@ -72,6 +74,12 @@ def first_candidates(
                 for i, (operation, strength) in enumerate(_RESPONSE)
                 for layer in (middle if i else spread)
             ]
+    if "response_end" in estimators:
+        settings += [
+            Setting("response_end", layer, "add", strength, "response")
+            for layer in spread[:-1]
+            for strength in _ENDING
+        ]
     if "include" in estimators:
         settings += [
             Setting("include", layer, "add", strength, "all")
