@@ -12,12 +12,15 @@
 # ---
 
 # %% [markdown]
-# # Three ways of steering towards several instructions
+# # Four ways of steering towards several instructions
 #
 # *Added*: the vectors are added at one layer. *Jointly*: all projection targets are met at once at
 # one layer (least squares where they conflict). *Each at its own layer*: the settings that work
-# alone, together. Layers, strengths and balances are chosen on the `select` split; the table is
-# from the `report` split. How much is lost, against independent instructions?
+# alone, together. *Each at its own layer and tokens*: the best setting of each on the prompt, on
+# the response or on both, in the combination that works; what decides the beginning of an answer
+# and what goes on through it then need not meet. Layers, strengths, balances and tokens are chosen
+# on the `select` split; the table is from the `report` split. How much is lost, against independent
+# instructions?
 
 # %%
 import steerlens as sl

@@ -1,4 +1,4 @@
-"""Several steerings at once: added, met jointly at one layer, or each at its own layer.
+"""Several steerings at once: added, met jointly at one layer, or each at its own place.
 
 Everything is chosen on queries of the ``select`` split and counted on queries of the ``report``
 split; all instructions of a combination are checked on the same response.
@@ -48,11 +48,17 @@ COMBINATIONS = [
     (_TITLE, _LOWER, _HIGHLIGHTS),
     (_TITLE, _GERMAN, _HIGHLIGHTS),
 ]
-METHODS = ("added at one layer", "jointly at one layer", "each at its own layer")
+METHODS = (
+    "added at one layer",
+    "jointly at one layer",
+    "each at its own layer",
+    "each at its own layer and tokens",
+)
+_SCOPES = ("prompt", "response", "all")
 _LAYERS: Sequence[int] = (18, 20, 22, 24, 26, 28)
 _STRENGTHS: Sequence[float] = (1.0, 2.0)
 _BALANCES: Sequence[float] = (1.0, 1.5)
-_N_SELECT, _N_REPORT, _N_TOKENS = 12, 48, 96
+_N_SELECT, _N_REPORT, _N_TOKENS = 16, 48, 96
 if behaviour.SMALL:
     COMBINATIONS, _LAYERS, _STRENGTHS, _BALANCES = COMBINATIONS[:1], (20, 24), (1.0,), (1.0,)
     _N_SELECT, _N_REPORT, _N_TOKENS = 2, 2, 8
@@ -103,12 +109,15 @@ def composed(model: Any) -> pd.DataFrame:
         placebos = {name: book.placebo(sl.catalogue[name], *_wanted(name)) for name in names}
         chosen: list[Part] = []
         alone: dict[str, Part] = {}
+        places: dict[str, list[Part]] = {}
         for name in tqdm(names, desc="each alone", unit="instruction"):
-            alone[name] = _best(answerer, _one(name, vectors[name]))
+            by_scope = [_one(name, vectors[name], scope) for scope in _SCOPES]
+            places[name] = [_best(answerer, tried) for tried in by_scope]
+            alone[name] = _best(answerer, places[name])
         chosen += alone.values()
         for combination in tqdm(COMBINATIONS, desc="together", unit="combination"):
             for method in METHODS:
-                tried = _several(combination, method, vectors, alone)
+                tried = _several(combination, method, vectors, alone, places)
                 chosen.append(_best(answerer, tried))
             chosen += _references(combination, placebos, alone)
         splits = (("select", _N_SELECT), ("report", _N_REPORT))
@@ -184,8 +193,8 @@ def _wanted(name: str) -> tuple[dict[str, Any], str]:
     return dict(kwargs), estimator
 
 
-def _one(name: str, vector: SteeringVector) -> list[Part]:
-    """``set_projection`` over layers, strengths and scopes."""
+def _one(name: str, vector: SteeringVector, scope: str) -> list[Part]:
+    """``set_projection`` on these tokens, over layers and strengths."""
     return [
         Part(
             (name,),
@@ -195,7 +204,6 @@ def _one(name: str, vector: SteeringVector) -> list[Part]:
         )
         for layer in _LAYERS
         for strength in _STRENGTHS
-        for scope in ("prompt", "all")
     ]
 
 
@@ -204,8 +212,19 @@ def _several(
     method: str,
     vectors: dict[str, SteeringVector],
     alone: dict[str, Part],
+    places: dict[str, list[Part]],
 ) -> list[Part]:
-    """What is tried for a combination: layers and strengths, or balances of the single settings."""
+    """What is tried: layers and strengths; balances of the single settings; or their tokens."""
+    if method == "each at its own layer and tokens":
+        return [
+            Part(
+                names,
+                method,
+                "; ".join(one.setting for one in some),
+                _added([one.steering for one in some if one.steering is not None]),
+            )
+            for some in itertools.product(*(places[name] for name in names))
+        ]
     if method == "each at its own layer":
         return [
             Part(names, method, f"strengths × {balance}", _sum(names, alone, balance))

@@ -43,7 +43,13 @@ if TYPE_CHECKING:
         vocabulary_readout,
         writing_components,
     )
-    from steerlens.calibration import Calibration, calibrate, calibrated
+    from steerlens.calibration import (
+        Calibration,
+        RateCalibration,
+        calibrate,
+        calibrate_rate,
+        calibrated,
+    )
     from steerlens.composition import compose_report, joint_projection
     from steerlens.conditional import Condition, fit_condition
     from steerlens.divergence import response_kl
@@ -104,7 +110,9 @@ _HOMES = {
     ),
     "steerlens.calibration": (
         "Calibration",
+        "RateCalibration",
         "calibrate",
+        "calibrate_rate",
         "calibrated",
     ),
     "steerlens.composition": (
@@ -207,6 +215,7 @@ __all__ = [
     "LayerRanking",
     "PatchingMap",
     "Plan",
+    "RateCalibration",
     "RecoveryCurve",
     "ResidualCache",
     "ResponseRecovery",
@@ -224,6 +233,7 @@ __all__ = [
     "base_queries",
     "cache_residuals",
     "calibrate",
+    "calibrate_rate",
     "calibrated",
     "catalogue",
     "catalogue_prompts",

@@ -87,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     steer = command("steer", cli_vectors.steer, "answer a prompt with and without steering")
     _add_model(steer)
     cli_vectors.add_steering(steer)
-    calibrate = command("calibrate", cli_vectors.calibrate, "find the strength for a KL budget")
+    calibrate = command(
+        "calibrate", cli_vectors.calibrate, "find the strength for a KL budget or an instruction"
+    )
     _add_model(calibrate)
     cli_vectors.add_calibrate(calibrate)
     convert = command("convert", cli_vectors.convert, "write a vector in another tool's format")

@@ -76,8 +76,16 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quantile", type=float, help="the quantile over tokens that meets it; the mean by default"
     )
+    parser.add_argument(
+        "--instruction", help="find the strength at which responses follow it, not a KL budget"
+    )
+    parser.add_argument(
+        "--target-rate", type=float, help="share that must follow it; the most by default"
+    )
     parser.add_argument("--n", type=int, default=24, help="prompts of the select split")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="longest response; 64, or 128 with --instruction"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the vector with its calibration here")
 
@@ -192,17 +200,35 @@ def steer(arguments: argparse.Namespace) -> None:
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
-    """`steerlens calibrate`: the strength that meets a divergence budget."""
-    from steerlens.calibration import calibrate as run_calibrate
+    """`steerlens calibrate`: the strength that meets a divergence budget, or an instruction."""
     from steerlens.files import check_writable
-    from steerlens.generation import generate
-    from steerlens.instructions import base_queries
     from steerlens.interop import load_vector
 
+    if arguments.target_rate is not None and arguments.instruction is None:
+        raise SteerlensError("--target-rate needs --instruction, whose check counts the responses")
+    if arguments.quantile is not None and arguments.instruction is not None:
+        raise SteerlensError("--quantile is of a KL budget; leave it out with --instruction")
     vector = load_vector(arguments.vector)
     steering = vector.at(arguments.layer, _operation(arguments, vector), 1.0, arguments.scope)
     if arguments.out is not None:
         check_writable(arguments.out)
+    by = _by_budget if arguments.instruction is None else _by_rate
+    found = by(arguments, vector, steering)
+    if arguments.out is not None:
+        found.saved_with(vector).save(arguments.out)
+    if arguments.json:
+        print_json({**found.record, "reason": found.reason})
+        return
+    print(found)
+    if arguments.out is not None:
+        print(f"the vector with its calibration: {arguments.out}")
+
+
+def _by_budget(arguments: argparse.Namespace, vector: Any, steering: Any) -> Any:
+    from steerlens.calibration import calibrate as run_calibrate
+    from steerlens.generation import generate
+    from steerlens.instructions import base_queries
+
     queries = [query.text for query in base_queries("select")]
     if not 2 <= arguments.n <= len(queries):
         raise SteerlensError(
@@ -213,10 +239,10 @@ def calibrate(arguments: argparse.Namespace) -> None:
     answers = generate(
         model,
         queries[: arguments.n],
-        max_new_tokens=arguments.max_new_tokens,
+        max_new_tokens=arguments.max_new_tokens or 64,
         chat_format=arguments.chat_format,
     )
-    found = run_calibrate(
+    return run_calibrate(
         model,
         steering,
         answers,
@@ -224,14 +250,24 @@ def calibrate(arguments: argparse.Namespace) -> None:
         quantile=arguments.quantile,
         seed=arguments.seed,
     )
-    if arguments.out is not None:
-        found.saved_with(vector).save(arguments.out)
-    if arguments.json:
-        print_json({**found.record, "reason": found.reason})
-        return
-    print(found)
-    if arguments.out is not None:
-        print(f"the vector with its calibration: {arguments.out}")
+
+
+def _by_rate(arguments: argparse.Namespace, vector: Any, steering: Any) -> Any:
+    from steerlens.calibration import calibrate_rate
+    from steerlens.instructions import catalogue
+
+    task = catalogue[arguments.instruction]
+    model = load(arguments)
+    vector.check_model(model)
+    return calibrate_rate(
+        model,
+        steering,
+        task,
+        arguments.target_rate,
+        n_prompts=arguments.n,
+        max_new_tokens=arguments.max_new_tokens or 128,
+        seed=arguments.seed,
+    )
 
 
 def convert(arguments: argparse.Namespace) -> None:

@@ -131,6 +131,21 @@ def test_calibrate_saves_the_strength_with_the_vector(capsys, tmp_path, tiny_fol
     assert saved["strength"] == pytest.approx(found["strength"])
 
 
+def test_calibrate_by_an_instruction_counts_what_follows_it(capsys, tmp_path, tiny_folder):
+    vector = random_vector(3, 16).save(tmp_path / "v.safetensors")
+    options = ["--model", tiny_folder, "--chat-format", "plain", "--vector", vector, "--layer", 1]
+    options += ["--operation", "add", "--n", 2]
+    code, text, err = run(
+        capsys, "calibrate", *options, "--instruction", "detectable_format:title",
+        "--max-new-tokens", 2, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(text)
+    assert not found["reached"] and found["curve"]["rate"] == [0.0] * 8
+    code, _, err = run(capsys, "calibrate", *options, "--target-rate", 0.5)
+    assert code == 2 and "--instruction" in err
+
+
 # --- transfer ---
 
 

@@ -33,16 +33,16 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from scipy.optimize import brentq
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.calibration.saved import saved
 from steerlens.divergence import (
     check_statistic,
     interval_of,
@@ -58,7 +58,7 @@ from steerlens.generation import Generations
 from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector
 
-__all__ = ["Calibration", "calibrate", "calibrated"]
+__all__ = ["Calibration", "calibrate"]
 
 Array = np.ndarray
 OfStrength = Callable[[float], Steering]
@@ -121,22 +121,9 @@ class Calibration:
             SteeringError: The budget was not reached, or what was calibrated is not this vector
                 at one layer.
         """
-        ones = self.steering.interventions
         if not self.reached:
             raise SteeringError(f"there is no calibrated strength to save: {self.reason}")
-        if len(ones) != 1 or not _is_of(vector, self.steering):
-            raise SteeringError(f"{self.steering!r} is not {vector!r} at one layer")
-        [one] = ones
-        own = {
-            **self.record,
-            "layer": one.layer,
-            "operation": one.operation,
-            "scope": one.scope,
-            "only_below": one.only_below,
-            "strength": one.strength,
-        }
-        kept = [other for other in _records(vector) if not _same_question(other, own)]
-        return replace(vector, metadata={**vector.metadata, "calibration": [*kept, own]})
+        return saved(vector, self.steering, self.record)
 
     def __repr__(self) -> str:
         met = f"{statistic_name(self.quantile)} KL {self.kl:.3g} [{self.kl_low:.3g}, "
@@ -147,30 +134,6 @@ class Calibration:
             f"Calibration(strength {self.strength:.3g} [{self.strength_low:.3g}, "
             f"{self.strength_high:.3g}], {met})"
         )
-
-
-def calibrated(vector: SteeringVector, **chosen: Any) -> Steering:
-    """The steering that a calibration saved with a vector stands for.
-
-    Args:
-        vector: A vector from `Calibration.saved_with`, perhaps saved and loaded.
-        chosen: What the calibration must say, when there are several: ``layer``, ``operation``,
-            ``scope``, ``target_kl``, ``quantile``.
-
-    Raises:
-        SteeringError: None or several of its calibrations fit.
-    """
-    records = _records(vector)
-    fit = [one for one in records if all(one.get(key) == chosen[key] for key in chosen)]
-    if len(fit) != 1:
-        held = "; ".join(f"{one['steering'][0]} for {one['target_kl']:g} nats" for one in records)
-        raise SteeringError(
-            f"{len(fit)} calibrations of this vector fit {chosen or 'the question'}; it has: "
-            f"{held or 'none'}"
-        )
-    [record] = fit
-    names = ("layer", "operation", "strength", "scope", "only_below")
-    return vector.at(**{name: record[name] for name in names})
 
 
 def calibrate(
@@ -370,21 +333,3 @@ def _crossing(
     low, high = math.log(curve[i - 1]), math.log(curve[i])
     share = (math.log(target) - low) / (high - low)
     return float(log_strengths[i - 1] + share * (log_strengths[i] - log_strengths[i - 1]))
-
-
-def _is_of(vector: SteeringVector, steering: Steering) -> bool:
-    return all(
-        one.layer in vector.layers
-        and torch.equal(one.direction, vector.directions[vector.layer_index(one.layer)])
-        for one in steering.interventions
-    )
-
-
-def _records(vector: SteeringVector) -> list[dict[str, Any]]:
-    records = vector.metadata.get("calibration", [])
-    return records if isinstance(records, list) else []
-
-
-def _same_question(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    asked = ("layer", "operation", "scope", "only_below", "target_kl", "quantile")
-    return all(one.get(key) == other.get(key) for key in asked)
