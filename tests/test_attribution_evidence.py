@@ -9,6 +9,7 @@ import pytest
 import steerlens as sl
 from steerlens.attribution import causal_recovery, rank_layers, writing_components
 from steerlens.attribution.evidence import _with_recovery, gather_evidence
+from steerlens.attribution.generalisation import generalise, pair_labels
 from steerlens.cli import main
 from steerlens.errors import ActivationError, SteeringError, UnknownNameError
 
@@ -93,6 +94,31 @@ def test_what_cannot_be_gathered_is_said(tiny_model, gathered):
         gather_evidence(tiny_model, cache, evidence=("casual",))
     with pytest.raises(ActivationError, match="held_out"):
         gather_evidence(tiny_model, cache, evidence=("causal",))
+
+
+def test_generalisation_is_that_of_the_analysis_and_needs_labels(tiny_model):
+    pairs = sl.ContrastSet(
+        tuple(
+            sl.ContrastPair(f"{w}! {said}", f"{w}.", base_query=w, phrasing=said)
+            for w in WORDS[:8]
+            for said in ("LOUD.", "SHOUT.")
+        )
+    )
+    cache = sl.cache_residuals(tiny_model, pairs)
+    found = gather_evidence(tiny_model, cache, evidence=("generalisation",), fitted_on=pairs)
+    own = generalise(cache, pair_labels(pairs, "phrasing")).summary
+    table = found.ranking.table
+    assert table.unseen_phrasing.to_numpy() == pytest.approx(own.unseen.to_numpy())
+    assert table.unseen_phrasing_low.to_numpy() == pytest.approx(own.unseen_low.to_numpy())
+    assert "unseen_phrasing" in found.drawn and "unseen_kind" not in table
+    with pytest.raises(ActivationError, match="fitted_on"):
+        gather_evidence(tiny_model, cache, evidence=("generalisation",))
+    bare = pairs_of(WORDS[:8])
+    with pytest.raises(ActivationError, match="generalisation cannot be computed"):
+        gather_evidence(
+            tiny_model, sl.cache_residuals(tiny_model, bare), evidence=("generalisation",),
+            fitted_on=bare,
+        )  # fmt: skip
 
 
 def test_the_command_keeps_pairs_of_a_file_back_for_causal_evidence(tiny_folder, tmp_path, capsys):

@@ -15,6 +15,10 @@ asked for       columns of the table                         from
                 layer write
 =============== ============================================ ==================================
 
+``generalisation`` adds ``unseen_phrasing`` and ``unseen_kind``: the AUROC of phrasings, and of
+kinds of query, that the direction was not fitted on (`steerlens.attribution.generalise`), from the
+activations and from what their pairs say of themselves (`fitted_on`).
+
 **The rule of `best_layer`**: with ``causal`` it is the layer of the highest first-token recovery,
 because separability is high at layers where steering does nothing; without, that of the highest
 AUROC, as where the instruction hardly changes the first token. The last layer takes no part in
@@ -39,6 +43,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.activations import ResidualCache
 from steerlens.attribution.causal import ResponseRecovery, causal_recovery
 from steerlens.attribution.components import ComponentWriting, writing_components
+from steerlens.attribution.generalisation import generalise, pair_labels
 from steerlens.attribution.ranking import LayerRanking
 from steerlens.attribution.resampling import INTERVAL, query_draws
 from steerlens.attribution.separability import EVIDENCE, rank_layers
@@ -56,12 +61,15 @@ COMPARED = (
     "auroc",
     "logistic_auroc",
     "lda_auroc",
+    "unseen_phrasing",
+    "unseen_kind",
     "first_token_recovery",
     "response_recovery_prompt",
     "response_recovery_all",
 )
 _MOST_WRITERS = 20
-ALL_EVIDENCE = (*EVIDENCE, "causal", "components")
+ALL_EVIDENCE = (*EVIDENCE, "generalisation", "causal", "components")
+_LABELS = ("phrasing", "kind")
 _HORIZONS = (1, 32)
 # Nats a pair; below it recovery is a ratio of roundings.
 _LEAST_EFFECT = 1e-3
@@ -128,6 +136,7 @@ def gather_evidence(
     seed: int = 0,
     chat_format: str = "auto",
     progress: bool | None = None,
+    fitted_on: ContrastSet | None = None,
 ) -> Evidence:
     """Rank layers by every kind of evidence asked for.
 
@@ -139,10 +148,12 @@ def gather_evidence(
         seed: Of everything random.
         chat_format: See `steerlens.models`.
         progress: Show progress bars on standard error; by default only in a terminal.
+        fitted_on: The pairs in the cache, for ``generalisation``.
 
     Raises:
         UnknownNameError: A kind of evidence that does not exist.
-        ActivationError: The cache cannot be ranked; or pairs are needed and missing.
+        ActivationError: The cache cannot be ranked; or pairs are needed and missing, or have
+            neither phrasings nor kinds of query.
         SteeringError: The instruction changes nothing that could be recovered.
     """
     for name in evidence:
@@ -154,8 +165,15 @@ def gather_evidence(
             f"{' and '.join(sorted(wanted))} need pairs that the vector was not fitted on; give "
             "them as held_out"
         )
+    if "generalisation" in evidence and fitted_on is None:
+        raise ActivationError(
+            "generalisation needs the pairs in the cache, which know their phrasing and kind of "
+            "query; give them as fitted_on"
+        )
     own = [name for name in evidence if name in EVIDENCE]
     ranking = rank_layers(cache, seed=seed, evidence=own or ("separability",))
+    if "generalisation" in evidence and fitted_on is not None:
+        ranking = _with_generalisation(ranking, cache, fitted_on, seed)
     vector = difference_of_means(cache)
     recovery = writing = None
     if "causal" in wanted and held_out is not None:
@@ -195,6 +213,26 @@ def agreement_of(ranking: LayerRanking, kinds: Sequence[str]) -> pd.DataFrame:
         return ranking.agreement(known)
     except ActivationError:
         return nothing
+
+
+def _with_generalisation(
+    ranking: LayerRanking, cache: ResidualCache, pairs: ContrastSet, seed: int
+) -> LayerRanking:
+    """AUROC where a pair's label was not fitted on, for each kind of label that pairs have."""
+    problems = []
+    for by in _LABELS:
+        try:
+            found = generalise(cache, pair_labels(pairs, by), seed=seed, alone=False)
+        except ActivationError as error:
+            problems.append(str(error))
+            continue
+        frame = found.summary[["layer", "unseen", "unseen_low", "unseen_high"]]
+        ranking = ranking.with_evidence(
+            f"unseen_{by}", frame, "unseen", low="unseen_low", high="unseen_high"
+        )
+    if len(problems) == len(_LABELS):
+        raise ActivationError(f"generalisation cannot be computed: {'; '.join(problems)}")
+    return ranking
 
 
 def _with_recovery(ranking: LayerRanking, recovery: ResponseRecovery, last: int) -> LayerRanking:

@@ -29,6 +29,15 @@ _READINGS = {
         "miss something",
     ),
     "lda_auroc": ("AUROC of LDA", "the same with directions weighed by how little they vary"),
+    "unseen_phrasing": (
+        "AUROC on unseen phrasings",
+        "the same where the instruction is worded in a way that was not fitted on; well below "
+        "AUROC, the direction is partly the wording's",
+    ),
+    "unseen_kind": (
+        "AUROC on unseen kinds of query",
+        "the same for kinds of query that were not fitted on",
+    ),
     "first_token_recovery": (
         "first-token recovery",
         "share of the instruction's effect on the first response token that steering this layer "
