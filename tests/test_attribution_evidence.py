@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 
 import steerlens as sl
-from steerlens.attribution import causal_recovery, rank_layers, writing_components
+from steerlens.attribution import (
+    causal_recovery,
+    generalise,
+    pair_labels,
+    rank_layers,
+    writing_components,
+)
 from steerlens.attribution.evidence import _with_recovery, gather_evidence
-from steerlens.attribution.generalisation import generalise, pair_labels
 from steerlens.cli import main
 from steerlens.errors import ActivationError, SteeringError, UnknownNameError
 

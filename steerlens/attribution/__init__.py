@@ -24,6 +24,7 @@ from steerlens.attribution.causal import (
 )
 from steerlens.attribution.components import ComponentWriting, writing_components
 from steerlens.attribution.evidence import ALL_EVIDENCE, Evidence, gather_evidence
+from steerlens.attribution.generalisation import Generalisation, generalise, pair_labels
 from steerlens.attribution.geometry import (
     InstructionGeometry,
     LayerGeometry,
@@ -42,6 +43,7 @@ __all__ = [
     "ComponentWriting",
     "Evidence",
     "EvidenceComparison",
+    "Generalisation",
     "InstructionGeometry",
     "LayerGeometry",
     "LayerRanking",
@@ -54,8 +56,10 @@ __all__ = [
     "compare_evidence",
     "first_token_recovery",
     "gather_evidence",
+    "generalise",
     "instruction_geometry",
     "layer_geometry",
+    "pair_labels",
     "rank_layers",
     "reading_components",
     "vocabulary_readout",
