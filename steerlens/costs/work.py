@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.instructions import Instruction, catalogue
 from steerlens.pairs import contrast_pairs
-from steerlens.plans.fitting import FitRecipe, most_pairs
+from steerlens.plans.fitting import ENDING_TOKENS, FitRecipe, most_pairs, n_ending
 from steerlens.plans.plan import Plan
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ def search_work(
     model: TransformerBridge, tasks: Sequence[Instruction], settings: "SearchSettings"
 ) -> Work:
     """A search for these instructions."""
+    from steerlens.search.lengths import tokens_to_tell
     from steerlens.search.space import first_candidates, neighbours
 
     n_layers = int(model.cfg.n_layers)
@@ -114,6 +115,7 @@ def search_work(
         n = min(settings.final.n_prompts, most_pairs(task, "select", one_phrasing=True))
         pairs = list(contrast_pairs(task, n=n, seed=settings.seed, split="select"))
         prompts += [text for pair in pairs for text in (pair.uninstructed, pair.instructed)]
+        needed = tokens_to_tell(task, [pair.kwargs for pair in pairs]) or 0
         wordings = _wordings(task, [pair.kwargs for pair in pairs])
         estimators = _estimators(task, bool(wordings))
         fitted = _fits(task, estimators, max(len(wordings), 1), bool(wordings), settings.recipe)
@@ -136,7 +138,8 @@ def search_work(
             (4, final),
         ):
             rows = n_candidates * min(stage.n_prompts, n)
-            askings.append(Asking(rows, stage.n_tokens, rows, settings.piece_rows))
+            longest = max(stage.n_tokens, needed)
+            askings.append(Asking(rows, longest, rows, settings.piece_rows))
             checked += rows
             judged += rows if stage is final and settings.judge else 0
     return Work(
@@ -220,6 +223,10 @@ def _fits(
         recipe.n_wording if by_words else recipe.n_responses, most_pairs(task, one_phrasing=True)
     )
     for estimator in estimators:
+        if estimator == "response_end":
+            askings.append(Asking(n_ending(recipe), ENDING_TOKENS))
+            cached += n_ending(recipe)
+            continue
         if not estimator.startswith("response"):
             cached += 2 * n_pairs
             continue
@@ -239,6 +246,8 @@ def _estimators(task: Instruction, by_words: bool) -> list[str]:
         found.append("response_rewrite")
     if not by_words:
         found.append("response_own")
+    if task.group == "length":
+        found.append("response_end")
     if task.id == _FORBIDDEN:
         found.append("include")
     return found

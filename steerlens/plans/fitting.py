@@ -43,12 +43,12 @@ from steerlens.plans.settings import Candidate
 from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector, difference_of_means, random_direction
 
-__all__ = ["ESTIMATORS", "FitRecipe", "VectorBook", "most_pairs"]
+__all__ = ["ENDING_TOKENS", "ESTIMATORS", "FitRecipe", "VectorBook", "most_pairs", "n_ending"]
 
 ESTIMATORS = ("last_prompt", "response_rewrite", "response_own", "response_end", "include")
 _FORBIDDEN = "keywords:forbidden_words"
 # Answers looked at for ends, and how long they may get: most of a small model's are cut or loop.
-_N_ENDING, _ENDING_TOKENS = 96, 256
+_N_ENDING, ENDING_TOKENS = 96, 256
 
 
 @dataclass(frozen=True)
@@ -225,10 +225,9 @@ class VectorBook:
             raise SteerlensError(f"{task.id} asks for no length")
         queries = [query.text for query in base_queries("fit")]
         random.Random(self.recipe.seed).shuffle(queries)
-        queries = queries[: min(_N_ENDING, 2 * self.recipe.n_responses)]
-        answers = self.answerer.ask(
-            [Question(query) for query in queries], _ENDING_TOKENS, "answers that end"
-        )
+        queries = queries[: n_ending(self.recipe)]
+        questions = [Question(query) for query in queries]
+        answers = self.answerer.ask(questions, ENDING_TOKENS, "answers that end")
         made = []
         for query, answer in zip(queries, answers, strict=True):
             ends = [end for _, end in sentence_spans(answer.text)][:-1]
@@ -280,6 +279,11 @@ def _after_the_same_prompt(pair: ContrastPair, compliant: str, text: str) -> Con
         instructed_response=compliant,
         uninstructed_response=text,
     )
+
+
+def n_ending(recipe: FitRecipe) -> int:
+    """How many answers ``response_end`` looks at."""
+    return min(_N_ENDING, 2 * recipe.n_responses)
 
 
 def most_pairs(task: Instruction, split: str = "fit", one_phrasing: bool = False) -> int:
