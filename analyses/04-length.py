@@ -41,7 +41,7 @@ if behaviour.SMALL:
 # %%
 plan = behaviour.planned(model, LEVELS, "length")
 result = behaviour.evaluated(
-    model, behaviour.report_prompts(LEVELS), "length-report", plan, max_new_tokens=384
+    model, behaviour.report_prompts(LEVELS), "length-report", plan, max_new_tokens=512
 )
 behaviour.keep(result.plot(), "length-report")
 

@@ -124,6 +124,18 @@ def test_scores_count_what_the_checks_say() -> None:
     assert score.passed == expected == (True, False)
 
 
+def test_a_response_that_was_cut_does_not_keep_an_upper_limit() -> None:
+    words = "one two three four five six seven eight nine ten eleven twelve more words here now"
+    for name, passes in (("length:brief", False), ("length:extremely_verbose", True)):
+        pair = next(iter(sl.contrast_pairs(name, n=2, split="select")))
+        text = words if name == "length:brief" else words * 20
+        cut, ended = (
+            scored((PROMPT,), name, [pair], [Answer(text, 64, reason)]).passed
+            for reason in ("length", "stop")
+        )
+        assert ended == (True,) and cut == (passes,)
+
+
 def test_equal_questions_are_answered_once(model) -> None:
     answerer = Answerer(model, batch_size=4)
     first = answerer.ask([Question("Name a city."), Question("Name a river.")], 4)

@@ -1,4 +1,8 @@
-"""How long a response must be allowed to get before its length can be judged."""
+"""How long a response must be allowed to get before its length can be judged.
+
+A response that was cut is longer than it looks: where an instruction sets an upper limit, it does
+not count as keeping it, whatever the words so far.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,7 +10,7 @@ from typing import Any
 
 from steerlens.instructions import Instruction
 
-__all__ = ["tokens_to_tell"]
+__all__ = ["limits_length", "tokens_to_tell"]
 
 # English text under the vocabularies of today's models has 1.2 to 1.4 tokens a word.
 _TOKENS_A_WORD = 1.5
@@ -32,6 +36,22 @@ def tokens_to_tell(task: Instruction, arguments: Sequence[Mapping[str, Any]]) ->
     low, high = task.word_band or (0, None)
     words = max((high or low, *(_words(one) for one in arguments)))
     return math.ceil(_TOKENS_A_WORD * words)
+
+
+def limits_length(task: Instruction, arguments: Mapping[str, Any]) -> bool:
+    """Whether responses must not get longer than something.
+
+    >>> from steerlens.instructions import catalogue
+    >>> limits_length(catalogue["length:brief"], {})
+    True
+    >>> limits_length(catalogue["length:extremely_verbose"], {})
+    False
+    """
+    if task.group != "length":
+        return False
+    if task.word_band is not None:
+        return task.word_band[1] is not None
+    return arguments.get("relation") == "less than"
 
 
 def _words(arguments: Mapping[str, Any]) -> int:

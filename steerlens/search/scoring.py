@@ -1,6 +1,7 @@
 """How candidates are compared: what they pass, and what they cost in fluency.
 
-A response **succeeds** when it passes the instruction's loose check and is not degenerate. In early
+A response **succeeds** when it passes the instruction's loose check and is not degenerate; one that
+was cut does not pass an instruction that limits its length (`steerlens.search.lengths`). In early
 stages, where responses are cut short, candidates are ranked by successes, then by fewer degenerate
 responses, then by the order of the cheap evidence.
 
@@ -22,8 +23,10 @@ from typing import Any
 from steerlens.answers import Answer
 from steerlens.evaluation.checks import verdict
 from steerlens.evaluation.fluency import fluency, is_degenerate
+from steerlens.instructions import catalogue
 from steerlens.pairs import ContrastPair
 from steerlens.plans.settings import Candidate, describe
+from steerlens.search.lengths import limits_length
 
 __all__ = ["Score", "is_allowed", "scored", "worth"]
 
@@ -93,6 +96,7 @@ def scored(
     evidence: float | None = None,
 ) -> Score:
     """Judge the answers to the pairs' prompts."""
+    task = catalogue[instruction]
     known = [value for value in perplexities or () if value is not None]
     verdicts = [
         verdict(answer.text, [instruction], [pair.kwargs], prompt=pair.instructed)
@@ -100,7 +104,11 @@ def scored(
     ]
     return Score(
         candidate=candidate,
-        passed=tuple(one.all_loose for one in verdicts),
+        passed=tuple(
+            one.all_loose
+            and not (answer.finish_reason == "length" and limits_length(task, pair.kwargs))
+            for one, answer, pair in zip(verdicts, answers, pairs, strict=True)
+        ),
         degenerate=tuple(is_degenerate(fluency(answer.text)) for answer in answers),
         n_tokens=sum(answer.n_tokens for answer in answers),
         perplexity=statistics.median(known) if known else None,

@@ -22,7 +22,7 @@ _DEPTHS = (0.47, 0.6, 0.67, 0.74, 0.84, 0.9)
 # 2 to 3 responses are degenerate instead of 4 to 12).
 _RESPONSE = (("set_projection", 1.0), ("set_projection", 1.5), ("add", 1.5))
 # One vector for all lengths: added, answers end sooner; taken away, later.
-_ENDING = (2.0, 1.0, 0.5, -1.0)
+_ENDING = (2.0, 1.0, 0.5, 0.25, -1.0)
 # Words to be avoided: how often the vector of using them is taken away.
 _SUBTRACTED = (-1.0, -2.0)
 
