@@ -9,11 +9,12 @@ Three targets, each with the vector of SmolLM2-135M-Instruct (or, last, of Gemma
 * SmolLM2, with a vector of Gemma's.
 
 Beside the transferred vector stand the target's own vector and a placebo (a random direction pushed
-as far). The layer is the one at which the *own* vector recovers most on the ``select`` split, so
-the choice favours the control; numbers are from the ``report`` split. ``recovery`` is first-token
-causal recovery, ``rate`` the share of greedy responses that pass the instruction's check (loose),
-with Wilson intervals. ``kept`` is transferred over own: of the recovery, and of the gain in rate
-over no steering, with percentile bootstrap intervals over queries.
+as far). The layer is the one at which the *own* vector recovers most on the ``select`` split, the
+strength that at which most of its responses pass there, so both choices favour the control; numbers
+are from the ``report`` split. ``recovery`` is first-token causal recovery at strength 1, ``rate``
+the share of greedy responses that pass the instruction's check (loose), with Wilson intervals.
+``kept`` is transferred over own: of the recovery, and of the gain in rate over no steering, with
+percentile bootstrap intervals over queries.
 
     python -m analyses.transfer --out DIR                   # all of it
     python -m analyses.transfer --out DIR --part same-shape
@@ -51,6 +52,7 @@ INSTRUCTIONS = (
     "language:response_language_de",
     "detectable_format:number_highlighted_sections",
 )
+_STRENGTHS = (1.0, 1.5, 2.0)
 MAPS = (("ridge", "depth"), ("ridge", "cka"), ("procrustes", "depth"))
 
 
@@ -68,7 +70,13 @@ def docstrings() -> Iterator[str]:
 
 
 def fine_tuned(source: Any, folder: Path, steps: int, length: int = 64, batch: int = 4) -> dict:
-    """Write a copy of SmolLM2 after some steps of AdamW on docstrings; what it took and changed."""
+    """Write a copy of SmolLM2 after some steps of AdamW on docstrings; what it took and changed.
+
+    A copy that is there already, after as many steps, is kept.
+    """
+    told = folder / "training.json"
+    if told.exists() and (known := json.loads(told.read_text()))["steps"] == steps:
+        return dict(known)
     weights = sl.model_info(source).weights_hash.removeprefix("sha256:")
     origin = cache_folder() / "weights" / weights
     model = AutoModelForCausalLM.from_pretrained(origin, dtype=torch.float32)
@@ -101,13 +109,15 @@ def fine_tuned(source: Any, folder: Path, steps: int, length: int = 64, batch: i
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     end = max(len(losses) // 10, 1)
-    return {
+    record = {
         "steps": steps,
         "tokens": steps * batch * length,
         "loss of the first tenth": float(np.mean(losses[:end])),
         "loss of the last tenth": float(np.mean(losses[-end:])),
         "relative change of weights": (change / size) ** 0.5,
     }
+    write_text(told, json.dumps(record, indent=1))
+    return record
 
 
 # --- measuring ---
@@ -118,6 +128,17 @@ def best_layer(model: Any, own: SteeringVector, instruction: str, n: int) -> int
     layers = range(model.cfg.n_layers // 3, model.cfg.n_layers, 2)
     pairs = sl.contrast_pairs(instruction, n=n, split="select")
     return first_token_recovery(model, pairs, own, layers=list(layers), progress=False).best_layer
+
+
+def best_strength(
+    model: Any, own: SteeringVector, layer: int, instruction: str, length: int
+) -> float:
+    """At which most responses of the select split pass, steered by the target's own vector."""
+    curve = sl.calibrate_rate(
+        model, own.at(layer), instruction, strengths=_STRENGTHS, max_new_tokens=length
+    ).curve
+    tried = curve[curve.strength > 0]
+    return float(tried.strength.iloc[int(tried.passed.to_numpy().argmax())])
 
 
 def ratio_interval(
@@ -149,6 +170,7 @@ def passes(
     model: Any,
     vectors: dict[str, SteeringVector],
     layer: int,
+    strength: float,
     instruction: str,
     n: int,
     length: int,
@@ -160,7 +182,7 @@ def passes(
     steerings: list[Any] = [None] * (2 * n)
     for one in vectors.values():
         asked += bare
-        steerings += [one.at(layer)] * n
+        steerings += [one.at(layer, strength=strength)] * n
     texts = sl.generate(model, asked, steerings, max_new_tokens=length, progress=False).texts
     passed = [
         verdict(text, prompts[i % n].instruction_ids, prompts[i % n].kwargs).all_loose
@@ -179,11 +201,15 @@ def compared(
     vectors = {"own": own, **{name: one.vector for name, one in usable.items()}}
     vectors["placebo"] = sl.random_direction(cache, like=own)
     recovered = recoveries(model, vectors, layer, instruction, sizes.pairs // 2)
-    passed = passes(model, vectors, layer, instruction, sizes.prompts, sizes.max_new_tokens)
+    strength = best_strength(model, own, layer, instruction, sizes.max_new_tokens)
+    passed = passes(
+        model, vectors, layer, strength, instruction, sizes.prompts, sizes.max_new_tokens
+    )
     rows = []
     for name in ("none", "instructed", *vectors):
         rate = wilson(int(passed[name].sum()), sizes.prompts)
         row: dict[str, Any] = {"target": target, "instruction": instruction, "layer": layer}
+        row["strength"] = strength
         row |= {"vector": name, "n": sizes.prompts}
         row |= {"rate": rate.value, "rate_low": rate.low, "rate_high": rate.high}
         if name in vectors:
@@ -273,7 +299,7 @@ def main() -> None:
     parser.add_argument("--instruction", action="append", help="repeats; three by default")
     parser.add_argument("--steps", type=int, default=200, help="steps of fine-tuning")
     parser.add_argument("--pairs", type=int, default=64, help="pairs fitted on; half are scored")
-    parser.add_argument("--prompts", type=int, default=24, help="report prompts an instruction")
+    parser.add_argument("--prompts", type=int, default=48, help="report prompts an instruction")
     parser.add_argument("--texts", type=int, default=256, help="texts a map is fitted on")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     sizes = parser.parse_args()

@@ -1,7 +1,11 @@
 """Search, plans and evaluation: small runs on the real model, and their algebra."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,6 +202,32 @@ def test_a_search_stopped_anywhere_resumes_to_the_same_plan(
     other = SearchSettings(seed=1)
     with pytest.raises(SteerlensError, match="other settings"):
         search(model, [TITLE], tmp_path / "plan", other, resume=True, progress=False)
+
+
+def test_a_search_killed_outright_resumes_to_the_same_plan(model, plan_folder, tmp_path) -> None:
+    # Given a search in a process of its own, killed once its first pieces are kept,
+    folder = tmp_path / "plan"
+    program = (
+        "import sys, steerlens as sl; from test_search import SMALL, TITLE, search\n"
+        "model = sl.load_model('smollm2-135m-instruct', dtype='float32', device='cpu')\n"
+        "search(model, [TITLE], sys.argv[1], SMALL, progress=False)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    pieces, deadline = folder / "pieces.jsonl", time.monotonic() + 240
+    while not (pieces.exists() and pieces.read_bytes().count(b"\n") > 1):
+        assert process.poll() is None, "the search ended before it could be killed"
+        assert time.monotonic() < deadline, "no piece was finished in time"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (folder / "plan.json").exists()
+    # when it is resumed, then the plan is that of an unbroken search.
+    search(model, [TITLE], folder, SMALL, resume=True, progress=False)
+    assert (folder / "plan.json").read_bytes() == (plan_folder / "plan.json").read_bytes()
 
 
 def test_an_evaluation_answers_under_every_condition_and_counts_right(
