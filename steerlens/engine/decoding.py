@@ -13,9 +13,9 @@ the rows in flight start again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ from steerlens.engine.attention import decoding_attention
 from steerlens.engine.batches import common_prefix
 from steerlens.engine.memory import SlotCache, attention_masks
 from steerlens.engine.modules import device_of, dtype_of, fast_modules, on_blocks, unembed
+from steerlens.engine.packing import packed_linears
 from steerlens.engine.reading import Reading, branch, first_touched, read
 from steerlens.errors import SteerlensError
 from steerlens.steering import RowSteering, Steering, TokenRoles
@@ -42,6 +43,9 @@ _MIN_PREAMBLE = 8
 _READ_TOKENS = 2048
 # Shorter passes are not split off: each has a fixed cost of its own.
 _WORTH_A_PASS = 256
+# Steps from which on packed weights pay: packing and unpacking 135M of them takes 0.3 s, a step
+# over one row is 8 ms faster with them, over 96 rows 13 ms.
+_WORTH_PACKING = 40
 # Waiting rows are admitted when this share of the slots is free: reading one row at a time would
 # stall the others, waiting longer would leave slots empty.
 _REFILL_SHARE = 8
@@ -265,7 +269,7 @@ def decode_rows(
     waiting = _in_order(rows)
     while waiting:
         try:
-            with fast_modules(model):
+            with fast_modules(model), _packed(model, waiting):
                 _Flow(model, waiting, n_slots, ends, choose, finished).run()
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
@@ -278,6 +282,13 @@ def decode_rows(
         waiting = [row for row in waiting if row.reason is None]
         for row in waiting:
             row.produced.clear()
+
+
+def _packed(model: TransformerBridge, rows: Sequence[Row]) -> AbstractContextManager[Any]:
+    """Packed weights for as many steps as pay for packing them."""
+    if max(row.max_new_tokens for row in rows) < _WORTH_PACKING:
+        return nullcontext()
+    return packed_linears(model.original_model)
 
 
 def _out_of_memory(error: Exception) -> bool:

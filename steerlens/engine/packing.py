@@ -1,0 +1,126 @@
+"""Weights in the order the CPU's matrix kernels want, for the time of decoding.
+
+oneDNN rearranges a weight matrix before it multiplies with it. For one step of decoding that costs
+a third of the product or more: on two cores in bfloat16 the products of a step over 96 rows take 30
+instead of 44 ms with weights rearranged once, with the same bits in the result. `packed_linears`
+does it for a model's linear layers, and puts the weights back on leaving, bit for bit, also after
+an exception or Ctrl-C.
+
+A rearranged weight takes the place of the plain one, so no memory is added; only where a weight has
+another use (an unembedding tied to the embedding) both are there. Within the context weights are
+not to be read. Where the kernels cannot do it (another device or dtype, another build of torch),
+nothing happens.
+"""
+
+import functools
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["packed_linears"]
+
+# The number of rows the order is chosen for; other numbers are multiplied as well, and alike.
+_ROWS = 96
+
+
+@contextmanager
+def packed_linears(root: nn.Module) -> Iterator[int]:
+    """Rearrange the weights of the linear layers of a model; says of how many.
+
+    Args:
+        root: A Hugging Face model, to be called under ``inference_mode`` only.
+    """
+    done: list[tuple[nn.Linear, Tensor]] = []
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            for module, shared in _packable(root):
+                packed = _ops()._reorder_linear_weight(module.weight, _ROWS)
+                done.append((module, packed))
+                vars(module)["forward"] = _product(packed, module.bias)
+                if not shared:
+                    module.weight.data = module.weight.new_empty(0)
+        yield len(done)
+    finally:
+        _to_its_end(lambda: _put_back(done))
+
+
+def _packable(root: nn.Module) -> list[tuple[nn.Linear, bool]]:
+    """Linear layers that can be packed, and whether something else holds the weight too."""
+    parameters = [own for module in root.modules() for own in module._parameters.values()]
+    uses = Counter(own.data_ptr() for own in parameters if own is not None)
+    found = []
+    for module in root.modules():
+        if type(module) is nn.Linear and module.weight.dim() == 2:
+            weight = module.weight
+            plain = weight.device.type == "cpu" and weight.is_contiguous()
+            if plain and "forward" not in vars(module) and _works(weight.dtype):
+                found.append((module, uses[weight.data_ptr()] > 1))
+    return found
+
+
+def _product(packed: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def forward(inputs: Tensor) -> Tensor:
+        product: Tensor = _ops()._linear_pointwise(inputs, packed, bias, "none", [], "")
+        return product
+
+    return forward
+
+
+def _put_back(done: list[tuple[nn.Linear, Tensor]]) -> None:
+    """The last first, each released as soon as it is plain again."""
+    with torch.no_grad():
+        while done:
+            module, packed = done[-1]
+            if module.weight.numel() == 0:
+                module.weight.data = packed.to_dense()
+            vars(module).pop("forward", None)
+            done.pop()
+
+
+def _to_its_end(function: Callable[[], None]) -> None:
+    """Run it in a thread, which Ctrl-C does not reach; an interrupt is raised afterwards."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    interrupt: KeyboardInterrupt | None = None
+    while thread.is_alive():
+        try:
+            thread.join()
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if failed:
+        raise failed[0]
+    if interrupt is not None:
+        raise interrupt
+
+
+@functools.cache
+def _works(dtype: torch.dtype) -> bool:
+    """Whether this build multiplies with rearranged weights of this dtype, to the same bits."""
+    if dtype != torch.bfloat16:
+        return False
+    weight = torch.arange(48 * 32, dtype=torch.float32).sin().view(48, 32).to(dtype)
+    inputs = torch.arange(3 * 32, dtype=torch.float32).cos().view(3, 1, 32).to(dtype)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            packed = _ops()._reorder_linear_weight(weight, _ROWS)
+            same = torch.equal(_product(packed, None)(inputs), nn.functional.linear(inputs, weight))
+            return same and torch.equal(packed.to_dense(), weight)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return False
+
+
+def _ops() -> Any:
+    return torch.ops.mkldnn
