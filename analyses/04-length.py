@@ -50,6 +50,23 @@ words = lengths.words_by_level(result)
 words.loc[LEVELS]
 
 # %% [markdown]
+# ## A number of sentences
+#
+# The prompts do not say how many. The vector is the same; one setting serves all numbers of
+# sentences, from 2 to 5 at most and from 6 to 12 at least.
+
+# %%
+SENTENCES = [f"length_constraints:number_sentences_{one}" for one in ("at_most", "at_least")]
+sentence_plan = behaviour.planned(model, SENTENCES, "sentences")
+sentences = behaviour.evaluated(
+    model, behaviour.report_prompts(SENTENCES), "sentences-report", sentence_plan, 384
+)
+lengths.words_by_level(sentences, "n_sentences").loc[SENTENCES]
+
+# %%
+behaviour.keep(sentences.plot(), "sentences-report")
+
+# %% [markdown]
 # ## Length over strength
 #
 # Two vectors, each added to the tokens of the response at one layer, with strengths of both signs.
@@ -70,4 +87,4 @@ sweep.round(2)
 # ## Claims and verdicts
 
 # %%
-behaviour.verdicts(lengths.claims(words.loc[LEVELS], sweep, result))
+behaviour.verdicts(lengths.claims(words.loc[LEVELS], sweep, result, sentences))

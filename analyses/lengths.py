@@ -94,7 +94,7 @@ def _row(strength: float, texts: Sequence[str]) -> dict[str, float]:
 
 
 def claims(
-    words: pd.DataFrame, moved: pd.DataFrame, result: Evaluation
+    words: pd.DataFrame, moved: pd.DataFrame, result: Evaluation, sentences: Evaluation
 ) -> list[tuple[str, str, str, str]]:
     """Rows of the table of verdicts."""
     model = result.summary["model"]["reference"]
@@ -127,6 +127,13 @@ def claims(
         behaviour.claim(
             "steering meets the stated length",
             result,
+            "uninstructed+steering",
+            "uninstructed",
+            "report split",
+        ),
+        behaviour.claim(
+            "steering meets the number of sentences",
+            sentences,
             "uninstructed+steering",
             "uninstructed",
             "report split",
