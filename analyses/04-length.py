@@ -77,7 +77,7 @@ behaviour.keep(sentences.plot(), "sentences-report")
 # %%
 rows = lengths.sweep(model, LEVELS[0], LEVELS[-1])
 figure = length_over_strength(rows, unit="words")
-behaviour.keep(figure, "length-over-strength")
+behaviour.figure(figure, "length-over-strength")
 
 # %%
 sweep = pd.concat({name: pd.DataFrame(own) for name, own in rows.items()}, names=["line", "row"])
