@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, first_line
 from steerlens.workers.settings import WorkerSettings
 
 __all__ = ["connected"]
@@ -59,7 +59,7 @@ def _start(ray: Any, settings: WorkerSettings) -> None:
         try:
             ray.init(include_dashboard=False, **quiet)
         except Exception as error:  # Ray has many kinds for "could not start", some of them private
-            raise SteerlensError(f"Ray cannot be started here: {_first_line(error)}") from error
+            raise SteerlensError(f"Ray cannot be started here: {first_line(error)}") from error
         return
     _check_listening(settings.address)
     try:
@@ -68,7 +68,7 @@ def _start(ray: Any, settings: WorkerSettings) -> None:
         if "ersion mismatch" in str(error):
             raise SteerlensError(
                 f"the cluster at {settings.address} runs another version of Ray or Python than "
-                f"this process ({_first_line(error)}); use the same on both sides"
+                f"this process ({first_line(error)}); use the same on both sides"
             ) from error
         raise _unreachable(settings.address, error) from error
     except (ConnectionError, ValueError, OSError) as error:
@@ -88,7 +88,7 @@ def _check_listening(address: str) -> None:
 
 def _unreachable(address: str, error: Exception) -> SteerlensError:
     return SteerlensError(
-        f"no Ray cluster at {address} ({_first_line(error)}); start one with 'ray start --head', "
+        f"no Ray cluster at {address} ({first_line(error)}); start one with 'ray start --head', "
         "or leave the address out to use this machine"
     )
 
@@ -102,7 +102,3 @@ def _check_resources(ray: Any, settings: WorkerSettings) -> None:
                 f"{settings.workers} workers of {each:g} {kind}s need {asked:g}, the cluster has "
                 f"{there:g}; ask for fewer with --workers or --worker-{kind.lower()}s"
             )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
