@@ -33,6 +33,8 @@ EVALUATION_SCHEMA = "steerlens-evaluation/1"
 RESPONSES = "responses.jsonl"
 SUMMARY = "summary.json"
 _JUDGED_AT_ONCE = 256
+# Runs of versions before this setting had these pieces.
+_ADDED = {"settings": {"piece_rows": 192}}
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ def evaluate(
         "settings": asdict(settings),
     }
     with (
-        Run.open(folder, kind="evaluate", settings=described, resume=resume) as run,
-        elsewhere(model, workers) as pool,
+        Run.open(folder, kind="evaluate", settings=described, resume=resume, added=_ADDED) as run,
+        elsewhere(model, workers, run) as pool,
     ):
         answerer = Answerer(
             model, run, settings.batch_size, settings.piece_rows, progress is not False, pool

@@ -23,6 +23,9 @@ from steerlens.workers import WorkerSettings, elsewhere
 
 __all__ = ["search"]
 
+# Runs of versions before this setting had these pieces.
+_ADDED = {"search": {"piece_rows": 192}}
+
 
 def search(
     model: TransformerBridge,
@@ -71,8 +74,8 @@ def search(
         "search": settings.to_json(),
     }
     with (
-        Run.open(folder, kind="search", settings=described, resume=resume) as run,
-        elsewhere(model, workers) as pool,
+        Run.open(folder, kind="search", settings=described, resume=resume, added=_ADDED) as run,
+        elsewhere(model, workers, run) as pool,
     ):
         answerer = Answerer(
             model, run, settings.batch_size, settings.piece_rows, progress is not False, pool

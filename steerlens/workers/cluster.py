@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,3 +102,22 @@ def _check_resources(ray: Any, settings: WorkerSettings) -> None:
                 f"{settings.workers} workers of {each:g} {kind}s need {asked:g}, the cluster has "
                 f"{there:g}; ask for fewer with --workers or --worker-{kind.lower()}s"
             )
+    # A worker lives on one machine: 8 GPUs on 4 machines hold no worker of 4.
+    machines = [one.get("Resources", {}) for one in ray.nodes() if one.get("Alive", True)]
+    room = sum(_fitting(one, settings) for one in machines)
+    if room < settings.workers:
+        raise SteerlensError(
+            f"{settings.workers} workers of {settings.cpus:g} CPUs and {settings.gpus:g} GPUs do "
+            f"not fit on the {len(machines)} machines of the cluster, where {room} fit; a worker "
+            "lives on one machine: ask for fewer or smaller ones"
+        )
+
+
+def _fitting(resources: Mapping[str, float], settings: WorkerSettings) -> int:
+    """How many workers a machine with these resources holds."""
+    rooms = [
+        int(resources.get(kind, 0.0) / each + 1e-9)
+        for kind, each in (("CPU", settings.cpus), ("GPU", settings.gpus))
+        if each > 0
+    ]
+    return min(rooms, default=settings.workers)
