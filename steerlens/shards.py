@@ -59,7 +59,7 @@ from steerlens.shard_files import (
     shard_record,
     write_shard,
 )
-from steerlens.workers import WorkerSettings, elsewhere
+from steerlens.workers import WorkerSettings, check_workers, elsewhere
 
 __all__ = ["ShardedResiduals", "shard_residuals", "write_shards"]
 
@@ -215,12 +215,13 @@ def shard_residuals(
     Raises:
         ActivationError: As `cache_residuals`; fewer than 2 pairs a shard; values beyond `dtype`.
         UnknownNameError: "unknown dtype …".
-        SteerlensError: "cannot write …".
+        SteerlensError: "cannot write …"; workers that cannot be had.
     """
     if not isinstance(pairs, ContrastSet):
         raise PairsError(
             f"pairs must be a ContrastSet; got {type(pairs).__name__}; see ContrastSet.from_prompts"
         )
+    check_workers(workers)
     chosen = check_layers(model, layers)
     _check_sizes(dtype, pairs_per_shard)
     check_writable(Path(folder) / INDEX)

@@ -30,7 +30,7 @@ from steerlens.search import search
 from steerlens.shards import shard_residuals
 from steerlens.steering import Intervention, Steering
 from steerlens.workers import WorkerSettings
-from steerlens.workers.cluster import _check_resources, connected
+from steerlens.workers.cluster import _check_resources, _start, connected
 from steerlens.workers.loading import load_arguments
 from steerlens.workers.packing import pack, unpack
 from steerlens.workers.pool import Pool, worker_pool
@@ -83,11 +83,11 @@ def lines(run: Path) -> list[bytes]:
 
 
 def wait_for_pieces(driver: subprocess.Popen, run: Path, n: int) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while not ((run / "pieces.jsonl").exists() and len(lines(run)) >= n):
         assert driver.poll() is None, "the driver ended before it could be killed"
         assert time.monotonic() < deadline, f"{n} pieces were not finished in time"
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def actors_of(driver: subprocess.Popen) -> list[psutil.Process]:
@@ -138,11 +138,24 @@ def test_settings_that_cannot_be_are_refused():
 
 
 @needs_ray
-def test_too_few_resources_and_nobody_at_the_address_are_said_at_once():
-    with pytest.raises(SteerlensError, match="this machine has"):
-        connected(WorkerSettings(workers=4096, cpus=2)).__enter__()
-    with pytest.raises(SteerlensError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
-        connected(WorkerSettings(address="127.0.0.1:1")).__enter__()
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["--workers", "4096"], "4096 workers of 1 CPUs need 4096, this machine has"),
+        (["--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
+    ],
+)
+def test_workers_that_cannot_be_had_are_one_line_before_anything_is_written(
+    asked, words, tiny_folder, tmp_path, capsys, monkeypatch
+):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    command = evaluation(tiny_folder, tmp_path, tmp_path / "out")
+    assert main([*command, "--engine", "ray", *asked]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("steerlens: ") and words in said[-1]
+    assert not (tmp_path / "out").exists()
 
 
 @needs_ray
@@ -152,10 +165,9 @@ def test_a_cluster_of_another_version_is_refused(monkeypatch):
     def refuse(**_options):
         raise RuntimeError("Version mismatch: The cluster was started with:\n Ray: 2.40.0")
 
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(SteerlensError, match="another version of Ray or Python than this process"):
-        connected(WorkerSettings(address="auto")).__enter__()
+        _start(ray, WorkerSettings(address="auto"))
 
 
 def test_a_worker_larger_than_any_machine_is_refused():
@@ -349,18 +361,3 @@ def test_a_search_by_workers_at_a_url_writes_the_plan_of_a_local_one(model, tmp_
                 name = path.relative_to(tmp_path / "local")
                 assert (folder / name).read_bytes() == path.read_bytes()
     assert Plan.load(url).data == Plan.load(tmp_path / "local").data
-
-
-@needs_ray
-def test_the_command_refuses_more_than_there_is_with_one_line(capsys, tmp_path, tiny_folder):
-    prompts = tmp_path / "p.jsonl"
-    prompts.write_text(
-        '{"key": 1, "prompt": "Name a city.", "instruction_id_list": ["punctuation:no_comma"], '
-        '"kwargs": [{}]}\n'
-    )
-    model = ["--model", str(tiny_folder), "--data", str(prompts), "--judge", "none"]
-    workers = ["--engine", "ray", "--workers", "9999", "--out", str(tmp_path / "out")]
-    code = main(["evaluate", *model, *workers])
-    assert code == 2
-    assert "ask for fewer with --workers" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "summary.json").exists()

@@ -22,7 +22,7 @@ from steerlens.models import model_info
 from steerlens.plans.fitting import VectorBook
 from steerlens.plans.plan import Plan
 from steerlens.runs import Run, piece_name
-from steerlens.workers import WorkerSettings, elsewhere
+from steerlens.workers import WorkerSettings, check_workers, elsewhere
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -150,6 +150,7 @@ def evaluate(
         ModelError: The judge is not installed.
     """
     settings = settings or EvaluationSettings()
+    check_workers(workers)
     rows, missing = _checked(model, prompts, plan, settings)
     judge = load_judge(settings.judge) if settings.judge else None
     info = model_info(model)

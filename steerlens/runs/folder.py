@@ -98,7 +98,12 @@ class Run:
             remote.fetch_run(staging, MANIFEST, PIECES)
             run = cls._open_here(staging, manifest, resume, added)
             run._remote = remote
-            remote.send(staging / MANIFEST, MANIFEST)
+            try:
+                remote.begin(staging / PIECES)
+                remote.send(staging / MANIFEST, MANIFEST)
+            except BaseException:
+                run.close()
+                raise
         except SteerlensError as error:
             shutil.rmtree(staging, ignore_errors=True)
             # The user knows the URL, not the folder that stands in for it.

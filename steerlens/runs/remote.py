@@ -91,6 +91,9 @@ class RemoteFolder:
             for name in self._parts:
                 with self._reported():
                     file.write(self._fs.cat_file(self._join(name)))
+
+    def begin(self, log: Path) -> None:
+        """What stands in the log now is there, or was dropped as damaged; what comes is sent."""
         self._sent = log.stat().st_size
 
     def send(self, path: Path, name: str) -> None:

@@ -19,7 +19,7 @@ from steerlens.plans.plan import PLAN_FILE, PLAN_SCHEMA, Plan, vector_file
 from steerlens.runs import Run
 from steerlens.search.halving import Found, search_instruction
 from steerlens.search.settings import SearchSettings
-from steerlens.workers import WorkerSettings, elsewhere
+from steerlens.workers import WorkerSettings, check_workers, elsewhere
 
 __all__ = ["search"]
 
@@ -58,6 +58,7 @@ def search(
         SteerlensError: No instruction, or a folder that cannot be used (`steerlens.runs`).
     """
     settings = settings or SearchSettings()
+    check_workers(workers)
     if not instructions:
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
     tasks = [catalogue[name] for name in dict.fromkeys(instructions)]

@@ -26,7 +26,19 @@ from steerlens.workers.settings import WorkerSettings
 if TYPE_CHECKING:
     from steerlens.runs import Run
 
-__all__ = ["WorkerSettings", "elsewhere"]
+__all__ = ["WorkerSettings", "check_workers", "elsewhere"]
+
+
+def check_workers(settings: WorkerSettings | None) -> None:
+    """Refuse, before anything is written, workers that cannot be had.
+
+    Raises:
+        SteerlensError: See `steerlens.workers.cluster.check_available`.
+    """
+    if settings is not None:
+        from steerlens.workers.cluster import check_available
+
+        check_available(settings)
 
 
 @contextmanager

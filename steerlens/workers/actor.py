@@ -41,8 +41,9 @@ class ModelWorker:
             "precision": info.precision,
             "versions": {"python": platform.python_version(), **library_versions()},
             "device": info.device,
-            "device_map": placement.device_map,
-            "max_memory": placement.max_memory,
+            # As they stand in the run's manifest, where keys are text.
+            "device_map": _textual(placement.device_map),
+            "max_memory": _textual(placement.max_memory),
             "threads": torch.get_num_threads(),
             "machine": platform.node(),
             "pid": os.getpid(),
@@ -85,3 +86,9 @@ class ModelWorker:
             cache.groups,
             dict(cache.metadata),
         )
+
+
+def _textual(setting: Any) -> Any:
+    if not isinstance(setting, Mapping):
+        return setting
+    return {str(key): value for key, value in setting.items()}

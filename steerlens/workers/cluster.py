@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +12,34 @@ from typing import Any
 from steerlens.errors import SteerlensError, first_line
 from steerlens.workers.settings import WorkerSettings
 
-__all__ = ["connected"]
+__all__ = ["check_available", "connected"]
 
 _CONNECT_SECONDS = 5.0
+
+
+def check_available(settings: WorkerSettings) -> None:
+    """Say at the door, before a run folder is made, what needs no cluster to be known.
+
+    Raises:
+        SteerlensError: Ray is not installed; nobody listens at the address; fewer CPUs here.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise SteerlensError(
+            "the engine 'ray' needs Ray, which is not installed; pip install 'steerlens[ray]', or "
+            "use --engine local"
+        )
+    known = sys.modules.get("ray")
+    if known is not None and known.is_initialized():
+        return
+    if settings.address is not None:
+        _check_listening(settings.address)
+        return
+    asked, there = settings.workers * settings.cpus, os.cpu_count() or 1
+    if asked > there:
+        raise SteerlensError(
+            f"{settings.workers} workers of {settings.cpus:g} CPUs need {asked:g}, this machine "
+            f"has {there}; ask for fewer with --workers or --worker-cpus"
+        )
 
 
 @contextmanager
@@ -24,11 +50,7 @@ def connected(settings: WorkerSettings) -> Iterator[Any]:
         SteerlensError: Ray is not installed; no cluster at the address; another version of Ray or
             Python there; fewer CPUs or GPUs than asked for.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise SteerlensError(
-            "the engine 'ray' needs Ray, which is not installed; pip install 'steerlens[ray]', or "
-            "use --engine local"
-        )
+    check_available(settings)
     # Nothing is reported to anyone, and no dashboard is started.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray leaves accelerators of actors without GPUs visible from its next release on.
@@ -49,19 +71,11 @@ def connected(settings: WorkerSettings) -> Iterator[Any]:
 def _start(ray: Any, settings: WorkerSettings) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.address is None:
-        asked = settings.workers * settings.cpus
-        there = os.cpu_count() or 1
-        if asked > there:
-            raise SteerlensError(
-                f"{settings.workers} workers of {settings.cpus:g} CPUs need {asked:g}, this "
-                f"machine has {there}; ask for fewer with --workers or --worker-cpus"
-            )
         try:
             ray.init(include_dashboard=False, **quiet)
         except Exception as error:  # Ray has many kinds for "could not start", some of them private
             raise SteerlensError(f"Ray cannot be started here: {first_line(error)}") from error
         return
-    _check_listening(settings.address)
     try:
         ray.init(address=settings.address, **quiet)
     except RuntimeError as error:
