@@ -58,7 +58,7 @@ def test_time_is_reading_and_steps_of_the_active_rows():
 
 
 def test_positions_looked_at_are_those_of_the_oldest_row_counted_step_by_step():
-    lengths, slots, prompt = [5, 2, 9, 1, 4, 4], 3, 20
+    lengths, slots, prompt = [5, 2, 9, 1, 4, 4], 3, 20.0
     # Given rows in slots, moved on one step at a time,
     waiting, active = list(lengths), []
     steps = rows = positions = 0
@@ -75,7 +75,7 @@ def test_positions_looked_at_are_those_of_the_oldest_row_counted_step_by_step():
 
 def test_what_a_step_takes_is_recovered_from_timings_and_never_negative():
     a, b, c = 0.02, 0.001, 1e-5
-    lists = [stream([47] * 96, 96, 60), stream([47] * 24, 96, 60), stream([200] * 24, 96, 60)]
+    lists = [stream([n] * rows, 96, 60.0) for n, rows in ((47, 96), (47, 24), (200, 24))]
     timed = [(n, a * n[0] + b * n[1] + c * n[2]) for n in lists]
     assert fitted(timed) == pytest.approx((a, b, c), rel=1e-6)
     # Long lists that were faster than short ones (another process ended) cost nothing a position.

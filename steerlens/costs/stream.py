@@ -24,7 +24,7 @@ def stream(lengths: Sequence[int], slots: int, prompt: float = 0.0) -> tuple[int
         slots: Rows decoded together; a waiting row takes the slot of the first that ends.
         prompt: Tokens of a prompt.
 
-    >>> stream([3, 1, 2], slots=2, prompt=10)
+    >>> stream([3, 1, 2], slots=2, prompt=10.0)
     (3, 6, 72)
     """
     if not lengths:
@@ -54,7 +54,7 @@ def fitted(timed: Sequence[tuple[tuple[int, int, int], float]]) -> tuple[float, 
     Args:
         timed: `stream`'s counts of a list, and the seconds it took.
 
-    >>> lists = [((10, 960, 5e4), 1.66), ((40, 960, 1e5), 2.76), ((200, 2000, 1e6), 16.0)]
+    >>> lists = [((10, 960, 50_000), 1.66), ((40, 960, 100_000), 2.76), ((200, 2000, 10**6), 16.0)]
     >>> [round(one, 6) for one in fitted(lists)]
     [0.02, 0.001, 1e-05]
     """
