@@ -46,6 +46,7 @@ __all__ = [
     "POSITIONS",
     "Position",
     "ResidualCache",
+    "ResidualPiece",
     "cache_residuals",
     "check_layers",
 ]
@@ -245,6 +246,39 @@ def cache_residuals(
             "versions": library_versions(),
         },
     )
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualPiece:
+    """Contrast pairs run together: the unit of caching that is named, and computed anywhere.
+
+    Attributes:
+        name: Made of everything the residuals depend on; see `steerlens.runs.piece_name`.
+        pairs: The pairs.
+        position: As for `cache_residuals`.
+        layers: The layers kept, none of them negative.
+        batch_size: Prompts a forward pass.
+        chat_format: See `steerlens.models`.
+    """
+
+    name: str
+    pairs: ContrastSet
+    position: Position
+    layers: tuple[int, ...]
+    batch_size: int
+    chat_format: str
+
+    def compute(self, model: TransformerBridge) -> ResidualCache:
+        """Run the model over the pairs; every engine comes down to this call."""
+        return cache_residuals(
+            model,
+            self.pairs,
+            self.position,
+            self.layers,
+            self.batch_size,
+            self.chat_format,
+            progress=False,
+        )
 
 
 def check_layers(model: TransformerBridge, layers: Sequence[int] | None) -> tuple[int, ...]:

@@ -16,10 +16,12 @@ import steerlens
 from steerlens import cli_estimate, cli_rank, cli_runs, cli_vectors
 from steerlens.cli_common import (
     EVIDENCE_HELP,
+    add_placement,
     evidence_kinds,
     finite,
     instruction_ids,
     load,
+    local_path,
     print_json,
 )
 from steerlens.errors import SteerlensError
@@ -123,6 +125,7 @@ def _add_model(
     )
     parser.add_argument("--dtype", default=dtype, help="float32, bfloat16, float16 or auto")
     parser.add_argument("--device", help="cpu, cuda, mps; the best one by default")
+    add_placement(parser)
     if not chat_format:
         return
     parser.add_argument(
@@ -150,7 +153,7 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instruction", action="append", default=[], metavar="ID", help="repeats")
     parser.add_argument("--all", action="store_true", help="every instruction of the catalogue")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=local_path, required=True, help="folder to write")
     parser.add_argument("--n", type=int, default=64, help="contrast pairs an instruction")
     parser.add_argument("--samples", type=int, help="prompts shown an instruction")
     parser.add_argument("--max-new-tokens", type=int, default=96)

@@ -5,9 +5,11 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerlens.errors import SteerlensError, unknown_name
+from steerlens.places import place
 
 if TYPE_CHECKING:
     from steerlens.activations import ResidualCache
@@ -15,23 +17,123 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EVIDENCE_HELP",
+    "add_placement",
     "caches",
+    "device_map_of",
     "evidence_kinds",
     "finite",
     "instruction_ids",
     "load",
+    "local_path",
+    "max_memory_of",
     "pair_sets",
+    "position_of",
     "print_json",
+    "run_place",
 ]
 
 EVIDENCE_HELP = "comma-separated: separability, probes, null, dimension, causal, components; or all"
+
+
+def add_placement(parser: argparse.ArgumentParser) -> None:
+    """Options for models too large for one device."""
+    large = parser.add_argument_group("large models")
+    large.add_argument(
+        "--device-map",
+        metavar="MAP",
+        help="spread layers over devices: auto, balanced, sequential, or a JSON object",
+    )
+    large.add_argument(
+        "--max-memory",
+        metavar="SIZES",
+        help="with --device-map: room on each device, such as 0=70GiB,cpu=200GiB",
+    )
+    large.add_argument(
+        "--quantize",
+        metavar="HOW",
+        help="bitsandbytes-8bit, bitsandbytes-4bit, or a JSON object with quant_method",
+    )
+
+
+def local_path(said: str) -> Path:
+    """A path of this machine, for commands whose files go nowhere else."""
+    if "://" in said:
+        raise argparse.ArgumentTypeError(
+            f"{said} is a URL; only search and evaluate write to one, give a path of this machine"
+        )
+    return Path(said)
+
+
+def run_place(said: str) -> Path | str:
+    """The folder of a run on this machine, or its URL."""
+    try:
+        return place(said)
+    except SteerlensError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def load(arguments: argparse.Namespace) -> Any:
     """The model a command was given."""
     from steerlens.models import load_model
 
-    return load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    return load_model(
+        arguments.model,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        device_map=device_map_of("--device-map", arguments.device_map),
+        max_memory=max_memory_of("--max-memory", arguments.max_memory),
+        quantization_config=_quantization_of(arguments.quantize),
+    )
+
+
+def device_map_of(option: str, said: str | None) -> Any:
+    """A device map as `load_model` takes it; `SteerlensError` for JSON that is no object."""
+    return _json_object(option, said) if said is not None and said.startswith("{") else said
+
+
+def max_memory_of(option: str, said: str | None) -> dict[int | str, int | str] | None:
+    """Sizes by device.
+
+    >>> max_memory_of("--max-memory", "0=70GiB, cpu=200GiB")
+    {0: '70GiB', 'cpu': '200GiB'}
+
+    Raises:
+        SteerlensError: "--max-memory '70GiB' …; give sizes such as …".
+    """
+    if said is None:
+        return None
+    room: dict[int | str, int | str] = {}
+    for part in said.split(","):
+        device, equals, size = (one.strip() for one in part.partition("="))
+        if not (device and equals and size):
+            raise SteerlensError(
+                f"{option} {said!r} has a part that is no size of a device; give sizes such as "
+                "0=70GiB,cpu=200GiB"
+            )
+        room[int(device) if device.isdecimal() else device] = (
+            int(size) if size.isdecimal() else size
+        )
+    return room
+
+
+def _quantization_of(said: str | None) -> Any:
+    if said is None or said.startswith("{"):
+        return None if said is None else _json_object("--quantize", said)
+    known = {
+        f"bitsandbytes-{bits}bit": {"quant_method": "bitsandbytes", f"load_in_{bits}bit": True}
+        for bits in (4, 8)
+    }
+    if said not in known:
+        raise unknown_name("--quantize", said, known)
+    return known[said]
+
+
+def _json_object(option: str, said: str) -> dict[str, Any]:
+    try:
+        found = json.loads(said)
+    except ValueError as error:
+        raise SteerlensError(f"{option} {said!r} is no JSON object: {error}") from error
+    return dict(found)
 
 
 def instruction_ids(arguments: argparse.Namespace) -> list[str]:
@@ -85,9 +187,7 @@ def caches(
     """Residuals of each set, on the model asked for unless one is given."""
     from steerlens.activations import cache_residuals
 
-    position: Any = arguments.position
-    if re.fullmatch(r"-?[0-9]+", position):
-        position = int(position)
+    position = position_of(arguments)
     model = load(arguments) if model is None else model
     return [
         cache_residuals(
@@ -99,6 +199,12 @@ def caches(
         )
         for pairs in sets
     ]
+
+
+def position_of(arguments: argparse.Namespace) -> int | str:
+    """Where residuals are read: a name, or the number of a token."""
+    said: str = arguments.position
+    return int(said) if re.fullmatch(r"-?[0-9]+", said) else said
 
 
 def print_json(value: Any) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from steerlens.cli_common import instruction_ids, load, print_json
+from steerlens.cli_common import instruction_ids, load, print_json, run_place
 from steerlens.errors import SteerlensError
 
 __all__ = ["add_estimate", "estimate"]
@@ -18,7 +18,7 @@ def add_estimate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instruction", action="append", default=[], metavar="ID", help="repeats")
     parser.add_argument("--all", action="store_true", help="every instruction of the catalogue")
     parser.add_argument("--data", type=Path, help="evaluate: IFEval-shaped prompts (JSONL)")
-    parser.add_argument("--plan", type=Path, help="evaluate: folder that a search wrote")
+    parser.add_argument("--plan", type=run_place, help="evaluate: folder that a search wrote")
     parser.add_argument("--n", type=int, default=16, help="pairs, or report prompts an instruction")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="evaluate")
     parser.add_argument("--judge", default="auto", help="as for search and evaluate")

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steerlens.cli_common import (
     EVIDENCE_HELP,
@@ -12,10 +12,13 @@ from steerlens.cli_common import (
     evidence_kinds,
     finite,
     load,
+    local_path,
     pair_sets,
+    position_of,
     print_json,
 )
-from steerlens.errors import PairsError
+from steerlens.cli_engine import add_engine, workers_of
+from steerlens.errors import PairsError, SteerlensError
 
 if TYPE_CHECKING:
     from steerlens.attribution.evidence import Evidence
@@ -41,7 +44,16 @@ def add_rank(parser: argparse.ArgumentParser) -> None:
     """Options of `steerlens rank`."""
     parser.add_argument("--evidence", default="separability", help=EVIDENCE_HELP)
     parser.add_argument(
-        "--out", type=Path, help="folder for ranking.json, ranking.csv, ranking.html and the rest"
+        "--shards",
+        type=local_path,
+        metavar="DIR",
+        help="keep residuals there, for more pairs than fit in memory; separability only",
+    )
+    add_engine(parser)
+    parser.add_argument(
+        "--out",
+        type=local_path,
+        help="folder for ranking.json, ranking.csv, ranking.html and the rest",
     )
 
 
@@ -60,9 +72,14 @@ def rank(arguments: argparse.Namespace) -> None:
     ]
     if arguments.out is not None:
         check_writable(arguments.out / "ranking.json")
+    workers = workers_of(arguments)
+    _check_shards(arguments, wanted)
     model = load(arguments)
     found = []
     for pairs, rest in divided:
+        if arguments.shards is not None:
+            found.append(_from_shards(model, pairs, arguments, workers, len(divided) > 1))
+            continue
         [cache] = caches(arguments, [pairs], model)
         found.append(
             gather_evidence(
@@ -86,6 +103,47 @@ def rank(arguments: argparse.Namespace) -> None:
         return
     for one in found:
         _print(one, one.ranking.metadata.get("instruction") or arguments.pairs)
+
+
+def _check_shards(arguments: argparse.Namespace, wanted: Sequence[str]) -> None:
+    if arguments.shards is None:
+        if arguments.engine != "local":
+            raise SteerlensError(
+                f"--engine {arguments.engine} computes shards of residuals; say with --shards DIR "
+                "where they are kept"
+            )
+    elif set(wanted) != {"separability"}:
+        raise SteerlensError(
+            f"from shards only separability is computed, not {', '.join(wanted)}; leave --shards "
+            "out, or the other evidence"
+        )
+
+
+def _from_shards(
+    model: Any,
+    pairs: "ContrastSet",
+    arguments: argparse.Namespace,
+    workers: Any,
+    several: bool,
+) -> "Evidence":
+    """Separability of residuals that stay on the disk."""
+    from steerlens.attribution.evidence import Evidence
+    from steerlens.attribution.separability import rank_layers
+    from steerlens.shards import shard_residuals
+
+    folder = arguments.shards
+    if several:
+        folder /= str(pairs.instruction_id).replace(":", "-")
+    shards = shard_residuals(
+        model,
+        pairs,
+        folder,
+        position=position_of(arguments),
+        batch_size=arguments.batch_size,
+        chat_format=arguments.chat_format,
+        workers=workers,
+    )
+    return Evidence(rank_layers(shards, seed=arguments.seed))
 
 
 def _held_out(

@@ -4,7 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from steerlens.cli_common import instruction_ids, load, print_json
+from steerlens.cli_common import (
+    instruction_ids,
+    load,
+    print_json,
+    run_place,
+)
+from steerlens.cli_engine import add_engine, workers_of
 from steerlens.errors import SteerlensError
 
 __all__ = ["add_evaluate", "add_search", "chosen_judge", "evaluate", "search"]
@@ -14,7 +20,10 @@ _NO_JUDGE = "none"
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, required=True, help="run folder: new, empty, or resumed"
+        "--out",
+        type=run_place,
+        required=True,
+        help="run folder: new, empty, or resumed; or its URL (s3://…, by fsspec)",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
     parser.add_argument(
@@ -28,33 +37,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-estimate", action="store_true", help="do not measure first what it will take"
     )
-    parser.add_argument(
-        "--engine",
-        choices=("local", "ray"),
-        default="local",
-        help="where answers are computed; the files are the same",
-    )
-    ray = parser.add_argument_group("with --engine ray")
-    ray.add_argument("--workers", type=int, default=2, help="processes, each with the model")
-    ray.add_argument("--worker-cpus", type=float, default=1, help="logical CPUs of each")
-    ray.add_argument("--worker-gpus", type=float, default=0, help="GPUs of each")
-    ray.add_argument("--worker-device-map", help="how a worker spreads its model: auto, …")
-    ray.add_argument("--address", help="a cluster, auto or host:port; else started here")
-
-
-def _workers(arguments: argparse.Namespace) -> Any:
-    """The workers asked for; None for the local engine."""
-    if arguments.engine == "local":
-        return None
-    from steerlens.workers import WorkerSettings
-
-    return WorkerSettings(
-        workers=arguments.workers,
-        cpus=arguments.worker_cpus,
-        gpus=arguments.worker_gpus,
-        address=arguments.address,
-        device_map=arguments.worker_device_map,
-    )
+    add_engine(parser)
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +54,9 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--instruction", action="append", default=[], metavar="ID", help="report prompts; repeats"
     )
     parser.add_argument("--n", type=int, default=16, help="report prompts an instruction")
-    parser.add_argument("--plan", type=Path, help="folder that `steerlens search` wrote")
+    parser.add_argument(
+        "--plan", type=run_place, help="folder, or URL, that `steerlens search` wrote"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument(
         "--skip-unknown", action="store_true", help="leave out rows that cannot be handled"
@@ -92,7 +77,7 @@ def search(arguments: argparse.Namespace) -> None:
         piece_rows=arguments.piece_rows,
         seed=arguments.seed,
     )
-    workers = _workers(arguments)
+    workers = workers_of(arguments)
     model = load(arguments)
     plan = run_search(
         model,
@@ -104,7 +89,7 @@ def search(arguments: argparse.Namespace) -> None:
         estimate=not arguments.no_estimate,
     )
     if arguments.json:
-        print_json({"plan": str(arguments.out / "plan.json"), **_without_tables(plan.data)})
+        print_json({"plan": f"{arguments.out}/plan.json", **_without_tables(plan.data)})
         return
     for name in plan.instructions:
         record = plan.data["instructions"][name]
@@ -116,7 +101,7 @@ def search(arguments: argparse.Namespace) -> None:
                 f"unsteered {one['unsteered_rate']:.0%}; corrected for choosing "
                 f"{one['corrected_rate']:.0%}"
             )
-    print(f"plan written to {arguments.out / 'plan.json'}")
+    print(f"plan written to {arguments.out}/plan.json")
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -128,9 +113,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from steerlens.evaluation import catalogue_prompts, read_prompts
     from steerlens.evaluation.run import EvaluationSettings
     from steerlens.evaluation.run import evaluate as run_evaluation
-    from steerlens.files import write_text
     from steerlens.plans.plan import Plan
     from steerlens.report.evaluation import render_evaluation
+    from steerlens.runs.remote import keep_text
 
     prompts: Any = (
         read_prompts(arguments.data, skip_unknown=arguments.skip_unknown)
@@ -146,7 +131,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         skip_unknown=arguments.skip_unknown,
         seed=arguments.seed,
     )
-    workers = _workers(arguments)
+    workers = workers_of(arguments)
     result = run_evaluation(
         load(arguments),
         prompts,
@@ -157,8 +142,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         workers=workers,
         estimate=not arguments.no_estimate,
     )
-    page = write_text(
-        arguments.out / "evaluation.html", render_evaluation(result.summary, result.responses)
+    page = keep_text(
+        arguments.out, "evaluation.html", render_evaluation(result.summary, result.responses)
     )
     if arguments.json:
         print_json(result.summary)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerlens.cli_common import caches, load, pair_sets, print_json
+from steerlens.cli_common import caches, load, local_path, pair_sets, print_json
 from steerlens.errors import SteerlensError, unknown_name
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def add_vector(parser: argparse.ArgumentParser) -> None:
     """Options of `steerlens vector`, besides model and pairs."""
     parser.add_argument(
         "--out",
-        type=Path,
+        type=local_path,
         required=True,
         help="the file to write; with several instructions or --all, the library's folder",
     )
@@ -87,13 +87,13 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=int, help="longest response; 64, or 128 with --instruction"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the vector with its calibration here")
+    parser.add_argument("--out", type=local_path, help="write the vector with its calibration here")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """Options of `steerlens convert`."""
     parser.add_argument("--vector", type=Path, required=True, help="a vector in any known format")
-    parser.add_argument("--out", type=Path, required=True, help="the file to write")
+    parser.add_argument("--out", type=local_path, required=True, help="the file to write")
     parser.add_argument("--format", default="steerlens", help=_FORMAT_HELP)
     parser.add_argument(
         "--layer",
@@ -109,7 +109,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 def add_transfer(parser: argparse.ArgumentParser) -> None:
     """Options of `steerlens transfer`, besides the target model and its pairs."""
     parser.add_argument("--vector", type=Path, required=True, help="a vector of another model")
-    parser.add_argument("--out", type=Path, required=True, help="the vector to write")
+    parser.add_argument("--out", type=local_path, required=True, help="the vector to write")
     parser.add_argument("--source", help="the model it was made for; needed to fit a map")
     parser.add_argument(
         "--method", help=f"{', '.join(_METHODS)}; ridge with --source, else same-shape"

@@ -69,3 +69,14 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UnknownNameErro
     else:
         advice = f"choose one of {quoted}" + (", …" if len(names) > 12 else "")
     return UnknownNameError(f"unknown {kind} {given!r}; {advice}")
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says, as part of a sentence of ours: one line, without its full stop.
+
+    >>> first_line(ValueError("no such file.\\nTraceback …"))
+    'no such file'
+    >>> first_line(KeyError())
+    'KeyError'
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

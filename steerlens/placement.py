@@ -15,6 +15,9 @@
 the forward pass de-quantises inside. What reads weights as matrices (the components that write a
 direction, the vocabulary read-out of a quantised unembedding) does not.
 
+**dtype and device.** `auto_dtype` is what ``dtype="auto"`` stands for; `resolve_device` and
+`resolve_dtype` turn what the user said into torch's objects, or refuse it.
+
 A quantised model answers differently, so results name it: `quantization_name` becomes part of the
 model's dtype in runs and pieces.
 
@@ -29,16 +32,46 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from steerlens.errors import ModelError, unknown_name
+from steerlens.errors import ModelError, first_line, unknown_name
 
-__all__ = ["placement_options", "quantization_name"]
+__all__ = [
+    "DTYPES",
+    "Placement",
+    "auto_dtype",
+    "placement_options",
+    "quantization_name",
+    "resolve_device",
+    "resolve_dtype",
+]
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _SIZE = re.compile(r"[0-9]+(\.[0-9]+)?\s*([KMGT]i?)?B", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What `load_model` was told beside reference, dtype and device; a worker is told the same.
+
+    Attributes:
+        device_map: How the model is spread over devices.
+        max_memory: How much of each device it may use.
+        quantization_config: How its weights are quantised.
+    """
+
+    device_map: str | Mapping[str, str | int] | None = None
+    max_memory: Mapping[int | str, int | str] | None = None
+    quantization_config: Any = None
 
 
 def placement_options(
@@ -120,8 +153,7 @@ def _quantization(config: Any) -> Any:
     try:
         return AutoQuantizationConfig.from_dict(dict(config))
     except (ValueError, TypeError, ImportError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"quantization_config cannot be used: {first}") from error
+        raise ModelError(f"quantization_config cannot be used: {first_line(error)}") from error
 
 
 def _check_room(device: int | str, size: int | str) -> None:
@@ -148,3 +180,75 @@ def _is_device(name: str) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def auto_dtype(device: str | torch.device) -> tuple[torch.dtype, str]:
+    """The dtype ``"auto"`` stands for on a device, and why.
+
+    bfloat16 where the hardware multiplies it natively (a CPU with AVX512-BF16 or AMX-BF16, CUDA
+    from compute capability 8.0); elsewhere it is emulated and slower, so float32.
+
+    Raises:
+        ModelError: "unknown device …" or "… is not available here".
+    """
+    target = resolve_device(device)
+    if target.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(target)
+        if major >= 8:
+            return torch.bfloat16, f"CUDA capability {major}.{minor} computes bfloat16 natively"
+        return torch.float32, f"CUDA capability {major}.{minor} has no native bfloat16"
+    if target.type == "cpu":
+        # The public query is newer than the oldest torch supported here.
+        query = getattr(torch.cpu, "get_capabilities", None)
+        capabilities: dict[str, Any] = query() if query is not None else _probe_cpu()
+        for flag in ("amx_bf16", "avx512_bf16"):
+            if capabilities.get(flag):
+                return torch.bfloat16, f"this CPU has {flag}"
+        return torch.float32, "this CPU has neither avx512_bf16 nor amx_bf16"
+    return torch.float32, f"bfloat16 is not known to be fast on {target.type}"
+
+
+def _probe_cpu() -> dict[str, bool]:
+    # Private in torch 2.6 to 2.9, hence asked for politely.
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return {"avx512_bf16": bool(probe is not None and probe())}
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; by default CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        ModelError: "unknown device …", "… is not available here".
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(
+            f"unknown device {device!r}; give 'cpu', 'cuda', 'cuda:N' or 'mps'"
+        ) from error
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if target.type == "meta" or (target.index or 0) >= count.get(target.type, 1):
+        raise ModelError(f"device {str(target)!r} is not available here; 'cpu' always is")
+    return target
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device | None) -> tuple[torch.dtype, str]:
+    """The dtype asked for, and why it is that one.
+
+    Raises:
+        UnknownNameError: "unknown dtype …".
+        ModelError: A torch dtype that models do not run in.
+    """
+    if dtype == "auto":
+        return auto_dtype(device if device is not None else resolve_device(None))
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise unknown_name("dtype", dtype, [*DTYPES, "auto"])
+        return DTYPES[dtype], "asked for"
+    if dtype not in DTYPES.values():
+        raise ModelError(f"dtype {dtype} is not one models run in; give one of {', '.join(DTYPES)}")
+    return dtype, "asked for"

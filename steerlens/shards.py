@@ -15,6 +15,10 @@ never all layers: 20,000 pairs of 30 layers × 576 are 2.8 GB, a layer of them 9
 A caching run that is killed goes on where it was: a shard that was made from the same pairs, by the
 same model, is kept. Without ``index.json`` the folder is not opened.
 
+A shard is a piece, named by what it is made of, so shards can be computed by workers (`workers`, as
+for `steerlens.search.search`). The numbers are those of this process computing with as many threads
+as a worker; other numbers of threads add in another order, which moves the last digits.
+
 **dtype.** ``"float32"`` keeps what the model gave. A model that computes in bfloat16 loses nothing
 with ``"bfloat16"`` at single positions; elsewhere rounding to 8 bits of mantissa (bfloat16) or 11
 (float16) moves AUROC in its third or fourth decimal.
@@ -36,29 +40,31 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import Position, ResidualCache, cache_residuals, check_layers
+from steerlens.activations import Position, ResidualCache, ResidualPiece, check_layers
 from steerlens.errors import ActivationError, FileFormatError, PairsError, unknown_name
-from steerlens.files import HEADER_KEY, check_writable, write_tensors, write_text
+from steerlens.files import check_writable, write_text
 from steerlens.models import model_info
 from steerlens.pairs import ContrastSet
+from steerlens.placement import DTYPES
 from steerlens.runs.plain import piece_name
+from steerlens.shard_files import (
+    check_shard,
+    read_layer,
+    read_shard,
+    shard_path,
+    shard_record,
+    write_shard,
+)
+from steerlens.workers import WorkerSettings, check_workers, elsewhere
 
 __all__ = ["ShardedResiduals", "shard_residuals", "write_shards"]
 
 INDEX = "index.json"
 SCHEMA = "steerlens-shards/1"
-_FILE_KIND = "residual-shard"
-_SIDES = ("instructed", "uninstructed")
-_DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 Array = np.ndarray
 
 
@@ -119,7 +125,7 @@ class ShardedResiduals:
         if sum(opened.sizes) != opened.n_pairs:
             raise FileFormatError(f"{path} counts {sum(opened.sizes)} and {opened.n_pairs} pairs")
         for number, size in enumerate(opened.sizes):
-            _check_shard(_shard(folder, number), (len(opened.layers), size, opened.d_model))
+            check_shard(shard_path(folder, number), (len(opened.layers), size, opened.d_model))
         return opened
 
     @property
@@ -140,7 +146,7 @@ class ShardedResiduals:
         runs = np.empty((2, self.n_pairs, self.d_model), dtype=np.float32)
         start = 0
         for number, size in enumerate(self.sizes):
-            for side, values in enumerate(_read_layer(_shard(self.folder, number), place)):
+            for side, values in enumerate(read_layer(shard_path(self.folder, number), place)):
                 runs[side, start : start + size] = values.float().numpy()
             start += size
         return runs
@@ -156,7 +162,8 @@ class ShardedResiduals:
         """Each shard, all layers, as a cache in memory; one at a time."""
         start = 0
         for number, size in enumerate(self.sizes):
-            sides = [values.transpose(0, 1) for values in _read_shard(_shard(self.folder, number))]
+            path = shard_path(self.folder, number)
+            sides = [values.transpose(0, 1) for values in read_shard(path)]
             yield ResidualCache.from_tensors(
                 sides[0],
                 sides[1],
@@ -188,6 +195,7 @@ def shard_residuals(
     pairs_per_shard: int = 1024,
     dtype: str = "float32",
     progress: bool | None = None,
+    workers: WorkerSettings | None = None,
 ) -> ShardedResiduals:
     """`cache_residuals` into a folder, so many pairs at a time; goes on after an interruption.
 
@@ -202,26 +210,29 @@ def shard_residuals(
         pairs_per_shard: Pairs held in memory at once; 1,024 of 30 layers × 576 are 142 MB.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` on the disk.
         progress: Show a progress bar on standard error; by default only in a terminal.
+        workers: Compute shards in Ray workers instead of here; this process writes them.
 
     Raises:
         ActivationError: As `cache_residuals`; fewer than 2 pairs a shard; values beyond `dtype`.
         UnknownNameError: "unknown dtype …".
-        SteerlensError: "cannot write …".
+        SteerlensError: "cannot write …"; workers that cannot be had.
     """
     if not isinstance(pairs, ContrastSet):
         raise PairsError(
             f"pairs must be a ContrastSet; got {type(pairs).__name__}; see ContrastSet.from_prompts"
         )
+    check_workers(workers)
     chosen = check_layers(model, layers)
     _check_sizes(dtype, pairs_per_shard)
     check_writable(Path(folder) / INDEX)
     bounds = _bounds(len(pairs), pairs_per_shard)
     info = model_info(model)
+    numbers_of: dict[str, list[int]] = {}
+    missing: dict[str, ResidualPiece] = {}
     metadata: dict[str, Any] = {}
-    disable = None if progress is None else not progress
-    for number, (start, stop) in enumerate(tqdm(bounds, "caching", unit="shard", disable=disable)):
+    for number, (start, stop) in enumerate(bounds):
         part = pairs[start:stop]
-        made_from = piece_name(
+        name = piece_name(
             {
                 "weights": info.weights_hash,
                 "dtype": info.precision,
@@ -232,15 +243,25 @@ def shard_residuals(
                 "stored": dtype,
             }
         )
-        path = _shard(folder, number)
-        record = _record_of(path) if path.exists() else {}
-        if record.get("made_from") != made_from:
-            cache = cache_residuals(
-                model, part, position, chosen, batch_size, chat_format, progress=False
-            )
-            record = {"made_from": made_from, "metadata": dict(cache.metadata)}
-            _write_shard(path, cache, dtype, record)
-        metadata = record["metadata"]
+        path = shard_path(folder, number)
+        record = shard_record(path) if path.exists() else {}
+        if record.get("made_from") == name:
+            metadata = record["metadata"]
+        else:
+            numbers_of.setdefault(name, []).append(number)
+            missing[name] = ResidualPiece(name, part, position, chosen, batch_size, chat_format)
+    disable = None if progress is None else not progress
+    with (
+        elsewhere(model, workers if missing else None) as pool,
+        tqdm(total=len(bounds), desc="caching", unit="shard", disable=disable) as bar,
+    ):
+        bar.update(len(bounds) - sum(map(len, numbers_of.values())))
+        for piece, cache in _cached(model, list(missing.values()), pool):
+            metadata = dict(cache.metadata)
+            for number in numbers_of[piece.name]:
+                made = {"made_from": piece.name, "metadata": metadata}
+                write_shard(shard_path(folder, number), cache, dtype, made)
+                bar.update()
     numbers: dict[str, int] = {}
     groups = [numbers.setdefault(pair.base_query, len(numbers)) for pair in pairs]
     metadata = {**metadata, "n_pairs": len(pairs), "data_hash": pairs.data_hash}
@@ -282,7 +303,7 @@ def write_shards(
                 f"of {shape[1]}"
             )
         shape, layers = own, cache.layers
-        _write_shard(_shard(folder, number), cache, dtype, {})
+        write_shard(shard_path(folder, number), cache, dtype, {})
         sizes.append(cache.n_pairs)
     if shape is None:
         raise ActivationError("no block of residuals was given; give at least one")
@@ -292,9 +313,19 @@ def write_shards(
     return _write_index(folder, layers or (), groups, shape[1], dtype, sizes, metadata or {})
 
 
+def _cached(
+    model: TransformerBridge, pieces: Sequence[ResidualPiece], pool: Any
+) -> Iterator[tuple[ResidualPiece, ResidualCache]]:
+    if pool is not None:
+        yield from pool.residuals(pieces)
+        return
+    for piece in pieces:
+        yield piece, piece.compute(model)
+
+
 def _check_sizes(dtype: str, pairs_per_shard: int = 2) -> None:
-    if dtype not in _DTYPES:
-        raise unknown_name("dtype", dtype, _DTYPES)
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, DTYPES)
     if pairs_per_shard < 2:
         raise ActivationError(f"pairs_per_shard must be at least 2; got {pairs_per_shard}")
 
@@ -305,26 +336,6 @@ def _bounds(n_pairs: int, pairs_per_shard: int) -> list[tuple[int, int]]:
     if len(starts) > 1 and n_pairs - starts[-1] == 1:
         starts.pop()
     return list(zip(starts, [*starts[1:], n_pairs], strict=True))
-
-
-def _shard(folder: str | Path, number: int) -> Path:
-    return Path(folder) / f"shard-{number:05d}.safetensors"
-
-
-def _write_shard(path: Path, cache: ResidualCache, dtype: str, record: Mapping[str, Any]) -> None:
-    stored = {
-        side: values.transpose(0, 1).to(_DTYPES[dtype])
-        for side, values in zip(_SIDES, (cache.instructed, cache.uninstructed), strict=True)
-    }
-    for side, values in stored.items():
-        finite = torch.isfinite(values).all(dim=2)
-        if not bool(finite.all()):
-            place, pair = (~finite).nonzero()[0].tolist()
-            raise ActivationError(
-                f"{side} activations of pair {pair} of {path.name} at layer "
-                f"{cache.layers[place]} are too large for {dtype}; keep them in float32 or bfloat16"
-            )
-    write_tensors(path, _FILE_KIND, stored, record)
 
 
 def _write_index(
@@ -347,47 +358,3 @@ def _write_index(
     }
     write_text(Path(folder) / INDEX, json.dumps(record))
     return ShardedResiduals.open(folder)
-
-
-def _record_of(path: Path) -> dict[str, Any]:
-    """What a shard says it was made from; nothing for a file that is broken or another's."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            record: dict[str, Any] = json.loads((file.metadata() or {})[HEADER_KEY])
-    except (SafetensorError, OSError, ValueError, KeyError):
-        return {}
-    return record if record.get("kind") == _FILE_KIND else {}
-
-
-def _check_shard(path: Path, shape: tuple[int, int, int]) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            for side in _SIDES:
-                found = tuple(file.get_slice(side).get_shape())
-                if found != shape:
-                    raise FileFormatError(f"{path} holds {found}, its index says {shape}")
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_layer(path: Path, place: int) -> list[Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return [file.get_slice(side)[place] for side in _SIDES]
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_shard(path: Path) -> list[Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return [file.get_tensor(side) for side in _SIDES]
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> FileFormatError:
-    return FileFormatError(
-        f"{path} is missing, truncated or no shard of residuals: {error}; cache again, which keeps "
-        "the shards that are whole"
-    )

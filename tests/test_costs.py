@@ -8,7 +8,8 @@ import pytest
 from steerlens.cli import main
 from steerlens.costs.forecast import answer_costs, estimate_costs
 from steerlens.costs.ledger import Ledger
-from steerlens.costs.rates import Rates, _line
+from steerlens.costs.rates import Rates
+from steerlens.costs.stream import fitted, stream
 from steerlens.costs.work import Asking, Work, cache_work, evaluation_work
 from steerlens.evaluation import EvaluationPrompt
 from steerlens.evaluation.run import EvaluationSettings, evaluate
@@ -22,6 +23,7 @@ def rates(**changes) -> Rates:
         "read_steered": 0.25,
         "step": 1.0,
         "step_row": 0.1,
+        "step_position": 0.01,
         "lengths": (8, 8),
         "longest": 8,
         "prompt_tokens": 10.0,
@@ -50,12 +52,34 @@ def test_time_is_reading_and_steps_of_the_active_rows():
     seconds, tokens = answer_costs(Asking(4, 8, steered=1), rates(), batch_size=2)
     # then two waves of 7 steps (the first token comes with reading), 28 active rows in all.
     assert tokens == 32
-    assert seconds == pytest.approx(3 * 0.5 + 0.25 + 14 * 1.0 + 28 * 0.1)
+    # In each wave two rows look at 11, 12, …, 17 positions: the prompt's 10, and those so far.
+    positions = 2 * 2 * sum(range(11, 18))
+    assert seconds == pytest.approx(3 * 0.5 + 0.25 + 14 * 1.0 + 28 * 0.1 + positions * 0.01)
 
 
-def test_step_and_row_are_recovered_from_two_timings():
-    step, row = _line((10, 960, 10 * 0.02 + 960 * 0.001), (200, 2000, 200 * 0.02 + 2000 * 0.001))
-    assert (step, row) == pytest.approx((0.02, 0.001))
+def test_positions_looked_at_are_those_of_the_oldest_row_counted_step_by_step():
+    lengths, slots, prompt = [5, 2, 9, 1, 4, 4], 3, 20.0
+    # Given rows in slots, moved on one step at a time,
+    waiting, active = list(lengths), []
+    steps = rows = positions = 0
+    while waiting or active:
+        while waiting and len(active) < slots:
+            active.append([waiting.pop(0), 0])
+        steps += 1
+        rows += len(active)
+        positions += len(active) * (prompt + 1 + max(age for _, age in active))
+        active = [[left - 1, age + 1] for left, age in active if left > 1]
+    # then the closed form counts the same.
+    assert stream(lengths, slots, prompt) == (steps, rows, positions)
+
+
+def test_what_a_step_takes_is_recovered_from_timings_and_never_negative():
+    a, b, c = 0.02, 0.001, 1e-5
+    lists = [stream([n] * rows, 96, 60.0) for n, rows in ((47, 96), (47, 24), (200, 24))]
+    timed = [(n, a * n[0] + b * n[1] + c * n[2]) for n in lists]
+    assert fitted(timed) == pytest.approx((a, b, c), rel=1e-6)
+    # Long lists that were faster than short ones (another process ended) cost nothing a position.
+    assert min(fitted([*timed[:2], (lists[2], 0.1)])) >= 0
 
 
 def test_equal_unsteered_questions_are_counted_once():

@@ -1,5 +1,6 @@
 """Placement and quantisation: what is passed on to transformers, and what is refused before."""
 
+import argparse
 import copy
 import importlib.util
 
@@ -9,6 +10,8 @@ from transformers import BitsAndBytesConfig
 
 import steerlens as sl
 from steerlens import models
+from steerlens.cli import main
+from steerlens.cli_common import add_placement, load
 from steerlens.errors import ModelError, UnknownNameError
 from steerlens.models import load_model, model_info
 from steerlens.placement import placement_options, quantization_name
@@ -51,6 +54,38 @@ def test_memory_and_map_reach_transformers_as_given(tiny_folder, monkeypatch):
 def test_what_cannot_be_placed_is_said_before_anything_is_read(tiny_folder, given, words):
     with pytest.raises((ModelError, UnknownNameError), match=words):
         load_model(tiny_folder, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--max-memory", "70GiB"], "give sizes such as 0=70GiB,cpu=200GiB"),
+        (["--max-memory", "cpu=1GiB"], "needs a device_map"),
+        (["--device-map", "{'': 0}"], "is no JSON object"),
+        (["--quantize", "bitsandbytes-3bit"], "did you mean 'bitsandbytes-"),
+        (["--device", "cpu", "--device-map", "auto"], "give one of them"),
+    ],
+)
+def test_the_commands_refuse_a_placement_with_one_line(given, words, tiny_folder, tmp_path, capsys):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"instructed": "Hi. No commas.", "uninstructed": "Hi."}\n' * 4)
+    assert main(["rank", "--model", str(tiny_folder), "--pairs", str(pairs), *given]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_commands_pass_a_placement_on(tiny_folder, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(models, "load_model", lambda ref, **given: seen.update(given))
+    parser = argparse.ArgumentParser()
+    add_placement(parser)
+    room = ["--device-map", '{"": "cpu"}', "--max-memory", "0=70GiB,cpu=1000"]
+    arguments = parser.parse_args([*room, "--quantize", "bitsandbytes-4bit"])
+    load(argparse.Namespace(model="m", dtype="auto", device=None, **vars(arguments)))
+    assert seen["device_map"] == {"": "cpu"}
+    assert seen["max_memory"] == {0: "70GiB", "cpu": 1000}
+    assert placement_options(None, None, seen["quantization_config"])[
+        "quantization_config"
+    ].load_in_4bit
 
 
 def test_a_quantisation_is_named_and_tells_models_apart():

@@ -226,8 +226,6 @@ def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path: Path)
 
     with pytest.raises(SteerlensError, match=r"thesis.tex is a file"):
         open_run(tmp_path / "thesis.tex")
-    with pytest.raises(SteerlensError, match="is a URL"):
-        Run.open("s3://bucket/run", kind="example", settings={})
     with pytest.raises(FileFormatError, match="no run in"):
         read_manifest(tmp_path)
 

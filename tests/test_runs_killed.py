@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,26 @@ def test_a_killed_evaluation_resumes_to_the_files_of_an_unbroken_one(
     assert main([*command(tiny_folder, prompts, out), "--resume"]) == 0
     for name in ("responses.jsonl", "summary.json", "evaluation.html"):
         assert (out / name).read_bytes() == (unbroken / name).read_bytes()
+
+
+def test_a_folder_that_does_not_name_the_size_of_its_pieces_is_resumed(
+    tiny_folder, prompts, unbroken, tmp_path
+):
+    # Given a run of a version that had one size of pieces only, interrupted before its end,
+    out = tmp_path / "run"
+    shutil.copytree(unbroken, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["settings"]["settings"]["piece_rows"], manifest["computed_by"]
+    (out / "manifest.json").write_text(json.dumps({**manifest, "concluded": None}))
+    pieces = (out / "pieces.jsonl").read_bytes().splitlines(True)
+    (out / "pieces.jsonl").write_bytes(b"".join(pieces[:1]))
+    # when it is resumed with that size, then it goes on to the same files;
+    assert main([*command(tiny_folder, prompts, out), "--resume"]) == 0
+    for name in ("responses.jsonl", "summary.json"):
+        assert (out / name).read_bytes() == (unbroken / name).read_bytes()
+    # with another size it is refused.
+    other = [*command(tiny_folder, prompts, out), "--resume", "--piece-rows", "64"]
+    assert main(other) == 2
 
 
 def test_a_folder_made_with_other_settings_is_refused_with_the_difference(

@@ -9,9 +9,10 @@ import torch
 from planted_activations import planted
 
 import steerlens as sl
-from steerlens.activations import ResidualCache
+from steerlens.activations import ResidualCache, ResidualPiece
 from steerlens.attribution import many_pairs, separability
 from steerlens.attribution.resampling import query_draws
+from steerlens.cli import main
 from steerlens.errors import ActivationError, FileFormatError, SteerlensError
 from steerlens.shards import ShardedResiduals, shard_residuals, write_shards
 
@@ -95,9 +96,9 @@ def test_interrupted_caching_goes_on_and_keeps_whole_shards(tiny_model, tmp_path
     whole = broken.read_bytes()
     broken.write_bytes(whole[:-10])
     computed = []
+    compute = ResidualPiece.compute
     monkeypatch.setattr(
-        "steerlens.shards.cache_residuals",
-        lambda *a, **k: computed.append(1) or sl.cache_residuals(*a, **k),
+        ResidualPiece, "compute", lambda *given: computed.append(1) or compute(*given)
     )
     again = shard_residuals(tiny_model, pairs, tmp_path, pairs_per_shard=2, progress=False)
     assert len(computed) == 1
@@ -127,3 +128,25 @@ def test_what_is_no_folder_of_shards_is_said_in_a_sentence(tmp_path):
     (tmp_path / "index.json").write_text(json.dumps({"schema": "other"}))
     with pytest.raises(FileFormatError, match="no index"):
         ShardedResiduals.open(tmp_path)
+
+
+def test_the_command_ranks_from_shards_as_from_memory(tiny_folder, tmp_path, capsys):
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {"instructed": f"Name {i}. No commas.", "uninstructed": f"Name {i}."} for i in range(12)
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    # One shard, so that the same prompts run together.
+    command = ["rank", "--model", str(tiny_folder), "--pairs", str(file), "--json"]
+    assert main(command) == 0
+    inside = json.loads(capsys.readouterr().out)
+    assert main([*command, "--shards", str(tmp_path / "shards")]) == 0
+    outside = json.loads(capsys.readouterr().out)
+    assert outside["best_layer"] == inside["best_layer"]
+    for ours, theirs in zip(outside["layers"], inside["layers"], strict=True):
+        assert ours["auroc"] == pytest.approx(theirs["auroc"], abs=1e-5)
+    assert len(ShardedResiduals.open(tmp_path / "shards")) == 1
+    assert main([*command, "--engine", "ray"]) == 2
+    assert "say with --shards DIR" in capsys.readouterr().err
+    assert main([*command, "--shards", str(tmp_path / "s"), "--evidence", "separability,null"]) == 2
+    assert "only separability is computed" in capsys.readouterr().err

@@ -1,30 +1,45 @@
 """Workers: the files of the local engine, whatever happens to a worker; and clear refusals."""
 
 import importlib.util
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from test_search import SMALL, TITLE
 
+import steerlens as sl
 from steerlens.answers import Answerer, Piece, Question
 from steerlens.cli import main
 from steerlens.errors import SteerlensError
-from steerlens.evaluation import EvaluationPrompt
-from steerlens.evaluation.run import EvaluationSettings, evaluate
-from steerlens.models import load_model
+from steerlens.models import load_model, model_info
+from steerlens.placement import Placement
+from steerlens.plans import Plan
+from steerlens.runs.remote import fetched
 from steerlens.search import search
+from steerlens.shards import shard_residuals
 from steerlens.steering import Intervention, Steering
 from steerlens.workers import WorkerSettings
-from steerlens.workers.cluster import connected
+from steerlens.workers.cluster import _check_resources, _start, connected
+from steerlens.workers.loading import load_arguments
 from steerlens.workers.packing import pack, unpack
 from steerlens.workers.pool import Pool, worker_pool
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
-needs_ray = pytest.mark.skipif(not HAS_RAY, reason="Ray is not installed")
+needs_ray = pytest.mark.skipif(
+    not HAS_RAY, reason="Ray is not installed; pip install 'steerlens[ray]' (or [dev]) runs it"
+)
+ONE = WorkerSettings(workers=1, cpus=0.5)
 TWO = WorkerSettings(workers=2, cpus=0.5)
 FILES = ("responses.jsonl", "summary.json")
 
@@ -40,6 +55,60 @@ def pieces(n: int, n_rows: int = 4, n_tokens: int = 16) -> list[Piece]:
     one = steering()
     rows = [[Question(f"{p} {r}", one if r % 2 else None) for r in range(n_rows)] for p in range(n)]
     return [Piece(f"piece-{i}", tuple(row), n_tokens, 4) for i, row in enumerate(rows)]
+
+
+def evaluation(tiny_folder: Path, data: Path, out: Path) -> list[str]:
+    """The command that answers 200 prompts, with and without their instruction, in 25 pieces."""
+    rows = [
+        {
+            "key": key,
+            "prompt": f"Name {key}. No commas.",
+            "prompt_without_instruction": f"Name {key}.",
+            "instruction_id_list": ["punctuation:no_comma"],
+            "kwargs": [{}],
+        }
+        for key in range(200)
+    ]
+    (data / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = ["--model", str(tiny_folder), "--dtype", "float32", "--device", "cpu"]
+    sizes = ["--max-new-tokens", "40", "--batch-size", "8", "--piece-rows", "16"]
+    rest = ["--judge", "none", "--no-estimate", "--out", str(out)]
+    return ["evaluate", *model, "--data", str(data / "prompts.jsonl"), *sizes, *rest]
+
+
+def lines(run: Path) -> list[bytes]:
+    """The pieces a run has finished, whole lines only."""
+    log = run / "pieces.jsonl"
+    return [one for one in log.read_bytes().splitlines(True) if one.endswith(b"\n")]
+
+
+def wait_for_pieces(driver: subprocess.Popen, run: Path, n: int) -> None:
+    deadline = time.monotonic() + 900
+    while not ((run / "pieces.jsonl").exists() and len(lines(run)) >= n):
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        assert time.monotonic() < deadline, f"{n} pieces were not finished in time"
+        time.sleep(0.05)
+
+
+def actors_of(driver: subprocess.Popen) -> list[psutil.Process]:
+    """The workers of a driver; Ray gives their processes the name of what they run."""
+    found = []
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if process.cmdline()[0].startswith("ray::ModelWorker"):
+                found.append(process)
+    assert len(found) == 2
+    return found
+
+
+def wait_until_ended(processes: list[psutil.Process]) -> None:
+    """Wait for processes that are not our children; a zombie has ended, whoever may collect it."""
+    deadline = time.monotonic() + 300
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            while process.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < deadline, f"{process} outlived its driver"
+                time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +135,7 @@ def test_a_direction_travels_once_and_comes_back_bit_by_bit():
 
 
 def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SteerlensError, match=r"pip install 'steerlens\[ray\]'"):
         connected(TWO).__enter__()
 
@@ -79,11 +148,66 @@ def test_settings_that_cannot_be_are_refused():
 
 
 @needs_ray
-def test_too_few_resources_and_nobody_at_the_address_are_said_at_once():
-    with pytest.raises(SteerlensError, match="this machine has"):
-        connected(WorkerSettings(workers=4096, cpus=2)).__enter__()
-    with pytest.raises(SteerlensError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
-        connected(WorkerSettings(address="127.0.0.1:1")).__enter__()
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["--workers", "4096"], "4096 workers of 1 CPUs need 4096, this machine has"),
+        (["--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
+    ],
+)
+def test_workers_that_cannot_be_had_are_one_line_before_anything_is_written(
+    asked, words, tiny_folder, tmp_path, capsys, monkeypatch
+):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    command = evaluation(tiny_folder, tmp_path, tmp_path / "out")
+    assert main([*command, "--engine", "ray", *asked]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("steerlens: ") and words in said[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@needs_ray
+def test_a_cluster_of_another_version_is_refused(monkeypatch):
+    import ray
+
+    def refuse(**_options):
+        raise RuntimeError("Version mismatch: The cluster was started with:\n Ray: 2.40.0")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(SteerlensError, match="another version of Ray or Python than this process"):
+        _start(ray, WorkerSettings(address="auto"))
+
+
+def test_a_worker_larger_than_any_machine_is_refused():
+    machines = [{"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}} for _ in range(4)]
+    cluster = SimpleNamespace(
+        cluster_resources=lambda: {"CPU": 64.0, "GPU": 8.0}, nodes=lambda: machines
+    )
+    _check_resources(cluster, WorkerSettings(workers=4, cpus=8, gpus=2))
+    _check_resources(cluster, WorkerSettings(workers=8, cpus=8, gpus=0.5))
+    with pytest.raises(SteerlensError, match="4 machines of the cluster, where 0 fit"):
+        _check_resources(cluster, WorkerSettings(workers=2, cpus=1, gpus=4))
+
+
+def test_a_worker_is_told_what_the_driver_was_told(tiny):
+    eight = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    told = Placement("auto", {0: "70GiB"}, eight)
+    info = model_info(tiny)
+    reference, options = load_arguments(info, told, WorkerSettings(gpus=1))
+    assert Path(reference).is_absolute()
+    assert options == {
+        "dtype": "float32",
+        "device_map": "auto",
+        "max_memory": {0: "70GiB"},
+        "quantization_config": eight,
+    }
+    # Its own map and room come first; without GPUs and without a map it computes on the CPU.
+    own = WorkerSettings(gpus=2, device_map="balanced", max_memory={1: "10GiB"})
+    _, options = load_arguments(info, told, own)
+    assert (options["device_map"], options["max_memory"]) == ("balanced", {1: "10GiB"})
+    assert load_arguments(info, Placement(), TWO)[1] == {"dtype": "float32", "device": "cpu"}
 
 
 @needs_ray
@@ -161,65 +285,89 @@ def test_a_model_workers_cannot_have_is_refused(tiny_folder, tmp_path):
     gone.symlink_to(tiny_folder)
     model = load_model(gone, device="cpu")
     gone.unlink()
-    with pytest.raises(SteerlensError, match="a worker cannot load"), worker_pool(model, TWO):
+    with pytest.raises(SteerlensError, match="a worker cannot load"), worker_pool(model, ONE):
         pass
 
 
 @needs_ray
-def test_an_evaluation_whose_worker_is_killed_has_the_files_of_a_local_one(
-    tiny, tmp_path, monkeypatch
+def test_workers_place_their_model_as_the_driver_and_cache_what_it_caches(
+    tiny_folder, tmp_path, monkeypatch
 ):
-    rows = [
-        EvaluationPrompt(
-            key=i,
-            row=str(i),
-            prompt=f"Name {i}. No commas.",
-            instruction_ids=("punctuation:no_comma",),
-            kwargs=({},),
-            prompt_without_instruction=f"Name {i}.",
-        )
-        for i in range(40)
-    ]
-    settings = EvaluationSettings(max_new_tokens=40, batch_size=8, piece_rows=8)
-    evaluate(tiny, rows, tmp_path / "local", None, settings, progress=False)
-    kept = Answerer._keep
-    killed = []
-
-    def kill_one(self, name, records):
-        if not killed:
-            killed.append(self.elsewhere.members[1]["pid"])
-            os.kill(killed[0], signal.SIGKILL)
-        return kept(self, name, records)
-
-    monkeypatch.setattr(Answerer, "_keep", kill_one)
-    evaluate(tiny, rows, tmp_path / "ray", None, settings, progress=False, workers=TWO)
-    assert killed
-    for name in FILES:
-        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    room = {"cpu": "1GiB"}
+    model = load_model(tiny_folder, device_map="auto", max_memory=room)
+    pairs = sl.ContrastSet.from_prompts(
+        [f"Name {i}. No commas." for i in range(9)], [f"Name {i}." for i in range(9)]
+    )
+    sharded = partial(shard_residuals, model, pairs, pairs_per_shard=4, progress=False)
+    here = sharded(tmp_path / "here")
+    with worker_pool(model, ONE) as pool:
+        [told] = pool.members.values()
+        assert (told["device_map"], told["max_memory"]) == ("auto", room)
+        monkeypatch.setattr("steerlens.shards.elsewhere", lambda *_: nullcontext(pool))
+        there = sharded(tmp_path / "there", workers=ONE)
+    assert there.metadata == here.metadata and there.groups == here.groups
+    for ours, theirs in zip(here, there, strict=True):
+        torch.testing.assert_close(theirs.instructed, ours.instructed, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(theirs.uninstructed, ours.uninstructed, rtol=1e-6, atol=1e-7)
 
 
 @needs_ray
-def test_a_search_by_workers_writes_the_plan_of_a_local_one(model, tmp_path):
+def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
+    tiny_folder, tmp_path, monkeypatch
+):
+    # Given an evaluation by two workers, one of which is killed, then the driver itself,
+    local, out = tmp_path / "local", tmp_path / "ray"
+    assert main(evaluation(tiny_folder, tmp_path, local)) == 0
+    by_ray = [*evaluation(tiny_folder, tmp_path, out), "--engine", "ray", "--worker-cpus", "0.5"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "steerlens.cli", *by_ray],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        wait_for_pieces(driver, out, 1)
+        workers = actors_of(driver)
+        workers[0].kill()
+        wait_for_pieces(driver, out, len(lines(out)) + 2)
+        others = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        driver.kill()
+        driver.wait()
+    # Ray's own processes end with the driver that started them.
+    wait_until_ended(others)
+    before = lines(out)
+    assert 3 <= len(before) < len(lines(local)) and not (out / "summary.json").exists()
+    # when it is resumed by workers, then no finished piece is computed again,
+    computed = []
+    kept = Answerer._keep
+    monkeypatch.setattr(
+        Answerer,
+        "_keep",
+        lambda self, name, records: computed.append(name) or kept(self, name, records),
+    )
+    assert main([*by_ray, "--resume"]) == 0
+    assert len(computed) == len(lines(local)) - len(before)
+    assert sorted(lines(out)) == sorted(lines(local))
+    # and the files are those of the local engine.
+    for name in (*FILES, "evaluation.html"):
+        assert (out / name).read_bytes() == (local / name).read_bytes()
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [one["engine"] for one in manifest["computed_by"]] == ["ray", "ray"]
+    assert manifest["computed_by"][1]["workers"][0]["versions"]["torch"] == torch.__version__
+
+
+@needs_ray
+def test_a_search_by_workers_at_a_url_writes_the_plan_of_a_local_one(model, tmp_path):
     names = [TITLE, "punctuation:no_comma"]
     search(model, names, tmp_path / "local", SMALL, progress=False)
-    search(model, names, tmp_path / "ray", SMALL, progress=False, workers=TWO)
-    local = sorted(p.relative_to(tmp_path / "local") for p in (tmp_path / "local").rglob("*.*"))
-    for name in local:
-        if name.name not in ("manifest.json", "pieces.jsonl", ".lock"):
-            assert (tmp_path / "ray" / name).read_bytes() == (
-                tmp_path / "local" / name
-            ).read_bytes()
-
-
-@needs_ray
-def test_the_command_refuses_more_than_there_is_with_one_line(capsys, tmp_path, tiny_folder):
-    prompts = tmp_path / "p.jsonl"
-    prompts.write_text(
-        '{"key": 1, "prompt": "Name a city.", "instruction_id_list": ["punctuation:no_comma"], '
-        '"kwargs": [{}]}\n'
-    )
-    model = ["--model", str(tiny_folder), "--data", str(prompts), "--judge", "none"]
-    workers = ["--engine", "ray", "--workers", "9999", "--out", str(tmp_path / "out")]
-    code = main(["evaluate", *model, *workers])
-    assert code == 2
-    assert "ask for fewer with --workers" in capsys.readouterr().err
+    # In this process's memory, where no worker reaches it: only the driver writes.
+    url = f"memory://{tmp_path.name}/ray"
+    search(model, names, url, SMALL, progress=False, workers=TWO)
+    local = [p for p in sorted((tmp_path / "local").rglob("*.*")) if p.is_file()]
+    with fetched(url) as folder:
+        for path in local:
+            if path.name not in ("manifest.json", "pieces.jsonl", ".lock"):
+                name = path.relative_to(tmp_path / "local")
+                assert (folder / name).read_bytes() == path.read_bytes()
+    assert Plan.load(url).data == Plan.load(tmp_path / "local").data

@@ -6,9 +6,8 @@ and their ratio. Of a run that was resumed only what this process did is measure
 compared.
 """
 
-import heapq
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.costs.ledger import Ledger
 from steerlens.costs.rates import Rates, calibrate_rates, peak_memory
+from steerlens.costs.stream import stream
 from steerlens.costs.work import Asking, Work
 
 if TYPE_CHECKING:
@@ -186,8 +186,9 @@ def answer_costs(asking: Asking, rates: Rates, batch_size: int) -> tuple[float, 
         tokens += sum(lengths)
         # The first token comes with reading; ending a turn is a step as well.
         stepped = [min(one + 1, asking.max_new_tokens) - 1 for one in lengths]
-        steps, active = _stream(stepped, batch_size)
+        steps, active, looked_at = stream(stepped, batch_size, rates.prompt_tokens)
         seconds += rates.step * steps + rates.step_row * active
+        seconds += rates.step_position * looked_at
     return seconds, tokens
 
 
@@ -211,19 +212,6 @@ def _drawn(rates: Rates, most: int, n: int) -> list[int]:
     stride = next(s for s in (7, 11, 13, 17, 1) if n % s or s == 1)
     mixed = [picked[(i * stride) % n] for i in range(n)]
     return [most if one >= rates.longest else min(one, most) for one in mixed]
-
-
-def _stream(lengths: Sequence[int], slots: int) -> tuple[int, int]:
-    """Steps, and active rows summed over them, when waiting rows take the slots of finished ones.
-
-    >>> _stream([3, 1, 2], slots=2)
-    (3, 6)
-    """
-    ends: list[int] = []
-    for length in lengths:
-        begin = heapq.heappop(ends) if len(ends) == slots else 0
-        heapq.heappush(ends, begin + length)
-    return max(ends, default=0), sum(lengths)
 
 
 def _rank_seconds(work: Work) -> float:

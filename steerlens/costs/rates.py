@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.costs.stream import fitted, stream
 from steerlens.costs.work import Work
 from steerlens.engine.residuals import residuals_at
 from steerlens.generation import generate
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Rates", "calibrate_rates", "peak_memory"]
 
-_WIDE_TOKENS = 12
+# As many steps as decoding needs to pack its weights (`steerlens.engine.decoding`): shorter lists
+# are decoded in another way than most of a run.
+_SHORT_TOKENS = 48
 _LONG_ROWS = 24
 _LONGEST = 256
 _DEPTH = 0.75
@@ -43,6 +46,7 @@ class Rates:
         read_steered: The same where it is steered at three quarters of the depth, prompts repeated.
         step: Seconds a decoding step takes by itself.
         step_row: Seconds more for each active row.
+        step_position: Seconds more for each position an active row looks at.
         lengths: Response lengths seen, in tokens, cut at `longest`.
         longest: Longest response sampled.
         prompt_tokens: Mean tokens of a rendered prompt.
@@ -61,6 +65,7 @@ class Rates:
     read_steered: float
     step: float
     step_row: float
+    step_position: float
     lengths: tuple[int, ...]
     longest: int
     prompt_tokens: float
@@ -89,7 +94,7 @@ def calibrate_rates(
     rows = tokenize_prompts(model, prompts)
     mean_tokens = sum(map(len, rows)) / len(rows)
     room = max(1, min(int(model.cfg.n_ctx) - max(map(len, rows)) - 1, _LONGEST))
-    read = read_steered = step = step_row = 0.0
+    read = read_steered = step = step_row = step_position = 0.0
     lengths: tuple[int, ...] = ()
     texts: list[str] = []
     longest = positions = 0
@@ -112,23 +117,26 @@ def calibrate_rates(
         few = prompts[:_LONG_ROWS]
         read = _timed(lambda: answered(few, 1)) / len(few)
         read_steered = _timed(lambda: answered(wide, 1, middle)) / len(wide)
-        n_wide = min(_WIDE_TOKENS, longest)
+        short = min(_SHORT_TOKENS, longest)
         positions = max(
-            int(size * (mean_tokens + n)) for size, n in ((len(wide), n_wide), (len(few), longest))
+            int(size * (mean_tokens + n)) for size, n in ((len(wide), short), (len(few), longest))
         )
-        many = _timed(lambda: answered(wide, n_wide, middle)) - read_steered * len(wide)
-        begun = time.perf_counter()
-        sample = answered(few, longest)
-        long = time.perf_counter() - begun - read * len(few)
+        # Many rows, few rows, long responses: what tells steps, rows and positions apart.
+        timed = []
+        for some, n, how, reading in (
+            (wide, short, middle, read_steered),
+            (few, short, None, read),
+            (few, longest, None, read),
+        ):
+            begun = time.perf_counter()
+            sample = answered(some, n, how)
+            seconds = time.perf_counter() - begun - reading * len(some)
+            # The end-of-turn token is a step as well; the first token comes with reading.
+            stepped = [min(len(one) + 1, n) - 1 for one in sample.tokens]
+            timed.append((stream(stepped, batch_size, mean_tokens), seconds))
         texts = list(sample.texts)
         lengths = tuple(map(len, sample.tokens))
-        # The end-of-turn token is a step as well; the first token comes with reading.
-        steps = max(lengths)
-        active = sum(min(one + 1, longest) for one in lengths) - len(few)
-        step, step_row = _line(
-            (max(n_wide - 1, 1), max(n_wide - 1, 1) * len(wide), many),
-            (max(steps - 1, 1), max(active, 1), long),
-        )
+        step, step_row, step_position = fitted(timed)
     characters = sum(map(len, texts)) / max(sum(lengths), 1)
     cache = _cache_rate(model, rows) if work.cached or work.recovered else 0.0
     return Rates(
@@ -136,6 +144,7 @@ def calibrate_rates(
         read_steered=read_steered,
         step=step,
         step_row=step_row,
+        step_position=step_position,
         lengths=lengths,
         longest=longest,
         prompt_tokens=mean_tokens,
@@ -170,17 +179,6 @@ def _timed(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def _line(wide: tuple[int, int, float], long: tuple[int, int, float]) -> tuple[float, float]:
-    """Seconds a step and an active row in it, from two runs of (steps, active rows, seconds)."""
-    determinant = wide[0] * long[1] - wide[1] * long[0]
-    if determinant:
-        step = (wide[2] * long[1] - wide[1] * long[2]) / determinant
-        row = (wide[0] * long[2] - wide[2] * long[0]) / determinant
-        if step >= 0 and row >= 0:
-            return step, row
-    return 0.0, (wide[2] + long[2]) / (wide[1] + long[1])
 
 
 def _steering(model: TransformerBridge) -> Steering:

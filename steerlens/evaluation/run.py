@@ -22,7 +22,7 @@ from steerlens.models import model_info
 from steerlens.plans.fitting import VectorBook
 from steerlens.plans.plan import Plan
 from steerlens.runs import Run, piece_name
-from steerlens.workers import WorkerSettings, elsewhere
+from steerlens.workers import WorkerSettings, check_workers, elsewhere
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -33,6 +33,8 @@ EVALUATION_SCHEMA = "steerlens-evaluation/1"
 RESPONSES = "responses.jsonl"
 SUMMARY = "summary.json"
 _JUDGED_AT_ONCE = 256
+# Runs of versions before this setting had these pieces.
+_ADDED = {"settings": {"piece_rows": 192}}
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def evaluate(
         ModelError: The judge is not installed.
     """
     settings = settings or EvaluationSettings()
+    check_workers(workers)
     rows, missing = _checked(model, prompts, plan, settings)
     judge = load_judge(settings.judge) if settings.judge else None
     info = model_info(model)
@@ -162,8 +165,8 @@ def evaluate(
         "settings": asdict(settings),
     }
     with (
-        Run.open(folder, kind="evaluate", settings=described, resume=resume) as run,
-        elsewhere(model, workers) as pool,
+        Run.open(folder, kind="evaluate", settings=described, resume=resume, added=_ADDED) as run,
+        elsewhere(model, workers, run) as pool,
     ):
         answerer = Answerer(
             model, run, settings.batch_size, settings.piece_rows, progress is not False, pool

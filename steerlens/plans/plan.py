@@ -23,6 +23,7 @@ from steerlens.instructions import Instruction, catalogue
 from steerlens.models import model_info
 from steerlens.plans.fitting import FitRecipe, VectorBook
 from steerlens.plans.settings import Candidate, candidate_from_json, describe
+from steerlens.runs.remote import fetched
 from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector
 
@@ -47,13 +48,18 @@ class Plan:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Plan":
-        """Read a plan from its folder.
+        """Read a plan from its folder, or from a folder's URL.
 
         Raises:
             FileFormatError: No plan in the folder, a file of another kind, or a vector it names is
                 missing.
         """
-        path = Path(folder) / PLAN_FILE
+        with fetched(folder) as here:
+            return cls._read(here, folder)
+
+    @classmethod
+    def _read(cls, here: Path, folder: str | Path) -> "Plan":
+        path = here / PLAN_FILE
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -65,7 +71,7 @@ class Plan:
         if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
             raise FileFormatError(f"{path} is no plan of the kind {PLAN_SCHEMA}")
         try:
-            plan = cls(data, _load_vectors(Path(folder), data))
+            plan = cls(data, _load_vectors(here, data))
             for name in plan.instructions:
                 for context in CONTEXTS:
                     plan.candidate(name, context)

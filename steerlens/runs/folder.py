@@ -3,6 +3,8 @@
 import errno
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +15,11 @@ from filelock import FileLock, Timeout
 
 from steerlens.errors import SteerlensError
 from steerlens.files import check_writable, write_atomically
+from steerlens.places import place
 from steerlens.runs.manifest import MANIFEST, Manifest, now, read_manifest
 from steerlens.runs.pieces import PieceLog, storage_error
 from steerlens.runs.plain import json_document, json_line
+from steerlens.runs.remote import RemoteFolder
 
 __all__ = ["Run"]
 
@@ -31,12 +35,20 @@ class Run:
     Leaving the block by an error or an interrupt leaves a run that can be resumed.
 
     Attributes:
-        folder: The folder.
+        folder: The folder on this machine; of a run at a URL, gone when the run is closed.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, pieces: PieceLog, lock: FileLock) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        pieces: PieceLog,
+        lock: FileLock,
+        remote: RemoteFolder | None = None,
+    ) -> None:
         """Use `Run.open`."""
         self.folder = folder
+        self._remote = remote
         self._manifest = manifest
         self._pieces = pieces
         self._lock = lock
@@ -44,32 +56,74 @@ class Run:
 
     @classmethod
     def open(
-        cls, folder: str | Path, *, kind: str, settings: Mapping[str, Any], resume: bool = False
+        cls,
+        folder: str | Path,
+        *,
+        kind: str,
+        settings: Mapping[str, Any],
+        resume: bool = False,
+        added: Mapping[str, Any] | None = None,
     ) -> "Run":
         """Start a run in a new or empty folder, or continue the one that is there.
 
         Args:
-            folder: The folder; made if it does not exist.
+            folder: The folder; made if it does not exist. Or the URL of one on a file system that
+                `fsspec` knows; see `steerlens.runs.remote`.
             kind: What the run does (``"search"``, ``"evaluate"``).
             settings: Everything its results depend on: model and weights hash, prompts' hash, seed,
                 lengths, … Plain JSON, finite numbers.
             resume: Continue a run of the same kind and settings; in an empty folder, start one.
+            added: Settings that earlier versions had no name for, with the values they had: a
+                folder that does not name them is continued when these are asked for.
 
         Raises:
             SteerlensError: "… holds a run already; add --resume …", "… was made with other settings
                 (n: was 64, now 32) …", "… holds files but no run …", "another process is at work in
-                …", "cannot write …".
+                …", "cannot write …", "cannot use …" (a URL).
             FileFormatError: The manifest that is there is damaged, foreign, or of another schema.
         """
-        path = _local(folder)
+        where = place(folder)
         manifest = Manifest.new(kind, settings)
+        if isinstance(where, str):
+            return cls._open_remote(where, manifest, resume, added)
+        return cls._open_here(where, manifest, resume, added)
+
+    @classmethod
+    def _open_remote(
+        cls, url: str, manifest: Manifest, resume: bool, added: Mapping[str, Any] | None
+    ) -> "Run":
+        remote = RemoteFolder(url)
+        staging = Path(tempfile.mkdtemp(prefix="steerlens-run-"))
+        try:
+            remote.fetch_run(staging, MANIFEST, PIECES)
+            run = cls._open_here(staging, manifest, resume, added)
+            run._remote = remote
+            try:
+                remote.begin(staging / PIECES)
+                remote.send(staging / MANIFEST, MANIFEST)
+            except BaseException:
+                run.close()
+                raise
+        except SteerlensError as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            # The user knows the URL, not the folder that stands in for it.
+            raise type(error)(str(error).replace(str(staging), url)) from error
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        return run
+
+    @classmethod
+    def _open_here(
+        cls, path: Path, manifest: Manifest, resume: bool, added: Mapping[str, Any] | None
+    ) -> "Run":
         _check_place(path, resume)
         lock = _locked(path)
         try:
             # Again: another process may have started a run here just before the lock was had.
             _check_place(path, resume)
             _remove_abandoned(path)
-            pieces, manifest = _start_or_continue(path, manifest)
+            pieces, manifest = _start_or_continue(path, manifest, added)
         except BaseException:
             lock.release()
             raise
@@ -105,7 +159,10 @@ class Run:
                 some and resume with --resume".
         """
         self._check_open()
-        return self._pieces.append(name, records)
+        kept = self._pieces.append(name, records)
+        if self._remote is not None:
+            self._remote.send_pieces(self.folder / PIECES)
+        return kept
 
     def records(self, names: Iterable[str]) -> Iterator[dict[str, Any]]:
         """The records of these pieces in this order, with one piece at a time in memory.
@@ -139,7 +196,7 @@ class Run:
             SteerlensError: The data is not plain JSON; "no space left …".
         """
         self._check_open()
-        return _write_lines(self.path(name), [json_document(data, name)])
+        return self._sent(_write_lines(self.path(name), [json_document(data, name)]))
 
     def write_jsonl(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
         """Write a final file of one JSON object a line (`json_line`), whole or not at all.
@@ -151,13 +208,27 @@ class Run:
         """
         self._check_open()
         lines = (json_line(r, f"{name}[{n}]") + "\n" for n, r in enumerate(records))
-        return _write_lines(self.path(name), lines)
+        return self._sent(_write_lines(self.path(name), lines))
+
+    def note_engine(self, record: Mapping[str, Any]) -> None:
+        """Say in the manifest who, beside this process, computes pieces from now on.
+
+        Args:
+            record: Plain JSON: the engine's name and version, its workers.
+        """
+        self._check_open()
+        entries = (*self._manifest.computed_by, {"time": now(), **record})
+        self._manifest = replace(self._manifest, computed_by=entries)
+        self._sent(_write_manifest(self.folder, self._manifest))
 
     def conclude(self) -> None:
         """Mark the run as complete, after its final files have been written."""
         self._check_open()
         self._manifest = replace(self._manifest, concluded=now())
-        _write_manifest(self.folder, self._manifest)
+        if self._remote is not None:
+            # Before the manifest says that all is there.
+            self._remote.send_all(self.folder, PIECES, left_out=(LOCK, MANIFEST))
+        self._sent(_write_manifest(self.folder, self._manifest))
 
     def close(self) -> None:
         """Release the folder; nothing can be written after it. Closing twice does nothing."""
@@ -166,6 +237,8 @@ class Run:
             self._pieces.close()
         finally:
             self._lock.release()
+            if self._remote is not None:
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> "Run":
         return self
@@ -180,17 +253,18 @@ class Run:
 
     def __repr__(self) -> str:
         state = "complete" if self._manifest.complete else "unfinished"
-        return f"Run({self._manifest.kind}, {len(self.names)} pieces, {state}, {self.folder})"
+        where = self.folder if self._remote is None else self._remote.url
+        return f"Run({self._manifest.kind}, {len(self.names)} pieces, {state}, {where})"
+
+    def _sent(self, path: Path) -> Path:
+        """The file, sent to the run's URL if it has one."""
+        if self._remote is not None:
+            self._remote.send(path, path.relative_to(self.folder).as_posix())
+        return path
 
     def _check_open(self) -> None:
         if not self._open:
             raise SteerlensError(f"the run in {self.folder} has been closed; open it again")
-
-
-def _local(folder: str | Path) -> Path:
-    if "://" in str(folder):
-        raise SteerlensError(f"{folder} is a URL; expected a folder of this machine's file system")
-    return Path(folder)
 
 
 def _check_place(folder: Path, resume: bool) -> None:
@@ -236,7 +310,9 @@ def _locked(folder: Path) -> FileLock:
     return lock
 
 
-def _start_or_continue(folder: Path, manifest: Manifest) -> tuple[PieceLog, Manifest]:
+def _start_or_continue(
+    folder: Path, manifest: Manifest, added: Mapping[str, Any] | None
+) -> tuple[PieceLog, Manifest]:
     """The log and the manifest, as written, of the run in this (locked) folder."""
     if not (folder / MANIFEST).exists():
         # The manifest first: pieces without one would be files of unknown origin.
@@ -245,7 +321,7 @@ def _start_or_continue(folder: Path, manifest: Manifest) -> tuple[PieceLog, Mani
         _sync_folder(folder)
         return pieces, manifest
     earlier = read_manifest(folder)
-    manifest.check_continues(earlier, folder)
+    manifest.check_continues(earlier, folder, added)
     pieces = PieceLog(folder / PIECES)
     try:
         entry = {
@@ -262,8 +338,8 @@ def _start_or_continue(folder: Path, manifest: Manifest) -> tuple[PieceLog, Mani
     return pieces, resumed
 
 
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    _write_lines(folder / MANIFEST, [json_document(manifest.to_json(), MANIFEST)])
+def _write_manifest(folder: Path, manifest: Manifest) -> Path:
+    return _write_lines(folder / MANIFEST, [json_document(manifest.to_json(), MANIFEST)])
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> Path:

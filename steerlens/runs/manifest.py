@@ -2,8 +2,9 @@
 
 ``manifest.json`` is written when the run starts, each time it is resumed, and when it is concluded;
 always whole. Whether an existing run may be continued is decided from it alone: the same kind, the
-same settings, the same run schema, and the same minor version of steerlens. Other libraries may
-have been updated; each resumption notes its versions.
+same settings, the same run schema, and the same minor version of steerlens. A setting that a run
+does not name because its version of steerlens had none has the value it had then (`Run.open`'s
+`added`). Other libraries may have been updated; each resumption notes its versions.
 """
 
 import hashlib
@@ -40,6 +41,8 @@ class Manifest:
         concluded: When it was concluded; None while something is left to do.
         resumed: One entry a resumption: ``time``, ``versions``, the number of ``pieces`` found
             finished, and of ``damaged_lines`` dropped.
+        computed_by: One entry an engine other than this process: its name and version, and what
+            each worker said of its machine and its libraries.
     """
 
     kind: str
@@ -49,6 +52,7 @@ class Manifest:
     created: str
     concluded: str | None = None
     resumed: tuple[Mapping[str, Any], ...] = field(default=())
+    computed_by: tuple[Mapping[str, Any], ...] = field(default=())
 
     @classmethod
     def new(cls, kind: str, settings: Mapping[str, Any]) -> "Manifest":
@@ -87,10 +91,18 @@ class Manifest:
             "settings_hash": self.settings_hash,
             "versions": dict(self.versions),
             "resumed": [dict(entry) for entry in self.resumed],
+            "computed_by": [dict(entry) for entry in self.computed_by],
         }
 
-    def check_continues(self, earlier: "Manifest", folder: Path) -> None:
+    def check_continues(
+        self, earlier: "Manifest", folder: Path, added: Mapping[str, Any] | None = None
+    ) -> None:
         """Refuse to continue `earlier`, found in `folder`, as this run.
+
+        Args:
+            earlier: What the folder says.
+            folder: For the sentence.
+            added: Settings that `earlier` may lack, with the values they had; see `Run.open`.
 
         Raises:
             SteerlensError: "… holds a run of kind …", "… was made with steerlens …", "… was made
@@ -107,7 +119,8 @@ class Manifest:
                 f"{folder} was made with steerlens {was}, this is {is_now}: results could differ; "
                 "choose another folder, or continue with that version"
             )
-        differences = list(_differences(earlier.settings, self.settings))
+        named = _completed(earlier.settings, added or {})
+        differences = list(_differences(named, self.settings))
         if differences:
             shown = differences[:DIFFERENCES_SHOWN]
             if len(differences) > len(shown):
@@ -166,7 +179,28 @@ def _from_json(record: Mapping[str, Any], path: Path) -> Manifest:
         if key not in record or not isinstance(record[key], shape):
             raise FileFormatError(f"{path} is damaged: {key!r} is missing or of another type")
     fields = {key: record[key] for key in shapes}
-    return Manifest(**{**fields, "resumed": tuple(record["resumed"])})
+    # Runs of earlier versions do not say who computed them: this process did.
+    computed_by = record.get("computed_by", [])
+    if not isinstance(computed_by, list):
+        raise FileFormatError(f"{path} is damaged: 'computed_by' is of another type")
+    return Manifest(
+        **{**fields, "resumed": tuple(record["resumed"]), "computed_by": tuple(computed_by)}
+    )
+
+
+def _completed(settings: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with those of `added` (nested alike) that they do not name.
+
+    >>> _completed({"search": {"seed": 0}}, {"search": {"seed": 7, "piece_rows": 192}})
+    {'search': {'seed': 0, 'piece_rows': 192}}
+    """
+    whole = dict(settings)
+    for key, value in added.items():
+        if isinstance(value, Mapping) and isinstance(whole.get(key), Mapping):
+            whole[key] = _completed(whole[key], value)
+        else:
+            whole.setdefault(key, value)
+    return whole
 
 
 def _differences(earlier: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:

@@ -19,9 +19,12 @@ from steerlens.plans.plan import PLAN_FILE, PLAN_SCHEMA, Plan, vector_file
 from steerlens.runs import Run
 from steerlens.search.halving import Found, search_instruction
 from steerlens.search.settings import SearchSettings
-from steerlens.workers import WorkerSettings, elsewhere
+from steerlens.workers import WorkerSettings, check_workers, elsewhere
 
 __all__ = ["search"]
+
+# Runs of versions before this setting had these pieces.
+_ADDED = {"search": {"piece_rows": 192}}
 
 
 def search(
@@ -55,6 +58,7 @@ def search(
         SteerlensError: No instruction, or a folder that cannot be used (`steerlens.runs`).
     """
     settings = settings or SearchSettings()
+    check_workers(workers)
     if not instructions:
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
     tasks = [catalogue[name] for name in dict.fromkeys(instructions)]
@@ -71,8 +75,8 @@ def search(
         "search": settings.to_json(),
     }
     with (
-        Run.open(folder, kind="search", settings=described, resume=resume) as run,
-        elsewhere(model, workers) as pool,
+        Run.open(folder, kind="search", settings=described, resume=resume, added=_ADDED) as run,
+        elsewhere(model, workers, run) as pool,
     ):
         answerer = Answerer(
             model, run, settings.batch_size, settings.piece_rows, progress is not False, pool

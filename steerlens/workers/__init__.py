@@ -15,26 +15,52 @@ files are byte for byte those of ``--engine local``.
 Ray is an extra (``pip install 'steerlens[ray]'``) and imported only when it is asked for.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.workers.settings import WorkerSettings
 
-__all__ = ["WorkerSettings", "elsewhere"]
+if TYPE_CHECKING:
+    from steerlens.runs import Run
+
+__all__ = ["WorkerSettings", "check_workers", "elsewhere"]
 
 
+def check_workers(settings: WorkerSettings | None) -> None:
+    """Refuse, before anything is written, workers that cannot be had.
+
+    Raises:
+        SteerlensError: See `steerlens.workers.cluster.check_available`.
+    """
+    if settings is not None:
+        from steerlens.workers.cluster import check_available
+
+        check_available(settings)
+
+
+@contextmanager
 def elsewhere(
-    model: TransformerBridge, settings: WorkerSettings | None
-) -> AbstractContextManager[Any]:
+    model: TransformerBridge, settings: WorkerSettings | None, run: "Run | None" = None
+) -> Iterator[Any]:
     """The pool of workers of a run as a context; without settings, nothing (computed here).
+
+    Args:
+        model: The driver's model; workers load the same.
+        settings: How many, with what, where.
+        run: Its manifest says who the workers are: machines, versions, devices.
 
     Raises:
         SteerlensError: See `steerlens.workers.pool.worker_pool`.
     """
     if settings is None:
-        return nullcontext()
+        yield None
+        return
     from steerlens.workers.pool import worker_pool
 
-    return worker_pool(model, settings)
+    with worker_pool(model, settings) as pool:
+        if run is not None:
+            run.note_engine(pool.described)
+        yield pool

@@ -1,4 +1,4 @@
-"""What runs in a worker: a loaded model that answers pieces."""
+"""What runs in a worker: a loaded model that computes pieces."""
 
 import os
 import platform
@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from steerlens.activations import ResidualPiece
 from steerlens.answers import answer_rows
 from steerlens.files import library_versions
+from steerlens.identity import model_placement
 from steerlens.models import load_model, model_info
 from steerlens.workers.packing import unpack
 
@@ -33,10 +35,16 @@ class ModelWorker:
     def describe(self) -> dict[str, Any]:
         """What the driver compares with its own."""
         info = model_info(self.model)
+        placement = model_placement(self.model)
         return {
             "weights_hash": info.weights_hash,
             "precision": info.precision,
             "versions": {"python": platform.python_version(), **library_versions()},
+            "device": info.device,
+            # As they stand in the run's manifest, where keys are text.
+            "device_map": _textual(placement.device_map),
+            "max_memory": _textual(placement.max_memory),
+            "threads": torch.get_num_threads(),
             "machine": platform.node(),
             "pid": os.getpid(),
         }
@@ -68,3 +76,19 @@ class ModelWorker:
             )
         steerings = unpack(packed, self._directions)
         return answer_rows(self.model, prompts, steerings, max_new_tokens, batch_size)
+
+    def cache(self, piece: ResidualPiece) -> tuple[Any, Any, tuple[int, ...], dict[str, Any]]:
+        """The residuals of a piece: both sides ``[pair layer d_model]``, groups and provenance."""
+        cache = piece.compute(self.model)
+        return (
+            cache.instructed.numpy(),
+            cache.uninstructed.numpy(),
+            cache.groups,
+            dict(cache.metadata),
+        )
+
+
+def _textual(setting: Any) -> Any:
+    if not isinstance(setting, Mapping):
+        return setting
+    return {str(key): value for key, value in setting.items()}

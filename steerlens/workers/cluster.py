@@ -4,16 +4,42 @@ import importlib.util
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteerlensError, first_line
 from steerlens.workers.settings import WorkerSettings
 
-__all__ = ["connected"]
+__all__ = ["check_available", "connected"]
 
 _CONNECT_SECONDS = 5.0
+
+
+def check_available(settings: WorkerSettings) -> None:
+    """Say at the door, before a run folder is made, what needs no cluster to be known.
+
+    Raises:
+        SteerlensError: Ray is not installed; nobody listens at the address; fewer CPUs here.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise SteerlensError(
+            "the engine 'ray' needs Ray, which is not installed; pip install 'steerlens[ray]', or "
+            "use --engine local"
+        )
+    known = sys.modules.get("ray")
+    if known is not None and known.is_initialized():
+        return
+    if settings.address is not None:
+        _check_listening(settings.address)
+        return
+    asked, there = settings.workers * settings.cpus, os.cpu_count() or 1
+    if asked > there:
+        raise SteerlensError(
+            f"{settings.workers} workers of {settings.cpus:g} CPUs need {asked:g}, this machine "
+            f"has {there}; ask for fewer with --workers or --worker-cpus"
+        )
 
 
 @contextmanager
@@ -24,11 +50,7 @@ def connected(settings: WorkerSettings) -> Iterator[Any]:
         SteerlensError: Ray is not installed; no cluster at the address; another version of Ray or
             Python there; fewer CPUs or GPUs than asked for.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise SteerlensError(
-            "the engine 'ray' needs Ray, which is not installed; pip install 'steerlens[ray]', or "
-            "use --engine local"
-        )
+    check_available(settings)
     # Nothing is reported to anyone, and no dashboard is started.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray leaves accelerators of actors without GPUs visible from its next release on.
@@ -49,26 +71,18 @@ def connected(settings: WorkerSettings) -> Iterator[Any]:
 def _start(ray: Any, settings: WorkerSettings) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.address is None:
-        asked = settings.workers * settings.cpus
-        there = os.cpu_count() or 1
-        if asked > there:
-            raise SteerlensError(
-                f"{settings.workers} workers of {settings.cpus:g} CPUs need {asked:g}, this "
-                f"machine has {there}; ask for fewer with --workers or --worker-cpus"
-            )
         try:
             ray.init(include_dashboard=False, **quiet)
         except Exception as error:  # Ray has many kinds for "could not start", some of them private
-            raise SteerlensError(f"Ray cannot be started here: {_first_line(error)}") from error
+            raise SteerlensError(f"Ray cannot be started here: {first_line(error)}") from error
         return
-    _check_listening(settings.address)
     try:
         ray.init(address=settings.address, **quiet)
     except RuntimeError as error:
         if "ersion mismatch" in str(error):
             raise SteerlensError(
                 f"the cluster at {settings.address} runs another version of Ray or Python than "
-                f"this process ({_first_line(error)}); use the same on both sides"
+                f"this process ({first_line(error)}); use the same on both sides"
             ) from error
         raise _unreachable(settings.address, error) from error
     except (ConnectionError, ValueError, OSError) as error:
@@ -88,7 +102,7 @@ def _check_listening(address: str) -> None:
 
 def _unreachable(address: str, error: Exception) -> SteerlensError:
     return SteerlensError(
-        f"no Ray cluster at {address} ({_first_line(error)}); start one with 'ray start --head', "
+        f"no Ray cluster at {address} ({first_line(error)}); start one with 'ray start --head', "
         "or leave the address out to use this machine"
     )
 
@@ -102,7 +116,22 @@ def _check_resources(ray: Any, settings: WorkerSettings) -> None:
                 f"{settings.workers} workers of {each:g} {kind}s need {asked:g}, the cluster has "
                 f"{there:g}; ask for fewer with --workers or --worker-{kind.lower()}s"
             )
+    # A worker lives on one machine: 8 GPUs on 4 machines hold no worker of 4.
+    machines = [one.get("Resources", {}) for one in ray.nodes() if one.get("Alive", True)]
+    room = sum(_fitting(one, settings) for one in machines)
+    if room < settings.workers:
+        raise SteerlensError(
+            f"{settings.workers} workers of {settings.cpus:g} CPUs and {settings.gpus:g} GPUs do "
+            f"not fit on the {len(machines)} machines of the cluster, where {room} fit; a worker "
+            "lives on one machine: ask for fewer or smaller ones"
+        )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def _fitting(resources: Mapping[str, float], settings: WorkerSettings) -> int:
+    """How many workers a machine with these resources holds."""
+    rooms = [
+        int(resources.get(kind, 0.0) / each + 1e-9)
+        for kind, each in (("CPU", settings.cpus), ("GPU", settings.gpus))
+        if each > 0
+    ]
+    return min(rooms, default=settings.workers)

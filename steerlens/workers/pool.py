@@ -1,9 +1,13 @@
-"""The driver's side: pieces go to actors, records come back, losses are made good.
+"""The driver's side: pieces go to actors, results come back, losses are made good.
 
 Each actor has a thread here that takes pieces from one queue, sends one, waits, and hands the
 records over. So a piece is never with two workers, and the queue is all the scheduling there is:
 who is fast takes more. Several callers may ask at once (a search of several instructions does); a
-piece that two of them want is computed once.
+piece that two of them want is computed once. A caller has at most two pieces a worker on their way,
+so results that nobody has taken yet do not pile up.
+
+Pieces are of two kinds: questions (`steerlens.answers.Piece`), whose result is records, and
+contrast pairs (`steerlens.activations.ResidualPiece`), whose result is a `ResidualCache`.
 
 When an actor dies (killed, out of memory, its machine gone), its thread makes a new one and puts
 the piece back at the end of the queue, where another worker may have better luck. After
@@ -14,29 +18,36 @@ errors is set aside at once: it would raise it anywhere.
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.activations import ResidualCache, ResidualPiece
 from steerlens.answers import Piece, Records
 from steerlens.errors import SteerlensError
 from steerlens.files import library_versions
-from steerlens.models import ModelInfo, model_info
+from steerlens.identity import ModelInfo, model_info, model_placement
+from steerlens.placement import Placement
 from steerlens.workers.cluster import connected
+from steerlens.workers.loading import load_arguments
 from steerlens.workers.packing import pack
 from steerlens.workers.settings import WorkerSettings
 
 __all__ = ["Pool", "worker_pool"]
 
+_AHEAD = 2
+_SAME_VERSIONS = ("steerlens", "torch", "transformers", "transformer-lens")
+
 
 @dataclass(eq=False)
 class _Task:
-    piece: Piece
-    done: "Future[Records]" = field(default_factory=Future)
+    piece: Piece | ResidualPiece
+    done: "Future[Any]" = field(default_factory=Future)
     attempts: int = 0
 
 
@@ -45,7 +56,7 @@ def worker_pool(model: TransformerBridge, settings: WorkerSettings) -> Iterator[
     """Workers that hold `model`, ready; gone when the block is left, however it is left.
 
     Args:
-        model: The driver's model; workers load the same reference.
+        model: The driver's model; workers load the same reference, quantised in the same way.
         settings: How many, with what, where.
 
     Raises:
@@ -60,7 +71,7 @@ def worker_pool(model: TransformerBridge, settings: WorkerSettings) -> Iterator[
             "name or folder, or use --engine local"
         )
     with connected(settings) as ray:
-        pool = Pool(ray, info, settings)
+        pool = Pool(ray, info, settings, model_placement(model))
         try:
             pool.start()
             yield pool
@@ -78,12 +89,15 @@ class Pool:
         n_sent: Distinct directions given to the object store.
     """
 
-    def __init__(self, ray: Any, info: ModelInfo, settings: WorkerSettings) -> None:
+    def __init__(
+        self, ray: Any, info: ModelInfo, settings: WorkerSettings, placement: Placement
+    ) -> None:
         from steerlens.workers.actor import ModelWorker
 
         self._ray = ray
         self._info = info
         self._settings = settings
+        self._load = load_arguments(info, placement, settings)
         # max_restarts stays 0: a new actor is made here, where its loading can be watched.
         self._class = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus)(ModelWorker)
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -103,6 +117,15 @@ class Pool:
         """Distinct directions given to the object store."""
         return len(self._references)
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """Who computes, for the run's manifest."""
+        machines = [
+            {key: value for key, value in self.members[number].items() if key != "pid"}
+            for number in sorted(self.members)
+        ]
+        return {"engine": "ray", "ray": str(self._ray.__version__), "workers": machines}
+
     def start(self) -> None:
         """Load the model in every worker, and check that it is the driver's."""
         self._actors = [self._made() for _ in range(self._settings.workers)]
@@ -119,10 +142,43 @@ class Pool:
         Raises:
             SteerlensError: At the end, when pieces were set aside: "2 pieces were set aside …".
         """
-        tasks = {self._task(piece).done: piece for piece in pieces}
+        yield from self._computed(pieces)
+
+    def residuals(
+        self, pieces: Sequence[ResidualPiece]
+    ) -> Iterator[tuple[ResidualPiece, ResidualCache]]:
+        """Each piece with its residuals, as they are finished.
+
+        Raises:
+            SteerlensError: As `answers`.
+        """
+        for piece, (instructed, uninstructed, groups, metadata) in self._computed(pieces):
+            yield (
+                piece,
+                ResidualCache.from_tensors(
+                    torch.from_numpy(instructed.copy()),
+                    torch.from_numpy(uninstructed.copy()),
+                    layers=piece.layers,
+                    groups=groups,
+                    # A worker may have the model from another path.
+                    metadata={**metadata, "model": self._info.reference},
+                ),
+            )
+
+    def _computed(self, pieces: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        """Pieces with what workers made of them; the next is sent when one has been taken."""
+        coming = iter(pieces)
+        most = _AHEAD * self._settings.workers
+        sent: dict[Future[Any], Any] = {}
         failed: dict[str, str] = {}
-        for done in as_completed(tasks):
-            piece = tasks[done]
+        while True:
+            for piece in islice(coming, most - len(sent)):
+                sent[self._task(piece).done] = piece
+            if not sent:
+                break
+            finished, _ = wait(sent, return_when=FIRST_COMPLETED)
+            done = finished.pop()
+            piece = sent.pop(done)
             error = done.exception()
             if error is None:
                 yield piece, done.result()
@@ -149,7 +205,7 @@ class Pool:
         for thread in self._threads:
             thread.join(timeout=5)
 
-    def _task(self, piece: Piece) -> _Task:
+    def _task(self, piece: Piece | ResidualPiece) -> _Task:
         with self._lock:
             if piece.name in self._open:
                 return self._open[piece.name]
@@ -178,7 +234,7 @@ class Pool:
         task.attempts += 1
         exceptions = self._ray.exceptions
         try:
-            records = self._ray.get(self._sent(self._actors[number], task.piece))
+            result = self._ray.get(self._sent(self._actors[number], task.piece))
         except exceptions.RayTaskError as error:
             cause = error.cause
             said = f"{type(cause).__name__}: {cause}"
@@ -196,7 +252,7 @@ class Pool:
             with self._lock:
                 self._open.pop(task.piece.name, None)
             if not task.done.done():
-                task.done.set_result(records)
+                task.done.set_result(result)
         return True
 
     def _leave(self, why: str) -> None:
@@ -232,15 +288,7 @@ class Pool:
                 return
 
     def _made(self) -> Any:
-        options: dict[str, Any] = {"dtype": self._info.dtype}
-        if self._settings.device_map is not None:
-            options["device_map"] = self._settings.device_map
-        elif self._settings.gpus == 0:
-            options["device"] = "cpu"
-        reference = self._info.reference
-        if Path(reference).expanduser().exists():
-            # A relative path means another place in a worker.
-            reference = str(Path(reference).expanduser().resolve())
+        reference, options = self._load
         return self._class.remote(reference, options, int(self._settings.cpus))
 
     def _checked(self, actor: Any) -> dict[str, Any]:
@@ -265,7 +313,7 @@ class Pool:
             ) from error
         own = library_versions()
         theirs = said["versions"]
-        for name in ("steerlens", "torch", "transformers"):
+        for name in _SAME_VERSIONS:
             if theirs[name] != own[name]:
                 raise SteerlensError(
                     f"the worker on {said['machine']} has {name} {theirs[name]}, this process "
@@ -282,7 +330,9 @@ class Pool:
                 )
         return said
 
-    def _sent(self, actor: Any, piece: Piece) -> Any:
+    def _sent(self, actor: Any, piece: Piece | ResidualPiece) -> Any:
+        if isinstance(piece, ResidualPiece):
+            return actor.cache.remote(piece)
         named: dict[str, Any] = {}
 
         def store(name: str, direction: Any) -> None:

@@ -1,5 +1,6 @@
 """How many workers, and what each may use."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from steerlens.errors import SteerlensError
@@ -17,7 +18,10 @@ class WorkerSettings:
         gpus: GPUs of each; parts of one are allowed.
         address: A running cluster, ``"auto"`` or ``"host:port"``; None starts Ray on this machine
             and stops it at the end.
-        device_map: How a worker spreads its model over its GPUs; as for `load_model`.
+        device_map: How a worker spreads its model over its GPUs; as for `load_model`, by default as
+            the driver's model was spread.
+        max_memory: How much of each of its devices a worker may use; as for `load_model`, by
+            default as the driver's.
         max_attempts: How often a piece is tried before it is set aside.
         start_timeout: Seconds in which all workers must have loaded the model.
     """
@@ -26,7 +30,8 @@ class WorkerSettings:
     cpus: int | float = 1
     gpus: int | float = 0
     address: str | None = None
-    device_map: str | None = None
+    device_map: str | Mapping[str, str | int] | None = None
+    max_memory: Mapping[int | str, int | str] | None = None
     max_attempts: int = 3
     start_timeout: float = 600.0
 
