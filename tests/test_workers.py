@@ -307,8 +307,9 @@ def test_workers_place_their_model_as_the_driver_and_cache_what_it_caches(
         there = sharded(tmp_path / "there", workers=ONE)
     assert there.metadata == here.metadata and there.groups == here.groups
     for ours, theirs in zip(here, there, strict=True):
-        torch.testing.assert_close(theirs.instructed, ours.instructed, rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(theirs.uninstructed, ours.uninstructed, rtol=1e-6, atol=1e-7)
+        # A worker's other number of threads sums in another order.
+        torch.testing.assert_close(theirs.instructed, ours.instructed, rtol=1e-4, atol=5e-6)
+        torch.testing.assert_close(theirs.uninstructed, ours.uninstructed, rtol=1e-4, atol=5e-6)
 
 
 @needs_ray

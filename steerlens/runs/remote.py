@@ -20,7 +20,6 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 from steerlens.errors import FileFormatError, SteerlensError, first_line
@@ -46,8 +45,8 @@ class RemoteFolder:
         import fsspec
 
         self.url = url
-        # Sorts by time; two sessions never write the same part.
-        self._session = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+        # Two sessions never write the same part.
+        self._session = uuid.uuid4().hex[:8]
         self._sent = 0
         self._up: dict[str, tuple[int, int]] = {}
         self._parts: list[str] = []
@@ -109,7 +108,8 @@ class RemoteFolder:
             new = file.read()
         if not new:
             return
-        name = f"{_PARTS}/{self._session}-{len(self._parts):06d}.jsonl"
+        # By name they sort in the order in which they were finished, of earlier sessions too.
+        name = f"{_PARTS}/{len(self._parts):06d}-{self._session}.jsonl"
         with self._reported():
             self._put(name, new)
         self._parts.append(name)
