@@ -12,7 +12,9 @@ not to be read. Where the kernels cannot do it (another device or dtype, another
 nothing happens.
 """
 
+import ctypes
 import functools
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +28,9 @@ __all__ = ["packed_linears"]
 
 # The number of rows the order is chosen for; other numbers are multiplied as well, and alike.
 _ROWS = 96
+
+# Weights rearranged before the memory of the plain ones goes back to the system.
+_BETWEEN_TRIMS = 50
 
 
 @contextmanager
@@ -44,6 +49,9 @@ def packed_linears(root: nn.Module) -> Iterator[int]:
                 vars(module)["forward"] = _product(packed, module.bias)
                 if not shared:
                     module.weight.data = module.weight.new_empty(0)
+                if len(done) % _BETWEEN_TRIMS == 0:
+                    _trim()
+        _trim()
         yield len(done)
     finally:
         _to_its_end(lambda: _put_back(done))
@@ -73,6 +81,7 @@ def _product(packed: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
 
 def _put_back(done: list[tuple[nn.Linear, Tensor]]) -> None:
     """The last first, each released as soon as it is plain again."""
+    _trim()
     with torch.no_grad():
         while done:
             module, packed = done[-1]
@@ -80,6 +89,16 @@ def _put_back(done: list[tuple[nn.Linear, Tensor]]) -> None:
                 module.weight.data = packed.to_dense()
             vars(module).pop("forward", None)
             done.pop()
+            del packed
+            if len(done) % _BETWEEN_TRIMS == 0:
+                _trim()
+
+
+def _trim() -> None:
+    """Give freed memory back to the system; glibc would keep the plain weights' for later."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 def _to_its_end(function: Callable[[], None]) -> None:
