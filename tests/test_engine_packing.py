@@ -1,7 +1,10 @@
 """Packed weights: the same bits while they are packed, and the same weights afterwards."""
 
+import ctypes
 import signal
+import sys
 
+import psutil
 import pytest
 import torch
 from tiny_models import write_tiny_folder
@@ -105,3 +108,18 @@ def test_gradients_flow_after_packing():
         layer(torch.ones(2, 16, dtype=torch.bfloat16))
     layer(torch.ones(2, 16, dtype=torch.bfloat16)).sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+
+
+@needs_kernels
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc's memory")
+def test_packed_weights_take_the_place_of_the_plain_ones():
+    layers = nn.Sequential(*(nn.Linear(640, 1024) for _ in range(120))).to(torch.bfloat16)
+    size = sum(own.numel() * own.element_size() for own in layers.parameters())
+    process = psutil.Process()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = process.memory_info().rss
+    with packed_linears(layers):
+        packed = process.memory_info().rss
+    after = process.memory_info().rss
+    assert packed - before < size / 4
+    assert after - before < size / 4
