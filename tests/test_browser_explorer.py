@@ -144,3 +144,10 @@ def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
         # And a click on a token tells its numbers
         page.locator(".js-plotly-plot .textpoint").nth(3).click(force=True)
         page.locator(".widget-html-content", has_text="KL").first.wait_for(timeout=_PATIENCE)
+        # And pinned settings stand below each other, token by token
+        page.get_by_role("button", name="pin", exact=True).click()
+        strip = page.locator(".widget-html-content .token-strip .response b")
+        strip.first.wait_for(timeout=_PATIENCE)
+        assert strip.first.get_attribute("title")
+        strip.first.scroll_into_view_if_needed()
+        page.screenshot(path=tmp_path / "explorer-pinned.png")

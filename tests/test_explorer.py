@@ -1,6 +1,7 @@
 """The explorer without a browser: its widgets' state, and its worker."""
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,7 @@ from steerlens.errors import SteerlensError
 from steerlens.explorer import explore
 from steerlens.explorer.sources import as_python, kind_of, vector_of
 from steerlens.explorer.state import Setting
+from steerlens.plots.tokens import LEVELS
 from steerlens.vectors import difference_of_means
 
 pytest.importorskip("ipywidgets", reason="the explorer needs ipywidgets")
@@ -80,6 +82,27 @@ def test_hostile_text_is_shown_as_text(tiny_model: TransformerBridge) -> None:
     explorer = explore(tiny_model)
     explorer._show_text("<script>alert(1)</script>", "<img src=x onerror=alert(1)>")
     assert "<script" not in explorer.baseline.value and "<img" not in explorer.steered.value
+
+
+def test_pins_are_compared_token_by_token_in_shades_of_one_scale(tiny_model) -> None:
+    # Given two pinned settings, the second with ten times the effect of the first
+    explorer = explore(tiny_model)
+    for layer, times in ((1, 1.0), (2, 10.0)):
+        run = made_up_run(["A", " b"], ["A", HOSTILE, " c"])
+        run = replace(run, effects=replace(run.effects, kl=torch.full_like(run.effects.kl, times)))
+        explorer._shown, explorer.run = Setting("own words", "Hi!", layer), run
+        # When each is kept
+        explorer.pin()
+    # Then each row is a strip of the response alone, the stronger one darker, with one legend
+    pinned = explorer.pinned.value
+    first, second = pinned.split("<tr>")[2:]
+    assert "at layer 1 on all" in first and "at layer 2 on all" in second
+    assert "mean KL 1" in first and "mean KL 10" in second
+    assert f'class="k{LEVELS}"' in second and f'class="k{LEVELS}"' not in first
+    assert pinned.count('class="legend"') == 1 and pinned.count('data-role="prompt"') == 0
+    assert first.count('class="parts"') == 1
+    # And the model's text is text
+    assert HOSTILE not in pinned
 
 
 def test_the_exported_python_gives_the_same_texts(model: TransformerBridge, monkeypatch) -> None:

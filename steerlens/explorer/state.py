@@ -1,7 +1,9 @@
 """What the explorer is set to, as plain data without widgets."""
 
 from dataclasses import dataclass
+from typing import Any
 
+from steerlens.effects.run import SteeredRun
 from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector
 
@@ -48,8 +50,26 @@ class Setting:
 
 @dataclass(frozen=True)
 class Pin:
-    """A setting kept with the two texts it gave."""
+    """A setting kept with what it gave.
+
+    Attributes:
+        setting: What was run.
+        baseline: The unsteered response.
+        steered: The steered response.
+        tokens: Rows of `TokenEffects.frame`, those of the steered response.
+        parts_at: The first of them that the baseline does not have; ``None`` where there is none.
+    """
 
     setting: Setting
     baseline: str
     steered: str
+    tokens: tuple[dict[str, Any], ...] = ()
+    parts_at: int | None = None
+
+    @classmethod
+    def of(cls, setting: Setting, run: SteeredRun) -> "Pin":
+        """What a setting's run gave."""
+        frame = run.effects.frame
+        rows = frame[frame["role"] == "response"].to_dict("records")
+        kept = tuple({str(name): value for name, value in row.items()} for row in rows)
+        return cls(setting, run.baseline, run.steered, kept, run.parts_at)

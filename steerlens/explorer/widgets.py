@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.effects.run import SteeredRun
 from steerlens.errors import SteerlensError
+from steerlens.explorer.pins import pins_table
 from steerlens.explorer.session import Session
 from steerlens.explorer.sources import as_python, vector_of
 from steerlens.explorer.state import Pin, Setting
@@ -24,8 +25,6 @@ from steerlens.steering import Operation, Scope
 from steerlens.vectors import SteeringVector
 
 __all__ = ["Explorer", "explore"]
-
-_CELL = "vertical-align:top;padding:.3em .8em .3em 0;white-space:pre-wrap;max-width:26em"
 
 
 def explore(model: TransformerBridge, n_pairs: int = 32) -> "Explorer":
@@ -158,18 +157,8 @@ class Explorer:
         if self.run is None or self._shown is None:
             self._say("nothing to pin yet; wait until both texts are there")
             return
-        self.pins.append(Pin(self._shown, self.run.baseline, self.run.steered))
-        rows = "".join(
-            "<tr>"
-            + "".join(
-                f'<td style="{_CELL}">{html.escape(cell)}</td>'
-                for cell in (pin.setting.describe(), pin.baseline, pin.steered)
-            )
-            + "</tr>"
-            for pin in self.pins
-        )
-        head = "<tr><th>setting</th><th>baseline</th><th>steered</th></tr>"
-        self.pinned.value = f"<table>{head}{rows}</table>"
+        self.pins.append(Pin.of(self._shown, self.run))
+        self.pinned.value = pins_table(self.pins)
 
     def save_vector(self, path: str | Path) -> Path:
         """Write the vector in use to a file."""

@@ -41,6 +41,7 @@ __all__ = [
     "details",
     "one_line",
     "strip_css",
+    "strip_legend",
     "strip_limit",
     "token_strip",
     "visible",
@@ -55,6 +56,7 @@ def token_strip(
     parts_at: int | None = None,
     tooltips: bool = True,
     styled: bool = True,
+    legend: bool = True,
 ) -> str:
     """Tokens as a block of HTML, shaded by `quantity`, with a legend.
 
@@ -70,6 +72,7 @@ def token_strip(
         parts_at: index among the response tokens of the first that differs from the baseline.
         tooltips: put every token's numbers in its `title`.
         styled: put the style sheet in front (`strip_css()` has it for pages with many strips).
+        legend: put the range of the shading and the meaning of the marks below.
 
     Raises:
         SteerlensError: an unknown quantity, a token without its text or its value, or a limit
@@ -94,8 +97,8 @@ def token_strip(
             f'<div class="tokens {label}" dir="auto" data-role="{label}">{"".join(runs)}</div>'
         )
     style = f"<style>{strip_css()}</style>" if styled else ""
-    legend = _legend(shaded, limit, rows, parting is not None)
-    return f'<div class="token-strip">{style}{"".join(blocks)}{legend}</div>'
+    below = _legend(shaded, rows, limit, parting is not None) if legend else ""
+    return f'<div class="token-strip">{style}{"".join(blocks)}{below}</div>'
 
 
 def strip_limit(tokens: Rows, quantity: str = "kl") -> float:
@@ -106,6 +109,23 @@ def strip_limit(tokens: Rows, quantity: str = "kl") -> float:
     """
     rows, shaded = token_rows(tokens, quantity)
     return limit_of(rows, shaded)
+
+
+def strip_legend(tokens: Rows, quantity: str = "kl", *, limit: float, parting: bool = False) -> str:
+    """What the shades and marks of strips mean: one legend for several with the same limit.
+
+    Args:
+        tokens: the rows of all of them; tells which marks there are.
+        quantity: as `token_strip`.
+        limit: theirs.
+        parting: whether one of them shows where it parts from the baseline.
+
+    Raises:
+        SteerlensError: as `token_strip`.
+    """
+    rows, shaded = token_rows(tokens, quantity)
+    below = _legend(shaded, rows, limit_of(rows, shaded, limit), parting)
+    return f'<div class="token-strip">{below}</div>'
 
 
 def strip_css() -> str:
@@ -209,7 +229,7 @@ def details(token: Token) -> str:
     return "\n".join(lines)
 
 
-def _legend(quantity: Quantity, limit: float, rows: Sequence[Token], parting: bool) -> str:
+def _legend(quantity: Quantity, rows: Sequence[Token], limit: float, parting: bool) -> str:
     """The range of the shading, and what the marks mean where there are any."""
     levels = range(-LEVELS if quantity.signed else 0, LEVELS + 1)
     swatches = "".join(f'<b class="{_shade(step)}">&nbsp;</b>' for step in levels)

@@ -1,0 +1,47 @@
+"""Pinned settings side by side: what each wrote, token by token, in shades that can be compared.
+
+All strips share one limit, that of the strongest change among them, so that a darker token is a
+stronger change whichever pin it is in. Text of the model is escaped; nothing runs.
+"""
+
+import html
+from collections.abc import Sequence
+
+from steerlens.explorer.state import Pin
+from steerlens.plots.numbers import show
+from steerlens.plots.tokens import strip_css, strip_legend, strip_limit, token_strip
+
+__all__ = ["pins_table"]
+
+_CELL = "vertical-align:top;text-align:start;padding:.3em .8em .3em 0"
+_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
+
+
+def pins_table(pins: Sequence[Pin]) -> str:
+    """One row a pin: its setting, its baseline, and its steered response as a strip of KL."""
+    if not pins:
+        return ""
+    limit = max(strip_limit(pin.tokens) for pin in pins)
+    head = "".join(f'<th style="{_CELL}">{name}</th>' for name in ("pin", "baseline", "steered"))
+    rows = "".join(_row(number, pin, limit) for number, pin in enumerate(pins, 1))
+    legend = strip_legend(
+        [token for pin in pins for token in pin.tokens],
+        limit=limit,
+        parting=any(pin.parts_at is not None for pin in pins),
+    )
+    return f"<style>{strip_css()}</style><table><tr>{head}</tr>{rows}</table>{legend}"
+
+
+def _row(number: int, pin: Pin, limit: float) -> str:
+    steered = token_strip(
+        pin.tokens, limit=limit, parts_at=pin.parts_at, styled=False, legend=False
+    )
+    said = html.escape(f"{number}. {pin.setting.describe()}")
+    changes = [float(token["kl"]) for token in pin.tokens]
+    if changes:
+        said += f"<br>mean KL {show(sum(changes) / len(changes), 3)} nats/token"
+    return (
+        f'<tr><td style="{_CELL};max-width:18em">{said}</td>'
+        f'<td style="{_CELL};{_TEXT};max-width:24em" dir="auto">{html.escape(pin.baseline)}</td>'
+        f'<td style="{_CELL};max-width:30em">{steered}</td></tr>'
+    )
