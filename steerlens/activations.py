@@ -29,8 +29,10 @@ ResidualCache(4 pairs, 2 layers 0–1, d_model 3)
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -41,6 +43,9 @@ from steerlens.errors import ActivationError, FileFormatError, PairsError, unkno
 from steerlens.files import library_versions, read_tensors, write_tensors
 from steerlens.models import model_info, tokenize_prompts
 from steerlens.pairs import ContrastPair, ContrastSet
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = [
     "POSITIONS",
@@ -139,6 +144,34 @@ class ResidualCache:
         if layer not in self.layers:
             raise ActivationError(f"layer {layer} is not in this cache; it holds {self.layers}")
         return self.layers.index(layer)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a layer, in residual-stream units.
+
+        ``instructed`` and ``uninstructed`` are the median norms of the two sides, each with the
+        10th and 90th percentile over pairs (``…_low``, ``…_high``); ``gap`` is the distance of the
+        two means.
+        """
+        columns: dict[str, Any] = {"layer": list(self.layers)}
+        for side in _SIDES:
+            norms = getattr(self, side).norm(dim=2).numpy()
+            ends = zip(("_low", "", "_high"), np.quantile(norms, (0.1, 0.5, 0.9), 0), strict=True)
+            columns |= {f"{side}{end}": values.tolist() for end, values in ends}
+        columns["gap"] = (self.instructed.mean(0) - self.uninstructed.mean(0)).norm(dim=1).tolist()
+        return pd.DataFrame(columns)
+
+    def plot(self) -> "go.Figure":
+        """How long residuals are over layers, and how far apart the two sides lie."""
+        from steerlens.plots.residuals import norm_curves
+
+        return norm_curves(self.table)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        known = [key for key in ("instruction", "position", "model") if key in self.metadata]
+        return summary(repr(self), {key: self.metadata[key] for key in known})
 
     def save(self, path: str | Path) -> Path:
         """Write the cache as one safetensors file with its provenance, atomically."""

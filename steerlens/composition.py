@@ -53,6 +53,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,9 @@ from torch import Tensor
 
 from steerlens.errors import SteeringError
 from steerlens.steering import Intervention, Steering
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["Composition", "compose_report", "joint_projection"]
 
@@ -109,8 +113,18 @@ class Composition:
             f"{'matters' if self.order_matters else 'does not matter'})"
         )
 
+    def plot(self) -> "go.Figure":
+        """Cosines of the directions; what they share is what they disturb in each other."""
+        from steerlens.plots.maps import cosine_matrix
+
+        return cosine_matrix(
+            list(map(str, self.cosines)), np.clip(self.cosines.to_numpy(), -1, 1).tolist()
+        )
+
     def _repr_html_(self) -> str:
-        return str(self.table.round(3).to_html(index=False))
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
 
 def compose_report(

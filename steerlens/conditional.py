@@ -35,9 +35,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from sklearn.metrics import roc_auc_score
@@ -53,6 +54,9 @@ from steerlens.models import model_info, tokenize_prompts
 from steerlens.roles import TokenRoles, observed_roles
 from steerlens.steering import RowSteering, Steering
 from steerlens.vectors import Estimator, SteeringVector, difference_of_means
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["Condition", "fit_condition", "threshold_for"]
 
@@ -201,6 +205,40 @@ class Condition:
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} lacks a part of a condition: {error}") from error
 
+    def plot(self) -> "go.Figure":
+        """Projections of the unseen prompts of both kinds, and the threshold between them.
+
+        Raises:
+            SteeringError: A condition saved by a version that did not keep them.
+        """
+        from steerlens.plots.residuals import projection_histogram
+
+        kinds = self.metadata.get("unseen_scores")
+        if kinds is None:
+            raise SteeringError("this condition was saved without its scores; fit it again")
+        return projection_histogram(
+            kinds["positive"],
+            kinds["negative"],
+            names=("to be steered", "to be left alone"),
+            layer=self.layer,
+            target=self.threshold,
+        )
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        rates = {
+            "true positives": self.true_positive_rate,
+            "false positives": self.false_positive_rate,
+        }
+        table = pd.DataFrame(
+            [
+                {"unseen prompts": kind, "rate": rate.value, "low": rate.low, "high": rate.high}
+                for kind, rate in rates.items()
+            ]
+        )
+        return summary(repr(self), {"AUROC": self.auroc, "rule": self.rule}, table)
+
     def __repr__(self) -> str:
         true, false = self.true_positive_rate, self.false_positive_rate
         return (
@@ -283,6 +321,10 @@ def fit_condition(
             "n_positive": [len(part) for part in parts[0]],
             "n_negative": [len(part) for part in parts[1]],
             "max_false_positive_rate": max_false_positive_rate,
+            "unseen_scores": {
+                "positive": yes_left[best].tolist(),
+                "negative": no_left[best].tolist(),
+            },
             "seed": seed,
             "versions": library_versions(),
         },

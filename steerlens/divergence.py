@@ -16,8 +16,10 @@ so its *D* is 0.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +29,9 @@ from steerlens.engine.scoring import ForcedRow, score_rows
 from steerlens.errors import SteeringError
 from steerlens.generation import Generations, generate
 from steerlens.steering import Steering
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = [
     "ResponseKL",
@@ -63,6 +68,30 @@ class ResponseKL:
     high: float
     quantile: float | None
     tokens: tuple[Float[Array, "_"], ...]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a response token: prompt, position in its response, KL (nats)."""
+        return pd.DataFrame(
+            [
+                {"prompt": prompt, "position": position, "kl": float(kl)}
+                for prompt, row in enumerate(self.tokens)
+                for position, kl in enumerate(row)
+            ],
+            columns=["prompt", "position", "kl"],
+        )
+
+    def plot(self) -> "go.Figure":
+        """Where in a response steering acts: KL over positions, with the spread over prompts."""
+        from steerlens.plots.responses import kl_over_response
+
+        return kl_over_response(self.frame)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        lengths = [len(row) for row in self.tokens]
+        return summary(repr(self), {"response tokens": sum(lengths)})
 
     def __repr__(self) -> str:
         return (

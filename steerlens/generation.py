@@ -14,7 +14,7 @@ change a rounding and with it a close argmax.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -28,6 +28,9 @@ from steerlens.engine.plain import decode_rows_plainly
 from steerlens.errors import SteeringError, SteerlensError
 from steerlens.models import end_token_ids, model_info, tokenize_prompts
 from steerlens.steering import Steering
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["FinishReason", "Generations", "generate", "generate_from_tokens"]
 
@@ -64,6 +67,17 @@ class Generations:
                 "finish_reason": self.finish_reasons,
             }
         )
+
+    def plot(self) -> "go.Figure":
+        """How long the responses are, and why they ended."""
+        from steerlens.plots.responses import response_lengths
+
+        return response_lengths(self.frame)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.frame)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -26,9 +26,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.cards import (
@@ -48,6 +49,9 @@ from steerlens.interop.loading import load_vector
 from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector
 from steerlens.weights import sha256_of_files
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["Library", "LibraryItem", "Rate", "load_library", "save_library", "vector_card"]
 
@@ -112,6 +116,32 @@ class Library:
                 "choose them: library.load(name).at(layer=…)"
             )
         return vector.at(**{key: best[key] for key in SETTINGS})
+
+    def plot(self, layer: int | None = None) -> "go.Figure":
+        """How alike the vectors' directions are at one layer: their cosines.
+
+        Args:
+            layer: By default the middle one of those at which the index applies the vectors, or of
+                the model where it says nothing.
+
+        Raises:
+            SteerlensError: as `load`, or a vector without a direction at the layer.
+        """
+        from steerlens.plots.maps import cosine_matrix
+
+        vectors = [self.load(name) for name in self.names]
+        if layer is None:
+            best = [(entry.get("steering") or {}).get("layer") for entry in self.entries.values()]
+            known = sorted(one for one in best if one is not None) or list(vectors[0].layers)
+            layer = known[len(known) // 2]
+        directions = torch.stack([one.directions[one.layer_index(layer)] for one in vectors])
+        cosines = (directions @ directions.T).clamp(-1, 1)
+        return cosine_matrix(self.names, cosines.tolist(), layer)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.frame)
 
     def __repr__(self) -> str:
         return f"Library({self.folder}, {len(self.entries)} vectors)"

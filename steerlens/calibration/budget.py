@@ -34,7 +34,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -57,6 +57,9 @@ from steerlens.files import library_versions
 from steerlens.generation import Generations
 from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -124,6 +127,17 @@ class Calibration:
         if not self.reached:
             raise SteeringError(f"there is no calibrated strength to save: {self.reason}")
         return saved(vector, self.steering, self.record)
+
+    def plot(self) -> "go.Figure":
+        """KL over the strengths that were tried, the calibrated one marked."""
+        from steerlens.plots.sweeps import strength_sweep
+
+        return strength_sweep(self.curve, values=["kl"], chosen=self.strength)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.curve)
 
     def __repr__(self) -> str:
         met = f"{statistic_name(self.quantile)} KL {self.kl:.3g} [{self.kl_low:.3g}, "

@@ -100,12 +100,14 @@ class RateCalibration:
 
     def plot(self) -> "go.Figure":
         """Successes over strength, the chosen one marked."""
-        from steerlens.plots import strength_sweep
+        from steerlens.plots.sweeps import strength_sweep
 
         return strength_sweep(self.curve, chosen=self.strength)
 
     def _repr_html_(self) -> str:
-        return str(self.curve.round(3).to_html(index=False))
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.curve)
 
     def __repr__(self) -> str:
         found = f"successes {self.rate.value:.0%} [{self.rate.low:.0%}, {self.rate.high:.0%}]"

@@ -99,6 +99,11 @@ class LensReadout:
 
         return picture_of_lens(self)
 
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.frame)
+
     def _words(self, ids: Int[Tensor, "layer pos top"]) -> list[tuple[str, ...]]:
         return [tuple(self.vocabulary[i] for i in row) for row in ids.flatten(0, 1).tolist()]
 

@@ -109,6 +109,11 @@ class Travel:
 
         return picture_of_travel(self)
 
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.frame)
+
     def __repr__(self) -> str:
         last = self.frame.groupby("intervention").tail(1)
         shares = ", ".join(f"{share:.2f}" for share in last.survival)

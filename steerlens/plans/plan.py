@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
@@ -26,6 +26,9 @@ from steerlens.plans.settings import Candidate, candidate_from_json, describe
 from steerlens.runs.remote import fetched
 from steerlens.steering import Steering
 from steerlens.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["CONTEXTS", "PLAN_FILE", "PLAN_SCHEMA", "Plan", "vector_file"]
 
@@ -175,6 +178,18 @@ class Plan:
                 for row in self.data["instructions"][name]["table"]
             ]
         )
+
+    def plot(self) -> "go.Figure":
+        """Rates on the select split with and without the choice, by instruction and context."""
+        from steerlens.plots.rates import condition_rates
+
+        rows = []
+        for row in self.table.to_dict("records"):
+            about = {"instruction": row["instruction"], "n": row["n"]}
+            for steered, kind in (("", "unsteered_"), ("+steering", "")):
+                ends = {name: row[f"{kind}{name}"] for name in ("rate", "low", "high")}
+                rows.append({**about, "condition": f"{row['context']}{steered}", **ends})
+        return condition_rates(rows)
 
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary

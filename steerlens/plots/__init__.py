@@ -20,6 +20,7 @@ share one theme (`steerlens.plots.theme`): colour-blind-safe, for light and dark
 | `survival_curve` | what later layers leave of an intervention |
 | `ranked_tokens` | tokens promoted and suppressed |
 | `response_lengths` | lengths of responses, and why they ended |
+| `kl_over_response` | where in a response steering acts |
 
 `.plot()` of a result picks one of them. `save` writes any figure as HTML, SVG, PNG or PDF.
 
@@ -29,7 +30,7 @@ share one theme (`steerlens.plots.theme`): colour-blind-safe, for light and dark
 'layer'
 """
 
-from steerlens.plots.bars import ranked_tokens, response_lengths
+from steerlens.plots.bars import ranked_tokens
 from steerlens.plots.layers import evidence_curves, layer_curves, recovery_curve
 from steerlens.plots.maps import cosine_matrix, instruction_layer_heatmap, layer_token_map
 from steerlens.plots.rates import condition_rates
@@ -39,6 +40,7 @@ from steerlens.plots.residuals import (
     survival_curve,
     vector_curves,
 )
+from steerlens.plots.responses import kl_over_response, response_lengths
 from steerlens.plots.saving import save
 from steerlens.plots.strip import Section, text_figure
 from steerlens.plots.summaries import summary
@@ -56,6 +58,7 @@ __all__ = [
     "cosine_matrix",
     "evidence_curves",
     "instruction_layer_heatmap",
+    "kl_over_response",
     "layer_curves",
     "layer_token_map",
     "length_over_strength",

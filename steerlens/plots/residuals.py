@@ -44,6 +44,7 @@ def projection_histogram(
     uninstructed: Sequence[Any],
     steered: Sequence[Any] | None = None,
     *,
+    names: tuple[str, str] = ("instructed", "uninstructed"),
     layer: int | None = None,
     target: float | None = None,
     title: str | None = None,
@@ -55,6 +56,7 @@ def projection_histogram(
             left out); fit the direction on other pairs, or they lie further apart than they should.
         uninstructed: those of uninstructed ones.
         steered: those of uninstructed ones after steering.
+        names: what the first two are called.
         layer: where, for the title.
         target: the projection steering aims at, marked by a line.
         title: above the histogram; by default says what is shown.
@@ -70,12 +72,14 @@ def projection_histogram(
         for name, values in sides.items()
     }
     everything = np.concatenate([*known.values()]) if known else np.empty(0)
+    called = dict(zip(("instructed", "uninstructed"), names, strict=True))
     figure = Picture()
     if everything.size:
         edges = _bin_edges(everything, max(len(values) for values in known.values()))
         for name, colour in _SIDES:
             if name in known:
-                figure.add_trace(_steps(known[name], edges, name, colour))
+                said = plain_text(called.get(name, name))
+                figure.add_trace(_steps(known[name], edges, said, colour))
     else:
         not_measured(figure, "no projections")
     if target is not None:

@@ -36,7 +36,7 @@ uninstructed prompts differ in a small part of the variance, and R² is about al
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.errors import SteeringError, unknown_name
 from steerlens.transfer.paired import PairedResiduals, paired_residuals
 from steerlens.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["LayerMap", "LayerMaps", "fit_layer_maps", "fit_maps", "linear_cka"]
 
@@ -106,6 +109,18 @@ class LayerMaps:
         """One row a target layer: ``layer, source_layer, r2, r2_median, cka, penalty``."""
         columns = ("layer", "source_layer", "r2", "r2_median", "cka", "penalty")
         return pd.DataFrame([{name: getattr(one, name) for name in columns} for one in self.maps])
+
+    def plot(self) -> "go.Figure":
+        """Held-out R² and CKA over target layers: where the maps may be believed."""
+        from steerlens.plots.layers import evidence_curves
+
+        title = f"{self.method}, layers matched by {self.match}"
+        return evidence_curves(self.table, ["r2", "r2_median", "cka"], title=title)
+
+    def _repr_html_(self) -> str:
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
     def directions(
         self, vector: SteeringVector

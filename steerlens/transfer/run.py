@@ -74,13 +74,15 @@ class Transfer:
 
     def plot(self) -> "go.Figure":
         """Cosine with the target's own vector, and the map's held-out R², over layers."""
-        from steerlens.plots import evidence_curves
+        from steerlens.plots.layers import evidence_curves
 
         kinds = [kind for kind in ("cosine_own", "r2", "r2_median", "cka") if kind in self.table]
         return evidence_curves(self.table, kinds, title=f"{self.vector.name}: {self.method}")
 
     def _repr_html_(self) -> str:
-        return f"<p>{_escaped(repr(self))}</p>{self.table.to_html(index=False)}"
+        from steerlens.plots.summaries import summary
+
+        return summary(repr(self), table=self.table)
 
     def __repr__(self) -> str:
         usable = self.table[self.table.usable]
@@ -173,7 +175,3 @@ def _record(
         record["match"] = maps.match
         record["maps"] = dict(maps.metadata)
     return record
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
