@@ -2,10 +2,12 @@
 #
 #   PYTHON=python3.12 make     another interpreter (3.11 or later)
 #   MODEL=... make report      another model
+#   WORKERS=0 make test        tests in one process, one after another
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
 PYTEST_FLAGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +46,7 @@ report: $(INSTALLED)
 	$(BIN)/steerlens report --model $(MODEL) $(INSTRUCTIONS:%=--instruction %) --out report
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -70,4 +72,5 @@ clean:
 bench: $(INSTALLED)
 	$(PIP_INSTALL) --no-deps repeng==0.4.0
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.rounding
 	$(BIN)/python -m benchmarks.effects

@@ -42,7 +42,7 @@ plan.table
 
 # %%
 result = behaviour.evaluated(model, behaviour.report_prompts(FORMAT), "format-report", plan)
-behaviour.keep(result.plot(), "format-report")
+behaviour.figure(behaviour.keep(result.plot(), "format-report"), "format-report")
 
 # %%
 result.table[result.table.instruction == "all prompts"].set_index("condition")
@@ -56,7 +56,8 @@ result.table[result.table.instruction == "all prompts"].set_index("condition")
 given = behaviour.given_prompts("ifeval_single_format.jsonl")
 public = behaviour.evaluated(model, given, "format-ifeval", plan) if given else None
 if public is not None:
-    behaviour.keep(public.plot(), "format-ifeval").show()
+    drawn = behaviour.keep(public.plot(), "format-ifeval")
+    behaviour.figure(drawn, "format-ifeval").show()
 
 # %%
 if public is not None:

@@ -3,7 +3,8 @@
 A run is kept in a folder (``STEERLENS_RUNS``, by default ``runs``) and resumed when it is there, so
 that a notebook executed again reads what the first time computed. ``STEERLENS_SMALL=1`` shrinks
 everything to a check that the notebook runs; its numbers then mean nothing. Files with further
-prompts are used where ``STEERLENS_DATA`` names their folder.
+prompts are used where ``STEERLENS_DATA`` names their folder. Every full run keeps what it was
+estimated to take beside what it took (``costs.json``).
 """
 
 import os
@@ -70,7 +71,8 @@ def planned(model: Any, instructions: Sequence[str], name: str) -> Plan:
         }
     folder = _RUNS / "plans" / name
     settings = SearchSettings(judge=judge(), **sizes)
-    return search(model, instructions, folder, settings, resume=_exists(folder))
+    resume = _exists(folder)
+    return search(model, instructions, folder, settings, resume=resume, estimate=not SMALL)
 
 
 def evaluated(
@@ -85,7 +87,8 @@ def evaluated(
     settings = EvaluationSettings(
         max_new_tokens=12 if SMALL else max_new_tokens, judge=judge(), skip_unknown=True
     )
-    return evaluate(model, prompts, folder, plan, settings, resume=_exists(folder))
+    resume = _exists(folder)
+    return evaluate(model, prompts, folder, plan, settings, resume=resume, estimate=not SMALL)
 
 
 def run_folder(name: str) -> Path:

@@ -11,6 +11,8 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from benchmarks import contenders, growth, table, vllm_peer
 from benchmarks.contenders import Contender
 from benchmarks.measure import Run, summary, timed
 from benchmarks.work import FLOAT32, QUICK, Sizes, Work, prepare
-from steerlens.files import library_versions, write_text
+from steerlens.files import library_versions
 
 HERE = Path(__file__).parent
 TASKS = {
@@ -55,7 +57,12 @@ def main() -> None:
     for dtype in arguments.dtypes.split(","):
         sizes = _sizes(dtype, arguments.quick)
         work = prepare(dtype, sizes)
-        found: dict[str, Any] = {"sizes": vars(sizes)}
+        with suppress(ImportError):  # then the peer is left out below, with its reason
+            work = replace(work, peer_batch_size=contenders.best_batch_size(work))
+        found: dict[str, Any] = {
+            "sizes": vars(sizes),
+            "steering_vectors_batch_size": work.peer_batch_size,
+        }
         found["tasks"] = _rounds(work, arguments.rounds)
         if not arguments.no_growth:
             found["growth"] = growth.measure(work)
@@ -63,8 +70,8 @@ def main() -> None:
         found["memory"] = _memories(dtype, arguments.quick)
         found["vllm"] = vllm_peer.measure(dtype, sizes)
         results["dtypes"][dtype] = found
-        _write(results)
-    print((HERE / "README.md").read_text())
+        table.write(results)
+    print(table.page(results))
 
 
 def _rounds(work: Work, n_rounds: int) -> dict[str, Any]:
@@ -129,11 +136,6 @@ def _sizes(dtype: str, quick: bool) -> Sizes:
 
 def _machine() -> dict[str, Any]:
     return {"system": platform.platform(), "cores": os.cpu_count()}
-
-
-def _write(results: dict[str, Any]) -> None:
-    write_text(HERE / "results.json", json.dumps(results, indent=1) + "\n")
-    write_text(HERE / "README.md", table.page(results))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
-"""The benchmark's results as a page."""
+"""The benchmark's results: one file of numbers, and the page made of it."""
 
+import json
 import statistics
+from pathlib import Path
 from typing import Any
+
+from steerlens.files import write_text
+
+_HERE = Path(__file__).parent
 
 _HEAD = """# Benchmarks
 
@@ -10,6 +16,18 @@ _HEAD = """# Benchmarks
 catalogue's, all decoding is greedy and runs to the full length. Ratios are what to read: absolute
 rates are those of one machine on one day.
 """
+
+
+def read() -> dict[str, Any]:
+    """The results of the last run."""
+    results: dict[str, Any] = json.loads((_HERE / "results.json").read_text())
+    return results
+
+
+def write(results: dict[str, Any]) -> None:
+    """Keep the results and make their page anew."""
+    write_text(_HERE / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(_HERE / "README.md", page(results))
 
 
 def page(results: dict[str, Any]) -> str:
@@ -23,23 +41,26 @@ def page(results: dict[str, Any]) -> str:
     ]
     for dtype, found in results["dtypes"].items():
         parts.append(f"## {dtype}\n")
-        parts.append(_work(found["sizes"]))
+        parts.append(_work(found["sizes"], found["steering_vectors_batch_size"]))
         parts.append(_ratios(found))
         for task, members in found["tasks"].items():
             parts.append(_task(task, members))
         parts.append(_memory(found["memory"]))
         if "growth" in found:
             parts.append(_growth(found["growth"]))
+    if "rounding" in results:
+        parts.append(_rounding(results["rounding"]))
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _work(sizes: dict[str, int]) -> str:
+def _work(sizes: dict[str, int], peer_batch_size: int) -> str:
     return (
         f"Work: {sizes['n_prompts']} prompts × {sizes['n_new_tokens']} new tokens, at most "
         f"{sizes['batch_limit']} rows together; a sweep of 8 layers × 2 strengths × "
         f"{sizes['n_sweep_prompts']} prompts (peers run {sizes['n_peer_settings']} of its 16 "
         f"settings, bridge and repeng one, the recipe {sizes['n_recipe_rows']} row: rates are what "
-        f"is compared); last-prompt residuals of {sizes['n_pairs']} pairs at all layers.\n"
+        f"is compared); last-prompt residuals of {sizes['n_pairs']} pairs at all layers "
+        f"(steering-vectors in batches of {peer_batch_size}, its best of 1 to 32).\n"
     )
 
 
@@ -110,6 +131,23 @@ def _task(task: str, members: dict[str, Any]) -> str:
 def _memory(memory: dict[str, int]) -> str:
     lines = ["### peak memory above the loaded models\n", "| run | MiB |", "|---|---:|"]
     lines += [f"| {name} | {peak / 2**20:.0f} |" for name, peak in memory.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _rounding(rounding: dict[str, Any]) -> str:
+    """Mean KL between every two paths, as `benchmarks.rounding` measured it."""
+    names = list(rounding["mean_kl"])
+    lines = [
+        "## Rounding in bfloat16\n",
+        f"`python -m benchmarks.rounding`: mean KL per token in 10⁻³ nats, of the row's path from "
+        f"the column's, {rounding['n_rows']} rows of mixed steering × {rounding['n_new_tokens']} "
+        "tokens, the same tokens for all. Two right computations in bfloat16 are this far apart.\n",
+        "| | " + " | ".join(str(i + 1) for i in range(len(names))) + " |",
+        "|---|" + "---:|" * len(names),
+    ]
+    for i, (name, row) in enumerate(rounding["mean_kl"].items()):
+        values = " | ".join(f"{1e3 * row[other]:.2f}" for other in names)
+        lines.append(f"| {i + 1} {name} | {values} |")
     return "\n".join(lines) + "\n"
 
 

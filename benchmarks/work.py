@@ -35,7 +35,10 @@ QUICK = Sizes(n_prompts=12, n_new_tokens=12, n_sweep_prompts=4, n_pairs=16, batc
 
 @dataclass(frozen=True)
 class Work:
-    """Models and inputs, loaded once; every model has the same weights."""
+    """Models and inputs, loaded once; every model has the same weights.
+
+    `peer_batch_size` is that of `steering-vectors` when it caches; see `best_batch_size`.
+    """
 
     sizes: Sizes
     model: Any
@@ -44,6 +47,7 @@ class Work:
     prompts: list[str]
     rows: list[list[int]]
     pairs: sl.ContrastSet
+    peer_batch_size: int = 16
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,10 @@ import os
 
 # Read when huggingface_hub is imported, so set before anything imports it.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Processes that test side by side share the cores; read when torch is imported, here and in the
+# processes that tests start. More threads than cores wait for each other.
+if n_beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // n_beside))
 
 from jaxtyping import install_import_hook
 
