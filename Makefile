@@ -2,12 +2,12 @@
 #
 #   PYTHON=python3.12 make     another interpreter (3.11 or later)
 #   MODEL=... make report      another model
-#   WORKERS=0 make test        tests in one process, one after another
+#   WORKERS=2 make test        tests in two processes side by side
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
 PYTEST_FLAGS ?=
-WORKERS ?= 2
+WORKERS ?= 0
 
 VENV := .venv
 BIN := $(VENV)/bin
