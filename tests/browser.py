@@ -1,8 +1,10 @@
 """A headless Chromium for tests: Debian's, driven by Playwright, or a reason to skip."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +27,16 @@ def chromium() -> Iterator[Any]:
             yield running
         finally:
             running.close()
+
+
+def artefacts(tmp_path: Path) -> Path:
+    """Where screenshots are kept: the folder `STEERLENS_ARTEFACTS` names.
+
+    Without it the test's own folder, which pytest keeps for its last three runs.
+    """
+    folder = Path(os.environ.get("STEERLENS_ARTEFACTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def faults_of(page: Any) -> list[str]:

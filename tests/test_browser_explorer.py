@@ -11,11 +11,13 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from browser import chromium
+from browser import artefacts, chromium
 
 _TOKEN = "explorer"
 _PATIENCE = 120_000
 _CELLS = [
+    "from IPython.display import HTML, display\nfrom steerlens.plots import summary\n"
+    "display(HTML('<p class=control>$z^2$</p>'), HTML(summary('$x^2$ and $y$')))",
     "import steerlens as sl\nmodel = sl.load_model('smollm2-135m-instruct')",
     "explorer = sl.explore(model, n_pairs=4)\nexplorer.max_new_tokens.value = 8\nexplorer",
 ]
@@ -111,6 +113,11 @@ def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
             ".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=_PATIENCE
         )
         run_all(page)
+        # Then dollars in a result are text, where JupyterLab sets others as mathematics
+        page.locator(".control mjx-container").wait_for(state="attached", timeout=_PATIENCE)
+        result = page.locator(".steerlens-summary")
+        assert "$x^2$ and $y$" in result.text_content()
+        assert result.locator("mjx-container").count() == 0
         source = page.get_by_placeholder("an instruction, picked")
         source.wait_for(timeout=_PATIENCE)
         # When an instruction is typed
@@ -123,7 +130,7 @@ def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
         steered = page.locator(".widget-html-content", has_text=re.compile("^steered"))
         first = steered.text_content()
         assert len(first) > len("steered")
-        page.screenshot(path=tmp_path / "explorer-1.png")
+        page.screenshot(path=artefacts(tmp_path) / "explorer-1.png")
         # And when the layer's slider is moved, others take their place
         handle = page.get_by_role("slider").first
         handle.focus()
@@ -140,7 +147,7 @@ def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
             timeout=_PATIENCE,
         )
         assert page.locator(".js-plotly-plot .main-svg").count() > 0
-        page.screenshot(path=tmp_path / "explorer-2.png")
+        page.screenshot(path=artefacts(tmp_path) / "explorer-2.png")
         # And a click on a token tells its numbers
         page.locator(".js-plotly-plot .textpoint").nth(3).click(force=True)
         page.locator(".widget-html-content", has_text="KL").first.wait_for(timeout=_PATIENCE)
@@ -150,4 +157,4 @@ def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
         strip.first.wait_for(timeout=_PATIENCE)
         assert strip.first.get_attribute("title")
         strip.first.scroll_into_view_if_needed()
-        page.screenshot(path=tmp_path / "explorer-pinned.png")
+        page.screenshot(path=artefacts(tmp_path) / "explorer-pinned.png")

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from browser import chromium, faults_of
+from browser import artefacts, chromium, faults_of
 from report_example import HOSTILE, evidence_example, hostile_report, report_example
 from test_report_evaluation import HOSTILE as HOSTILE_RESPONSE
 from test_report_evaluation import example as evaluation_example
@@ -87,7 +87,7 @@ def test_every_plot_is_drawn_without_a_fault(opened, data, tmp_path):
     assert len(drawn) == 2 + 1 + 2 * 2 + 2
     assert all(drawn)
     assert faults == []
-    page.screenshot(path=tmp_path / "report.png")
+    page.screenshot(path=artefacts(tmp_path) / "report.png")
 
 
 def test_hovering_shows_values(opened, data):
@@ -130,6 +130,35 @@ def test_a_token_tells_its_numbers_by_keyboard(opened, data):
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("#tooltip:not([hidden])")
     assert "KL" in page.locator("#tooltip").text_content()
+
+
+def test_a_token_under_the_pointer_tells_its_numbers_and_where_the_vector_was_read(opened, data):
+    # Given a strip whose first token the vector was read at
+    one, other = data["instructions"][0]["samples"][0]["steered"]["tokens"][:2]
+    one.update(token=" Rome", read=True)
+    other.update(token=" was")
+    page, faults = opened(data)
+    tokens = page.locator("[data-strip]").first.locator(".tokens b")
+    # When the pointer comes over it, and over the next one
+    tokens.first.scroll_into_view_if_needed()
+    tokens.first.hover()
+    page.wait_for_selector("#tooltip:not([hidden])")
+    first = page.locator("#tooltip").text_content()
+    tokens.nth(1).hover()
+    second = page.locator("#tooltip").text_content()
+    # Then each says its own
+    assert "KL" in first and "vector read here" in first
+    assert "KL" in second and "vector read here" not in second
+    assert faults == []
+
+
+def test_hovering_over_a_map_tells_its_cell(opened, data):
+    page, _ = opened(data)
+    box = page.locator("#figure-map-auroc .nsewdrag").first
+    box.scroll_into_view_if_needed()
+    box.hover(force=True)
+    page.locator("#figure-map-auroc .hoverlayer .hovertext").first.wait_for()
+    assert re.search(r"0\.\d+", page.locator("#figure-map-auroc .hoverlayer").first.text_content())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from steering_examples import n_hooks, random_vector
+from torch.profiler import ProfilerActivity, profile
 
+from steerlens.effects import token_effects
 from steerlens.effects.streams import both_streams, other_ending
 from steerlens.engine import choose_path
 
@@ -66,9 +68,29 @@ def test_no_pass_holds_the_logits_of_a_long_text(model, steering, monkeypatch):
         largest = max(largest, tensor.numel() if tensor.shape[-1] == model.cfg.d_vocab else 0)
         return whole(tensor)
 
-    from steerlens.effects import token_effects
-
     monkeypatch.setattr(torch.Tensor, "float", spy)
     token_effects(model, IDS, list(range(500)), random_vector(30, 576).at(28))
 
     assert 0 < largest <= 64 * model.cfg.d_vocab
+
+
+def largest_allocation(work):
+    """Bytes of the largest single allocation, whichever operation makes it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work()
+    events = profiled.profiler.kineto_results.events()
+    return max(one.nbytes() for one in events if one.name() == "[memory]")
+
+
+def test_nothing_has_the_size_of_the_text_squared_or_of_text_times_vocabulary(tiny_model):
+    # Given a text for which either, in float32, is more than the logits of a chunk
+    n_tokens, n_vocab = 120, tiny_model.cfg.d_vocab
+    steering = random_vector(3, 16).at(1, "add")
+    token_effects(tiny_model, [5], [6], steering)  # the engine's check, once a model
+    assert choose_path(tiny_model).is_fast
+
+    largest = largest_allocation(
+        lambda: token_effects(tiny_model, [5] * 20, [6] * (n_tokens - 20), steering)
+    )
+
+    assert 0 < largest < 4 * n_tokens * min(n_tokens, n_vocab)

@@ -1,6 +1,9 @@
 """The explorer without a browser: its widgets' state, and its worker."""
 
 import re
+import sys
+import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,12 +11,13 @@ import pytest
 import torch
 from plots_examples import made_up_run
 from report_example import HOSTILE
+from steering_examples import random_vector
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations import ResidualCache
 from steerlens.errors import SteerlensError
 from steerlens.explorer import explore
-from steerlens.explorer.sources import as_python, kind_of, vector_of
+from steerlens.explorer.sources import as_python, kind_of, read_at, vector_of
 from steerlens.explorer.state import Setting
 from steerlens.plots.tokens import LEVELS
 from steerlens.vectors import difference_of_means
@@ -39,6 +43,9 @@ def test_a_moved_slider_gives_the_texts_that_generate_gives(model: TransformerBr
     assert explorer.run.steered == expected.texts[0]
     assert len(explorer.strips.children) == 2
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    # And the strip marks the token the vector was read at, the last of the prompt
+    frame = explorer.run.effects.frame
+    assert frame.position[frame.read].tolist() == [explorer.run.effects.n_prompt - 1]
     # And it can be pinned, and reproduced
     explorer.pin()
     assert explorer.pins[0].setting.layer == 20
@@ -119,6 +126,8 @@ def test_the_exported_python_gives_the_same_texts(model: TransformerBridge, monk
     steering = setting.steering(vector_of(model, setting.source, 4))
     expected = sl.generate(model, setting.prompt, steering, max_new_tokens=5)
     assert names["run"].steered == expected.texts[0]
+    # And the token the vector was read at is marked as it is there
+    assert names["run"].effects.read.sum() == 1
 
 
 def test_a_source_is_told_apart_and_a_mistyped_one_is_refused(tiny_model, tmp_path) -> None:
@@ -189,7 +198,78 @@ def test_hostile_tokens_told_at_a_click_are_text(tiny_model) -> None:
                 assert set(tags) <= {"<br>"}
 
 
-def test_without_ipywidgets_one_sentence_says_what_to_install(tiny_model, monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ipywidgets", None)
+def test_a_run_that_is_being_shown_when_a_slider_moves_is_cleared(tiny_model) -> None:
+    # Given a worker in the midst of showing its run
+    explorer, entered = explore(tiny_model), threading.Event()
+    show = explorer.session.on_run
+
+    def show_slowly(setting, run) -> None:
+        entered.set()
+        time.sleep(0.3)
+        show(setting, run)
+
+    explorer.session.on_run = show_slowly
+    explorer.max_new_tokens.value = 2
+    explorer.session.start(explorer.setting, lambda _: random_vector(3, 16))
+    assert entered.wait(60.0)
+    # When a slider moves
+    explorer.strength.value = 2.0
+    explorer.session.wait(60.0)
+    # Then nothing of the older setting is left or comes later
+    assert explorer.strips.children == () and explorer.run is None
+
+
+def test_a_vector_asked_for_while_the_worker_makes_it_is_made_once(tiny_model, monkeypatch) -> None:
+    # Given a worker that is making the vector of a new instruction
+    explorer, made, go_on = explore(tiny_model), [], threading.Event()
+
+    def make(model, source, n_pairs):
+        made.append(source)
+        assert go_on.wait(60.0)
+        return random_vector(3, 16)
+
+    monkeypatch.setattr("steerlens.explorer.widgets.vector_of", make)
+    explorer.source.value = "Answer like a pirate."
+    # When it is to be saved, and asked for
+    explorer._save_vector()
+    asked = threading.Thread(target=lambda: explorer.vector)
+    asked.start()
+    asked.join(0.1)
+    # Then the one is put off in a sentence, and the other waits for the model
+    assert "still being made" in explorer.message.value
+    assert asked.is_alive()
+    go_on.set()
+    asked.join(60.0)
+    explorer.session.wait(60.0)
+    assert made == ["Answer like a pirate."]
+
+
+def test_where_a_file_says_it_was_read_is_marked_only_if_the_prompt_has_it() -> None:
+    def marked(position):
+        return read_at(replace(random_vector(3, 8), metadata={"position": position}), n_prompt=4)
+
+    assert [marked("last_prompt"), marked(-4), marked(3)] == ["last_prompt", -4, 3]
+    for foreign in (None, "mean over <b>", 4, -5, True, [1], {"a": 1}):
+        assert marked(foreign) is None
+    assert read_at(replace(random_vector(3, 8), metadata={}), n_prompt=4) is None
+
+
+def test_a_prompt_longer_than_the_context_is_told_in_a_sentence(tiny_model) -> None:
+    # Given a prompt of more tokens than the model reads
+    explorer = explore(tiny_model)
+    explorer.prompt.value = "Rome " * 60
+    # When it runs
+    explorer.session.start(explorer.setting, lambda _: random_vector(3, 16))
+    explorer.session.wait(60.0)
+    # Then that is said, and nothing is shown
+    assert "at most 128; shorten it" in explorer.message.value
+    assert explorer.run is None and explorer.strips.children == ()
+
+
+@pytest.mark.parametrize("package", ["ipywidgets", "anywidget"])
+def test_without_widgets_one_sentence_says_what_to_install(
+    tiny_model, monkeypatch, package
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SteerlensError, match=r"pip install 'steerlens\[notebook\]'"):
         explore(tiny_model)

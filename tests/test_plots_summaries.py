@@ -3,7 +3,7 @@
 import pandas as pd
 from report_example import HOSTILE
 
-from steerlens.plots import summary
+from steerlens.plots import summary, token_strip
 from steerlens.plots.summaries import excerpt
 
 
@@ -14,6 +14,19 @@ def test_everything_is_escaped_wherever_it_comes_from():
 
     assert "<img" not in view and "<script" not in view
     assert "[U+202E]evil" in view
+
+
+def test_notebooks_do_not_set_a_models_dollars_and_backslashes_as_mathematics():
+    text = r"$5 or $\href{javascript:alert(1)}{6}$"
+
+    for view in (
+        summary(text, {text: text}, pd.DataFrame({text: [text]}), excerpt(text, text)),
+        token_strip([{"token": text, "kl": 1.0}]),
+    ):
+        outermost = view[: view.index(">")]
+        assert "mathjax_ignore" in outermost, "MathJax 3: JupyterLab 4, Notebook 7"
+        assert "tex2jax_ignore" in outermost, "MathJax 2: nbviewer, older notebooks"
+        assert r"$\href" in view, "and the text is there as it was written"
 
 
 def test_numbers_are_short_and_gaps_are_dashes():

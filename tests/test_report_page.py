@@ -159,6 +159,7 @@ def test_every_token_of_every_strip_can_be_told_about(data: dict[str, Any], page
             assert columns["kl"][index] == pytest.approx(token["kl"], rel=0.01, abs=1e-4)
             assert columns["offset"][index] + index == token["position"]
             assert bool(columns["steered"][index]) is token["steered"]
+            assert columns["read"][index] == 0, "rows that do not say it are not marked"
             flat = columns["promoted"][index]
             words = [details["words"][word].replace("⏎\n", "\n") for word in flat[::2]]
             assert words == [word for word, _ in token["promoted"]]

@@ -3,10 +3,14 @@
 Both texts are decoded together. The function that chooses each step's tokens is also where a step
 is reported and where a cancelled generation stops: it raises, and the engine's context managers
 put the model back as for any other failure.
+
+What a worker tells and a cancellation exclude each other: when `Session.cancel` returns, the older
+setting has said its last word, and what it showed can be cleared.
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -15,6 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.effects.run import SteeredRun, record_run
 from steerlens.errors import SteerlensError
+from steerlens.explorer.sources import read_at
 from steerlens.explorer.state import Setting
 from steerlens.generation import generate_from_tokens
 from steerlens.models import end_token_ids, tokenize_prompts
@@ -50,6 +55,8 @@ class Session:
         self.on_error = on_error
         self._stop = threading.Event()
         self._in_use = threading.Lock()
+        # Entered again by a callback that cancels.
+        self._telling = threading.RLock()
         self._worker: threading.Thread | None = None
 
     def start(self, setting: Setting, vector_of: Callable[[str], SteeringVector]) -> None:
@@ -67,13 +74,31 @@ class Session:
         self._worker.start()
 
     def cancel(self) -> None:
-        """Give up what is running; it ends at its next token."""
-        self._stop.set()
+        """Give up what is running; it tells nothing more and ends at its next token."""
+        with self._telling:
+            self._stop.set()
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait until the newest worker has ended."""
         if self._worker is not None:
             self._worker.join(seconds)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the newest worker is still at work."""
+        return self._worker is not None and self._worker.is_alive()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The model to oneself: waits until the worker has ended, and holds back the next."""
+        with self._in_use:
+            yield
+
+    def _tell(self, stop: threading.Event, callback: Callable[..., None], *told: Any) -> None:
+        """Call back, unless a newer setting has arrived."""
+        with self._telling:
+            if not stop.is_set():
+                callback(*told)
 
     def _run(
         self,
@@ -85,17 +110,14 @@ class Session:
             try:
                 if not stop.is_set():
                     run = self._steered_run(setting, vector_of(setting.source), stop)
-                    if not stop.is_set():
-                        self.on_run(setting, run)
+                    self._tell(stop, self.on_run, setting, run)
             except _CancelledError:
                 return
             except (SteerlensError, OSError) as error:
-                if not stop.is_set():
-                    self.on_error(str(error))
+                self._tell(stop, self.on_error, str(error))
             except Exception as error:
                 # Nothing waits for a worker: what is not told here leaves "answering" for ever.
-                if not stop.is_set():
-                    self.on_error(f"{type(error).__name__}: {error}")
+                self._tell(stop, self.on_error, f"{type(error).__name__}: {error}")
                 raise
 
     def _steered_run(
@@ -116,7 +138,7 @@ class Session:
             for index, token in zip(indices, following.tolist(), strict=True):
                 if token not in ends:
                     so_far[index].append(token)
-            self.on_text(self._text(so_far[0]), self._text(so_far[1]))
+            self._tell(stop, self.on_text, self._text(so_far[0]), self._text(so_far[1]))
             return following
 
         rows, how = generate_from_tokens(
@@ -132,7 +154,14 @@ class Session:
         if stop.is_set():
             raise _CancelledError
         baseline, steered = (row.produced for row in rows)
-        effects, free = record_run(self.model, prompt, baseline, steered, steering)
+        effects, free = record_run(
+            self.model,
+            prompt,
+            baseline,
+            steered,
+            steering,
+            read_at=read_at(vector, len(prompt)),
+        )
         return SteeredRun(
             prompt=setting.prompt,
             baseline=self._text(baseline),

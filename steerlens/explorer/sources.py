@@ -5,7 +5,7 @@ from typing import Literal
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import cache_residuals
+from steerlens.activations import POSITIONS, cache_residuals
 from steerlens.errors import SteerlensError
 from steerlens.explorer.state import Setting
 from steerlens.instructions import base_queries, catalogue
@@ -13,7 +13,7 @@ from steerlens.interop import load_vector
 from steerlens.pairs import ContrastSet, contrast_pairs
 from steerlens.vectors import SteeringVector, difference_of_means
 
-__all__ = ["as_python", "kind_of", "vector_of"]
+__all__ = ["as_python", "kind_of", "read_at", "vector_of"]
 
 _FILES = (".safetensors", ".gguf")
 
@@ -59,6 +59,22 @@ def vector_of(model: TransformerBridge, source: str, n_pairs: int) -> SteeringVe
     return difference_of_means(cache_residuals(model, pairs, progress=False))
 
 
+def read_at(vector: SteeringVector, n_prompt: int) -> str | int | None:
+    """Where a vector was read, to be marked in a text; ``None`` where it does not say.
+
+    Args:
+        vector: Of whatever source; the record of a file may hold anything.
+        n_prompt: Tokens of the prompt, which may be too short for an index.
+    """
+    position = vector.metadata.get("position")
+    if isinstance(position, str) and position in POSITIONS:
+        return position
+    # JSON's true is an int to Python.
+    if isinstance(position, int) and not isinstance(position, bool):
+        return position if -n_prompt <= position < n_prompt else None
+    return None
+
+
 def as_python(setting: Setting, model: str, n_pairs: int, dtype: str = "float32") -> str:
     """The lines that reproduce a setting.
 
@@ -70,6 +86,7 @@ def as_python(setting: Setting, model: str, n_pairs: int, dtype: str = "float32"
     """
     kind = kind_of(setting.source)
     fitted = "vector = sl.difference_of_means(sl.cache_residuals(model, pairs))"
+    marked = "" if kind == "file" else ", read_at='last_prompt'"
     if kind == "file":
         vector = [f"vector = sl.load_vector({setting.source!r})"]
     elif kind == "instruction":
@@ -90,7 +107,7 @@ def as_python(setting: Setting, model: str, n_pairs: int, dtype: str = "float32"
             f"steering = vector.at(layer={setting.layer}, operation={setting.operation!r}, "
             f"strength={setting.strength}, scope={setting.scope!r})",
             f"run = sl.steer(model, {setting.prompt!r}, steering, "
-            f"max_new_tokens={setting.max_new_tokens})",
+            f"max_new_tokens={setting.max_new_tokens}{marked})",
             "",
         ]
     )

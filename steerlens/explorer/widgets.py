@@ -145,12 +145,16 @@ class Explorer:
 
     @property
     def vector(self) -> SteeringVector:
-        """The vector of the setting.
+        """The vector of the setting; fitted, if need be, when the worker has ended.
 
         Raises:
             SteerlensError: See `steerlens.explorer.sources.vector_of`.
         """
-        return self._vector_of(self.setting.source)
+        source = self.setting.source
+        if source in self._vectors:
+            return self._vectors[source]
+        with self.session.alone():
+            return self._vector_of(source)
 
     def pin(self) -> None:
         """Keep the setting that is shown, to compare it with later ones."""
@@ -229,6 +233,9 @@ class Explorer:
         self.python.layout.display = "" if self.python.layout.display == "none" else "none"
 
     def _save_vector(self) -> None:
+        if self.session.is_running and self.setting.source not in self._vectors:
+            self._say("the vector is still being made; wait until both texts begin")
+            return
         self._saving(self.save_vector)
 
     def _save_figure(self) -> None:

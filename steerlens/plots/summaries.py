@@ -1,6 +1,7 @@
 """Compact HTML for notebooks: what a result is, in a heading, a few facts and a small table.
 
-Everything is escaped; nothing runs. The style is inline and follows the notebook's own colours.
+Everything is escaped; nothing runs, and nothing is set as mathematics. The style is inline and
+follows the notebook's own colours.
 
 >>> "&lt;b&gt;" in summary("<b>", {"layer": 3})
 True
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from steerlens.plots.numbers import show
-from steerlens.plots.tokens import visible
+from steerlens.plots.tokens import AS_WRITTEN, visible
 
 __all__ = ["excerpt", "summary"]
 
@@ -43,7 +44,7 @@ def summary(
         parts.append(f'<div style="opacity:.85;font-size:.92em">{told}</div>')
     if table is not None:
         parts.append(_table(table))
-    return f'<div class="steerlens-summary">{"".join(parts)}{body}</div>'
+    return f'<div class="steerlens-summary {AS_WRITTEN}">{"".join(parts)}{body}</div>'
 
 
 def excerpt(text: str, label: str) -> str:

@@ -8,7 +8,9 @@ that the intervention wrote to its position, a box that the vector was read ther
 the text parts from the baseline.
 
 The result is HTML without scripts. Everything that came from a model is escaped; control
-characters, which could hide or reorder text, are shown as their code.
+characters, which could hide or reorder text, are shown as their code. Notebooks that set
+mathematics in their outputs are told to leave it alone: between two dollar signs a model writes
+prices, and MathJax would make a link of ``\\href``.
 
 >>> "&lt;b&gt;" in token_strip([{"token": "<b>", "kl": 0.2}])
 True
@@ -36,6 +38,7 @@ from steerlens.plots.quantities import (
 from steerlens.plots.tables import Rows
 
 __all__ = [
+    "AS_WRITTEN",
     "LEVELS",
     "QUANTITIES",
     "details",
@@ -46,6 +49,9 @@ __all__ = [
     "token_strip",
     "visible",
 ]
+
+AS_WRITTEN = "mathjax_ignore tex2jax_ignore"
+"""Classes whose text MathJax 3 and 2 leave as it is."""
 
 
 def token_strip(
@@ -98,7 +104,7 @@ def token_strip(
         )
     style = f"<style>{strip_css()}</style>" if styled else ""
     below = _legend(shaded, rows, limit, parting is not None) if legend else ""
-    return f'<div class="token-strip">{style}{"".join(blocks)}{below}</div>'
+    return f'<div class="token-strip {AS_WRITTEN}">{style}{"".join(blocks)}{below}</div>'
 
 
 def strip_limit(tokens: Rows, quantity: str = "kl") -> float:

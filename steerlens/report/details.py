@@ -23,7 +23,7 @@ from typing import Any
 from steerlens.plots.numbers import compact
 from steerlens.plots.tokens import visible
 
-__all__ = ["CHANGES", "DECIMALS", "pack_details"]
+__all__ = ["CHANGES", "DECIMALS", "MARKS", "pack_details"]
 
 # Decimals the page shows of each number, beside at most three significant digits: every digit
 # kept costs half a byte, 29,000 times in a large report.
@@ -36,15 +36,17 @@ DECIMALS = {
     "entropy_change": 3,
 }
 CHANGES = ("promoted", "suppressed")
+MARKS = ("steered", "read")
 
 
 def pack_details(strips: Sequence[Sequence[Mapping[str, Any]]]) -> str:
     """The tokens of every strip, in order, as base64 of deflated JSON.
 
     The JSON is `{"words": [text], "strips": [{column: [value a token]}]}`. The columns are those of
-    `DECIMALS`; `offset` (position minus place in the strip, as constants pack best); `steered` (0
-    or 1); and `promoted`, `suppressed`, where a token has a flat list `[word, change, word, …]`
-    with `word` an index into `words` and the change in two significant digits.
+    `DECIMALS`; `offset` (position minus place in the strip, as constants pack best); `steered` and
+    `read` (0 or 1); and `promoted`, `suppressed`, where a token has a flat list
+    `[word, change, word, …]` with `word` an index into `words` and the change in two significant
+    digits.
     """
     count = Counter(
         word
@@ -71,7 +73,8 @@ def _columns(strip: Sequence[Mapping[str, Any]], words: Mapping[str, int]) -> di
         None if position is None else int(position) - place
         for place, position in enumerate(positions)
     ]
-    columns["steered"] = [int(bool(token.get("steered"))) for token in strip]
+    for name in MARKS:
+        columns[name] = [int(bool(token.get(name))) for token in strip]
     for name in CHANGES:
         listed = [token.get(name) or () for token in strip]
         sizes = iter(_short([size for changes in listed for _, size in changes], 2, 2))

@@ -47,9 +47,10 @@ function describe(tooltip, token, index, strip, words) {
   const name = element("p", null, tooltip, "name");
   element("code", token.textContent, name);
   const steered = strip.steered[index] ? ", steered here" : "";
+  const read = strip.read[index] ? ", vector read here" : "";
   const offset = strip.offset[index];
   const position = offset === null ? "" : ` position ${index + offset},`;
-  element("span", `${position} ${role}${steered}`, name, "where");
+  element("span", `${position} ${role}${steered}${read}`, name, "where");
   const table = element("table", null, tooltip);
   addRow(table, "KL(steered‖baseline), nats", show(strip.kl[index], 3));
   addRow(table, "log-probability", arrow(strip.logprob_baseline[index], strip.logprob_steered[index]));
