@@ -38,7 +38,10 @@ def measure(dtype: str, sizes: Any) -> dict[str, Any]:
         text=True,
     )
     if done.returncode:
-        return {"left_out": done.stderr.strip().splitlines()[-1][:200] if done.stderr else "failed"}
+        # The last line's first word is the error; the rest may name folders of this machine.
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        print(f"vLLM failed: {last[0]}", file=sys.stderr)
+        return {"left_out": f"it did not start ({last[0].split(':')[0]})"}
     # vLLM writes its log to standard output as well.
     [line] = [line for line in done.stdout.splitlines() if line.startswith('{"rate_median"')]
     result: dict[str, Any] = json.loads(line)
