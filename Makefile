@@ -2,12 +2,12 @@
 #
 #   PYTHON=python3.12 make     another interpreter (3.11 or later)
 #   MODEL=... make report      another model
-#   WORKERS=2 make test        tests in two processes side by side
+#   WORKERS=0 make test        tests in one process instead of two side by side
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
 PYTEST_FLAGS ?=
-WORKERS ?= 0
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,7 +46,8 @@ report: $(INSTALLED)
 	$(BIN)/steerlens report --model $(MODEL) $(INSTRUCTIONS:%=--instruction %) --out report
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \
+		--no-loadscope-reorder $(PYTEST_FLAGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

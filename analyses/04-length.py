@@ -30,7 +30,7 @@ LEVELS = [
     for one in ("extremely_brief", "brief", "medium", "verbose", "extremely_verbose")
 ]
 if behaviour.SMALL:
-    LEVELS = [LEVELS[0], LEVELS[-1]]
+    LEVELS = LEVELS[:2]
 
 # %% [markdown]
 # ## Steered by level
@@ -57,6 +57,8 @@ words.loc[LEVELS]
 
 # %%
 SENTENCES = [f"length_constraints:number_sentences_{one}" for one in ("at_most", "at_least")]
+if behaviour.SMALL:
+    SENTENCES = SENTENCES[:1]
 sentence_plan = behaviour.planned(model, SENTENCES, "sentences")
 sentences = behaviour.evaluated(
     model, behaviour.report_prompts(SENTENCES), "sentences-report", sentence_plan, 384

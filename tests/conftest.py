@@ -29,6 +29,15 @@ from steerlens.models import load_model, model_info
 from steerlens.weights import cache_folder
 
 
+_LONGEST = ("test_notebooks", "test_browser_explorer", "test_workers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first, so that processes side by side end at about the same time."""
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(scope="session")
 def model() -> TransformerBridge:
     """SmolLM2-135M-Instruct in float32 on the CPU; leave no hooks on it."""
