@@ -49,12 +49,14 @@ def _score(passed: list[bool], degenerate: list[bool], perplexity: float | None 
 
 
 def test_a_setting_survives_json_and_bad_ones_are_refused() -> None:
-    both = (PROMPT, RESPONSE)
+    both = (PROMPT, RESPONSE, replace(RESPONSE, only_below=True))
     assert candidate_from_json(json.loads(json.dumps([one.to_json() for one in both]))) == both
     with pytest.raises(FileFormatError, match="needs estimator"):
         candidate_from_json([{"estimator": "last_prompt"}])
     with pytest.raises(UnknownNameError, match="operation"):
         Setting("last_prompt", 3, "multiply", 1.0, "all")
+    assert "only_below" not in PROMPT.to_json()  # as plans had it before there was such a field
+    assert describe((both[2],)).endswith("on all, only below its target")
     assert describe(NO_STEERING) == "no steering"
 
 
@@ -65,6 +67,7 @@ def test_candidates_stay_below_the_last_layer_and_differ() -> None:
     assert all(0 <= candidate[0].layer < 29 for candidate in found)
     near = neighbours((Setting("last_prompt", 28, "set_projection", 1.0, "all"),), 30)
     assert all(candidate[0].layer < 29 for candidate in near)
+    assert (replace(RESPONSE, only_below=True),) in neighbours((RESPONSE,), 30)
     assert combinations([(RESPONSE,), (PROMPT,)])[0] == (PROMPT, RESPONSE)
     assert combinations([(PROMPT,)]) == []
 

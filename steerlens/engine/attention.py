@@ -10,8 +10,13 @@ fused kernel is kept.
 Compiling is left out because it does not pay here: with norms and MLPs compiled, a step over 96
 rows took 90 ms instead of 80, after 26 s of compiling (torch 2.13, two cores, bfloat16).
 
-The function is registered with Hugging Face's attention interface under `DECODE` and chosen for the
-time of a step only.
+**Reading prompts in half precision.** The bridge's own attention rounds scores and pattern to the
+model's dtype, the fused kernel keeps them in float32; either is as far from a float32 computation,
+but the two are apart from each other. So while a generation reads prompts in bfloat16 on a CPU,
+`read_attention` rounds as the bridge does, and greedy text follows TransformerLens's more closely.
+
+Both functions are registered with Hugging Face's attention interface, under `DECODE` and `READ`,
+and chosen for a time only.
 """
 
 from collections.abc import Iterator
@@ -24,9 +29,17 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AttentionInterface
 
-__all__ = ["DECODE", "decode_attention", "decoding_attention"]
+__all__ = [
+    "DECODE",
+    "READ",
+    "decode_attention",
+    "decoding_attention",
+    "read_attention",
+    "reading_attention",
+]
 
 DECODE = "steerlens_decode"
+READ = "steerlens_read"
 
 
 def decode_attention(
@@ -65,18 +78,72 @@ def decode_attention(
     return out.view(n_rows, 1, n_heads, value.shape[-1]), None
 
 
+def read_attention(
+    module: nn.Module,
+    query: Float[Tensor, "row head query d_head"],
+    key: Float[Tensor, "row kv_head pos d_head"],
+    value: Float[Tensor, "row kv_head pos d_v"],
+    attention_mask: Float[Tensor, "#row 1 query pos"],
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_options: Any,
+) -> tuple[Float[Tensor, "row query head d_v"], None]:
+    """Attention of many query tokens a row, with scores and pattern in the model's dtype.
+
+    Args:
+        module: The attention module; not looked at.
+        query: Queries of the tokens being read.
+        key: Keys of all tokens so far.
+        value: Values of all tokens so far.
+        attention_mask: 0 where a key may be seen, minus infinity elsewhere.
+        scaling: Factor of the scores; ``d_head ** -0.5`` by default.
+        softcap: Soft limit of the scores (Gemma 2).
+    """
+    n_rows, n_heads, n_queries, width = query.shape
+    n_shared = key.shape[1]
+    grouped = query.reshape(n_rows * n_shared, n_heads // n_shared * n_queries, width)
+    scores = torch.bmm(grouped, key.flatten(0, 1).mT)
+    scores *= width**-0.5 if scaling is None else scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    by_head = scores.view(n_rows, n_heads, n_queries, -1)
+    by_head += attention_mask.to(scores.dtype)
+    pattern = by_head.softmax(-1).view_as(scores)
+    out = torch.bmm(pattern, value.flatten(0, 1))
+    return out.view(n_rows, n_heads, n_queries, -1).transpose(1, 2), None
+
+
 AttentionInterface.register(DECODE, decode_attention)
+AttentionInterface.register(READ, read_attention)
 
 
 @contextmanager
 def decoding_attention(model: TransformerBridge) -> Iterator[bool]:
     """Choose `decode_attention` on a CPU; says whether it is chosen."""
-    root: Any = model.original_model
-    before = root.config._attn_implementation
-    chosen = next(root.parameters()).device.type == "cpu"
-    try:
-        if chosen:
-            root.config._attn_implementation = DECODE
+    with _chosen(model, DECODE, _parameter(model).device.type == "cpu") as chosen:
         yield chosen
+
+
+@contextmanager
+def reading_attention(model: TransformerBridge) -> Iterator[bool]:
+    """Choose `read_attention` on a CPU in half precision; says whether it is chosen."""
+    one = _parameter(model)
+    half = one.dtype in (torch.bfloat16, torch.float16)
+    with _chosen(model, READ, one.device.type == "cpu" and half) as chosen:
+        yield chosen
+
+
+@contextmanager
+def _chosen(model: TransformerBridge, name: str, wanted: bool) -> Iterator[bool]:
+    config: Any = model.original_model.config
+    before = config._attn_implementation
+    try:
+        if wanted:
+            config._attn_implementation = name
+        yield wanted
     finally:
-        root.config._attn_implementation = before
+        config._attn_implementation = before
+
+
+def _parameter(model: TransformerBridge) -> nn.Parameter:
+    return next(model.original_model.parameters())

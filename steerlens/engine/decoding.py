@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine.attention import decoding_attention
+from steerlens.engine.attention import decoding_attention, reading_attention
 from steerlens.engine.batches import common_prefix
 from steerlens.engine.memory import SlotCache, attention_masks
 from steerlens.engine.modules import device_of, dtype_of, fast_modules, on_blocks, unembed
@@ -230,7 +230,7 @@ def first_logits(
     """
     waiting = _in_order(rows)
     library = _Library(model, rows)
-    with fast_modules(model):
+    with fast_modules(model), reading_attention(model):
         for start in range(0, len(waiting), batch_size):
             batch = waiting[start : start + batch_size]
             opened = _open(model, library, batch)
@@ -269,7 +269,7 @@ def decode_rows(
     waiting = _in_order(rows)
     while waiting:
         try:
-            with fast_modules(model), _packed(model, waiting):
+            with fast_modules(model), reading_attention(model), _packed(model, waiting):
                 _Flow(model, waiting, n_slots, ends, choose, finished).run()
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):

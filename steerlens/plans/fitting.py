@@ -157,7 +157,9 @@ class VectorBook:
         """
         find = self.placebo if placebo else self.vector
         parts = [
-            find(task, kwargs, one.estimator).at(one.layer, one.operation, one.strength, one.scope)
+            find(task, kwargs, one.estimator).at(
+                one.layer, one.operation, one.strength, one.scope, only_below=one.only_below
+            )
             for one in candidate
         ]
         if not parts:

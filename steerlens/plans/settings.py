@@ -31,6 +31,7 @@ class Setting:
         operation: ``add``, ``set_projection`` or ``ablate``.
         strength: Multiplier of the change; 1 adds the mean difference or meets the target.
         scope: ``all``, ``prompt`` or ``response``.
+        only_below: Act only on tokens whose projection is below the target (``set_projection``).
 
     Raises:
         UnknownNameError: An operation or scope that does not exist.
@@ -42,6 +43,7 @@ class Setting:
     operation: str
     strength: float
     scope: str
+    only_below: bool = False
 
     def __post_init__(self) -> None:
         if self.operation not in get_args(Operation):
@@ -55,12 +57,15 @@ class Setting:
         """One phrase."""
         return (
             f"{self.estimator}: {self.operation} ×{self.strength:g} at layer {self.layer} "
-            f"on {self.scope}"
+            f"on {self.scope}{', only below its target' if self.only_below else ''}"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields."""
-        return asdict(self)
+        """Its fields; `only_below` where it is set (plans older than it have none)."""
+        fields = asdict(self)
+        if not self.only_below:
+            del fields["only_below"]
+        return fields
 
 
 Candidate = tuple[Setting, ...]
@@ -76,7 +81,7 @@ def candidate_from_json(parts: Sequence[Mapping[str, Any]]) -> Candidate:
     """The candidate whose settings' fields are given.
 
     Raises:
-        FileFormatError: A part lacks a field or has one too many.
+        FileFormatError: A part lacks a field, or one is of the wrong kind.
     """
     try:
         return tuple(
@@ -86,6 +91,7 @@ def candidate_from_json(parts: Sequence[Mapping[str, Any]]) -> Candidate:
                 operation=str(part["operation"]),
                 strength=float(part["strength"]),
                 scope=str(part["scope"]),
+                only_below=bool(part.get("only_below", False)),
             )
             for part in parts
         )
