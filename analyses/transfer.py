@@ -9,12 +9,12 @@ Three targets, each with the vector of SmolLM2-135M-Instruct (or, last, of Gemma
 * SmolLM2, with a vector of Gemma's.
 
 Beside the transferred vector stand the target's own vector and a placebo (a random direction pushed
-as far). The layer is the one at which the *own* vector recovers most on the ``select`` split, the
-strength that at which most of its responses pass there, so both choices favour the control; numbers
-are from the ``report`` split. ``recovery`` is first-token causal recovery at strength 1, ``rate``
-the share of greedy responses that pass the instruction's check (loose), with Wilson intervals.
-``kept`` is transferred over own: of the recovery, and of the gain in rate over no steering, with
-percentile bootstrap intervals over queries.
+as far). The layer is the one at which the *own* vector recovers most on the ``select`` split, which
+favours the control; the strength is for each vector that at which most of its responses pass there,
+for the placebo the own vector's. Numbers are from the ``report`` split. ``recovery`` is first-token
+causal recovery at strength 1, ``rate`` the share of greedy responses that pass the instruction's
+check (loose), with Wilson intervals. ``kept`` is transferred over own: of the recovery, and of the
+gain in rate over no steering, with percentile bootstrap intervals over queries.
 
     python -m analyses.transfer --out DIR                   # all of it
     python -m analyses.transfer --out DIR --part same-shape
@@ -52,7 +52,7 @@ INSTRUCTIONS = (
     "language:response_language_de",
     "detectable_format:number_highlighted_sections",
 )
-_STRENGTHS = (1.0, 1.5, 2.0)
+_STRENGTHS = (1.0, 1.5, 2.0, 3.0)
 MAPS = (("ridge", "depth"), ("ridge", "cka"), ("procrustes", "depth"))
 
 
@@ -131,11 +131,11 @@ def best_layer(model: Any, own: SteeringVector, instruction: str, n: int) -> int
 
 
 def best_strength(
-    model: Any, own: SteeringVector, layer: int, instruction: str, length: int
+    model: Any, vector: SteeringVector, layer: int, instruction: str, length: int
 ) -> float:
-    """At which most responses of the select split pass, steered by the target's own vector."""
+    """At which most responses of the select split pass; the weakest of several."""
     curve = sl.calibrate_rate(
-        model, own.at(layer), instruction, strengths=_STRENGTHS, max_new_tokens=length
+        model, vector.at(layer), instruction, strengths=_STRENGTHS, max_new_tokens=length
     ).curve
     tried = curve[curve.strength > 0]
     return float(tried.strength.iloc[int(tried.passed.to_numpy().argmax())])
@@ -170,7 +170,7 @@ def passes(
     model: Any,
     vectors: dict[str, SteeringVector],
     layer: int,
-    strength: float,
+    strengths: dict[str, float],
     instruction: str,
     n: int,
     length: int,
@@ -180,9 +180,9 @@ def passes(
     bare = [str(one.prompt_without_instruction) for one in prompts]
     asked: list[str] = [*bare, *(one.prompt for one in prompts)]
     steerings: list[Any] = [None] * (2 * n)
-    for one in vectors.values():
+    for name, one in vectors.items():
         asked += bare
-        steerings += [one.at(layer, strength=strength)] * n
+        steerings += [one.at(layer, strength=strengths[name])] * n
     texts = sl.generate(model, asked, steerings, max_new_tokens=length, progress=False).texts
     passed = [
         verdict(text, prompts[i % n].instruction_ids, prompts[i % n].kwargs).all_loose
@@ -199,18 +199,19 @@ def compared(
     layer = best_layer(model, own, instruction, sizes.pairs // 2)
     usable = {name: one for name, one in found.items() if layer in one.vector.layers}
     vectors = {"own": own, **{name: one.vector for name, one in usable.items()}}
+    length = sizes.max_new_tokens
+    strengths = {
+        name: best_strength(model, one, layer, instruction, length) for name, one in vectors.items()
+    }
     vectors["placebo"] = sl.random_direction(cache, like=own)
+    strengths["placebo"] = strengths["own"]
     recovered = recoveries(model, vectors, layer, instruction, sizes.pairs // 2)
-    strength = best_strength(model, own, layer, instruction, sizes.max_new_tokens)
-    passed = passes(
-        model, vectors, layer, strength, instruction, sizes.prompts, sizes.max_new_tokens
-    )
+    passed = passes(model, vectors, layer, strengths, instruction, sizes.prompts, length)
     rows = []
     for name in ("none", "instructed", *vectors):
         rate = wilson(int(passed[name].sum()), sizes.prompts)
         row: dict[str, Any] = {"target": target, "instruction": instruction, "layer": layer}
-        row["strength"] = strength
-        row |= {"vector": name, "n": sizes.prompts}
+        row |= {"vector": name, "strength": strengths.get(name), "n": sizes.prompts}
         row |= {"rate": rate.value, "rate_low": rate.low, "rate_high": rate.high}
         if name in vectors:
             row |= _three("recovery", ratio_interval(*recovered[name]))
