@@ -11,7 +11,8 @@ together, by the same function (`answer_rows`), in whatever order. Only this pro
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.costs.ledger import Ledger
+from steerlens.errors import SteerlensError
 from steerlens.generation import generate
 from steerlens.models import model_info
 from steerlens.runs import Run, piece_name
@@ -104,6 +106,42 @@ def answer_rows(
     return [asdict(Answer(*row)) for row in rows]
 
 
+class SharedBar:
+    """One progress bar for all lists that several threads have under way at once.
+
+    Args:
+        disable: Show none.
+    """
+
+    def __init__(self, disable: bool) -> None:
+        self._disable = disable
+        self._bar: Any = None
+        self._n_lists = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def part(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
+        """A list of so many responses, as a context; what it gives moves the bar on."""
+        with self._lock:
+            if self._bar is None:
+                self._bar = tqdm(total=0, unit="response", disable=self._disable, leave=False)
+            self._n_lists += 1
+            self._bar.total += total
+            self._bar.set_description(what)
+        try:
+            yield self._advance
+        finally:
+            with self._lock:
+                self._n_lists -= 1
+                if not self._n_lists:
+                    self._bar.close()
+                    self._bar = None
+
+    def _advance(self, n: int) -> None:
+        with self._lock:
+            self._bar.update(n)
+
+
 class Answerer:
     """Answers questions with one model, remembering answers; several threads may ask.
 
@@ -112,7 +150,7 @@ class Answerer:
         run: Where answers are kept; ``None`` keeps them in memory.
         batch_size: Rows decoded together.
         piece_rows: Rows a piece.
-        progress: Show a progress bar for each list of questions.
+        progress: Show a progress bar, one for all lists that are asked at once.
         elsewhere: Computes pieces; ``None`` computes them here.
 
     Attributes:
@@ -133,13 +171,14 @@ class Answerer:
         self.run = run
         self.batch_size = batch_size
         self.piece_rows = piece_rows
-        self.progress = progress
+        self._bar = SharedBar(not progress)
         self.elsewhere = elsewhere
         self.ledger = Ledger()
         self.alone = threading.RLock()
         self.n_tokens = 0
         self._memory: dict[str, Records] = {}
         self._writing = threading.RLock()
+        self._unanswered = threading.local()
 
     def ask(
         self, questions: Sequence[Question], max_new_tokens: int, what: str = "answering"
@@ -150,6 +189,9 @@ class Answerer:
             questions: What to answer.
             max_new_tokens: Longest response, in tokens.
             what: A word for the progress bar.
+
+        Raises:
+            SteerlensError: Pieces that workers could not answer; the others are kept.
         """
         starts = range(0, len(questions), self.piece_rows)
         pieces = [
@@ -158,23 +200,30 @@ class Answerer:
         ]
         found = {piece.name: self._known(piece.name) for piece in pieces}
         missing = {piece.name: piece for piece in pieces if found[piece.name] is None}
-        disable = not self.progress
-        with (
-            self.ledger.part("answers"),
-            tqdm(
-                total=len(questions), desc=what, unit="response", disable=disable, leave=False
-            ) as bar,
-        ):
-            bar.update(sum(len(piece.questions) for piece in pieces if piece.name not in missing))
+        with self.ledger.part("answers"), self._bar.part(len(questions), what) as advance:
+            advance(sum(len(piece.questions) for piece in pieces if piece.name not in missing))
             for piece, records in self._computed(list(missing.values())):
                 found[piece.name] = self._keep(piece.name, records)
-                bar.update(len(piece.questions))
+                advance(len(piece.questions))
                 n_tokens = sum(record["n_tokens"] for record in records)
                 self.ledger.count("answers", rows=len(records), tokens=n_tokens)
         answers = [Answer(**one) for piece in pieces for one in found[piece.name] or ()]
         with self._writing:
             self.n_tokens += sum(answer.n_tokens for answer in answers)
         return answers
+
+    def check_answered(self) -> None:
+        """Raise once more what this thread's questions met elsewhere, and forget it.
+
+        Who asks may take an error for an answer: an estimator that cannot be fitted is left out of
+        a search. That pieces were lost by workers must not look like that.
+
+        Raises:
+            SteerlensError: As `ask` raised it.
+        """
+        error = self._unanswered.__dict__.pop("error", None)
+        if error is not None:
+            raise error
 
     def _piece(self, questions: Sequence[Question], max_new_tokens: int) -> Piece:
         info = model_info(self.model)
@@ -189,7 +238,11 @@ class Answerer:
 
     def _computed(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
         if self.elsewhere is not None:
-            yield from self.elsewhere.answers(pieces)
+            try:
+                yield from self.elsewhere.answers(pieces)
+            except SteerlensError as error:
+                self._unanswered.error = error
+                raise
             return
         for piece in pieces:
             with self.alone:

@@ -19,7 +19,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     ray = parser.add_argument_group("with --engine ray")
     ray.add_argument("--workers", type=int, default=2, help="processes, each with the model")
     ray.add_argument("--worker-cpus", type=float, default=1, help="logical CPUs of each")
-    ray.add_argument("--worker-gpus", type=float, default=0, help="GPUs of each")
+    ray.add_argument(
+        "--worker-gpus", type=float, default=0, help="GPUs of each: a part of one, or whole ones"
+    )
     ray.add_argument(
         "--worker-device-map",
         metavar="MAP",
@@ -30,7 +32,10 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="SIZES",
         help="room on each of a worker's devices (default: as --max-memory)",
     )
-    ray.add_argument("--address", help="a cluster, auto or host:port; else started here")
+    ray.add_argument(
+        "--address",
+        help="a running cluster: host:port, ray://host:port or auto (default: Ray started here)",
+    )
 
 
 def workers_of(arguments: argparse.Namespace) -> Any:

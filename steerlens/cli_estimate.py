@@ -23,31 +23,41 @@ def add_estimate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256, help="evaluate")
     parser.add_argument("--judge", default="auto", help="as for search and evaluate")
     parser.add_argument("--batch-size", type=int, default=96)
-    parser.add_argument("--workers", type=int, default=1, help="divide answers among so many")
+    parser.add_argument(
+        "--workers", type=int, help="by so many of --engine ray (default: by this process)"
+    )
+    parser.add_argument("--worker-cpus", type=float, default=1, help="logical CPUs of each")
     parser.add_argument("--skip-unknown", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def estimate(arguments: argparse.Namespace) -> None:
     """`steerlens estimate`."""
-    if arguments.workers < 1 or arguments.batch_size < 1:
-        raise SteerlensError(
-            "--workers and --batch-size must be at least 1; got "
-            f"{arguments.workers} and {arguments.batch_size}"
-        )
+    if arguments.batch_size < 1:
+        raise SteerlensError(f"--batch-size must be at least 1; got {arguments.batch_size}")
+    workers = None
+    if arguments.workers is not None:
+        from steerlens.workers import WorkerSettings
+
+        workers = WorkerSettings(workers=arguments.workers, cpus=arguments.worker_cpus)
     from steerlens.costs.forecast import estimate_costs
     from steerlens.costs.rates import calibrate_rates
 
     find = _evaluation if arguments.stage == "evaluate" else _other
     model, judge, work = find(arguments)
-    rates = calibrate_rates(model, work, arguments.batch_size, judge)
-    found = estimate_costs(work, rates, arguments.batch_size, arguments.workers)
+    threads, n_workers = (workers.threads, workers.workers) if workers else (0, 0)
+    rates = calibrate_rates(model, work, arguments.batch_size, judge, threads)
+    found = estimate_costs(work, rates, arguments.batch_size, n_workers)
     if arguments.json:
         print_json({**found.to_json(), "rates": rates.to_json()})
         return
     print(found)
     for name, part in found.parts.items():
-        counts = ", ".join(f"{value:,.0f} {key}" for key, value in part.items() if key != "seconds")
+        counts = ", ".join(
+            f"{value:,.0f} {key.replace('_', ' ')}"
+            for key, value in part.items()
+            if key != "seconds"
+        )
         print(f"  {name:10} {part['seconds']:9.1f} s  {counts}")
     print(f"(calibrated in {rates.seconds:.0f} s)")
 

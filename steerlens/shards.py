@@ -45,12 +45,15 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations import Position, ResidualCache, ResidualPiece, check_layers
+from steerlens.costs.forecast import COSTS_FILE, Forecast
+from steerlens.costs.ledger import Ledger
+from steerlens.costs.work import shard_work
 from steerlens.errors import ActivationError, FileFormatError, PairsError, unknown_name
 from steerlens.files import check_writable, write_text
 from steerlens.models import model_info
 from steerlens.pairs import ContrastSet
 from steerlens.placement import DTYPES
-from steerlens.runs.plain import piece_name
+from steerlens.runs.plain import json_document, piece_name
 from steerlens.shard_files import (
     check_shard,
     read_layer,
@@ -196,6 +199,7 @@ def shard_residuals(
     dtype: str = "float32",
     progress: bool | None = None,
     workers: WorkerSettings | None = None,
+    estimate: bool = False,
 ) -> ShardedResiduals:
     """`cache_residuals` into a folder, so many pairs at a time; goes on after an interruption.
 
@@ -211,6 +215,8 @@ def shard_residuals(
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` on the disk.
         progress: Show a progress bar on standard error; by default only in a terminal.
         workers: Compute shards in Ray workers instead of here; this process writes them.
+        estimate: Say on standard error what it will take, and keep that in ``costs.json`` beside
+            what it took.
 
     Raises:
         ActivationError: As `cache_residuals`; fewer than 2 pairs a shard; values beyond `dtype`.
@@ -226,48 +232,37 @@ def shard_residuals(
     _check_sizes(dtype, pairs_per_shard)
     check_writable(Path(folder) / INDEX)
     bounds = _bounds(len(pairs), pairs_per_shard)
-    info = model_info(model)
-    numbers_of: dict[str, list[int]] = {}
-    missing: dict[str, ResidualPiece] = {}
-    metadata: dict[str, Any] = {}
-    for number, (start, stop) in enumerate(bounds):
-        part = pairs[start:stop]
-        name = piece_name(
-            {
-                "weights": info.weights_hash,
-                "dtype": info.precision,
-                "data": part.data_hash,
-                "position": position,
-                "layers": list(chosen),
-                "chat_format": chat_format,
-                "stored": dtype,
-            }
-        )
-        path = shard_path(folder, number)
-        record = shard_record(path) if path.exists() else {}
-        if record.get("made_from") == name:
-            metadata = record["metadata"]
-        else:
-            numbers_of.setdefault(name, []).append(number)
-            missing[name] = ResidualPiece(name, part, position, chosen, batch_size, chat_format)
+    parts = [pairs[start:stop] for start, stop in bounds]
+    how = (position, chosen, batch_size, chat_format)
+    missing, numbers_of, metadata = _missing(model, parts, folder, how, dtype)
     disable = None if progress is None else not progress
     with (
         elsewhere(model, workers if missing else None) as pool,
         tqdm(total=len(bounds), desc="caching", unit="shard", disable=disable) as bar,
     ):
         bar.update(len(bounds) - sum(map(len, numbers_of.values())))
-        for piece, cache in _cached(model, list(missing.values()), pool):
-            metadata = dict(cache.metadata)
-            for number in numbers_of[piece.name]:
-                made = {"made_from": piece.name, "metadata": metadata}
-                write_shard(shard_path(folder, number), cache, dtype, made)
-                bar.update()
+        ledger, costs = Ledger(), None
+        if estimate and missing:
+            work = shard_work(model, missing, DTYPES[dtype].itemsize)
+            costs = Forecast.start(model, None, work, batch_size, workers, bool(metadata))
+        with ledger.part("cache"):
+            for piece, cache in _cached(model, missing, pool):
+                metadata = dict(cache.metadata)
+                ledger.count("cache", rows=metadata["n_prompts_run"])
+                for number in numbers_of[piece.name]:
+                    made = {"made_from": piece.name, "metadata": metadata}
+                    write_shard(shard_path(folder, number), cache, dtype, made)
+                    bar.update()
     numbers: dict[str, int] = {}
     groups = [numbers.setdefault(pair.base_query, len(numbers)) for pair in pairs]
     metadata = {**metadata, "n_pairs": len(pairs), "data_hash": pairs.data_hash}
     metadata.pop("n_prompts_run", None)  # of one shard only
     sizes = [stop - start for start, stop in bounds]
-    return _write_index(folder, chosen, groups, info.d_model, dtype, sizes, metadata)
+    shards = _write_index(folder, chosen, groups, model_info(model).d_model, dtype, sizes, metadata)
+    if costs is not None:
+        record = costs.compared(Path(folder), ledger)
+        write_text(Path(folder) / COSTS_FILE, json_document(record, COSTS_FILE))
+    return shards
 
 
 def write_shards(
@@ -311,6 +306,41 @@ def write_shards(
     if len(groups) != sum(sizes):
         raise ActivationError(f"expected {sum(sizes)} groups, one a pair; got {len(groups)}")
     return _write_index(folder, layers or (), groups, shape[1], dtype, sizes, metadata or {})
+
+
+def _missing(
+    model: TransformerBridge,
+    parts: Sequence[ContrastSet],
+    folder: str | Path,
+    how: tuple[Position, tuple[int, ...], int, str],
+    dtype: str,
+) -> tuple[list[ResidualPiece], dict[str, list[int]], dict[str, Any]]:
+    """Pieces that no shard in the folder is made from, their numbers, and the others' metadata."""
+    position, chosen, batch_size, chat_format = how
+    info = model_info(model)
+    pieces: dict[str, ResidualPiece] = {}
+    numbers_of: dict[str, list[int]] = {}
+    metadata: dict[str, Any] = {}
+    for number, part in enumerate(parts):
+        name = piece_name(
+            {
+                "weights": info.weights_hash,
+                "dtype": info.precision,
+                "data": part.data_hash,
+                "position": position,
+                "layers": list(chosen),
+                "chat_format": chat_format,
+                "stored": dtype,
+            }
+        )
+        path = shard_path(folder, number)
+        record = shard_record(path) if path.exists() else {}
+        if record.get("made_from") == name:
+            metadata = record["metadata"]
+        else:
+            numbers_of.setdefault(name, []).append(number)
+            pieces[name] = ResidualPiece(name, part, position, chosen, batch_size, chat_format)
+    return list(pieces.values()), numbers_of, metadata
 
 
 def _cached(

@@ -2,13 +2,17 @@
 
 import json
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
 from steerlens.cli import main
+from steerlens.costs import rates as rates_module
 from steerlens.costs.forecast import answer_costs, estimate_costs
 from steerlens.costs.ledger import Ledger
-from steerlens.costs.rates import Rates
+from steerlens.costs.rates import Rates, calibrate_rates
 from steerlens.costs.stream import fitted, stream
 from steerlens.costs.work import Asking, Work, cache_work, evaluation_work
 from steerlens.evaluation import EvaluationPrompt
@@ -90,15 +94,71 @@ def test_equal_unsteered_questions_are_counted_once():
 
 def test_longer_answers_take_more_memory_and_workers_less_time():
     work = Work("evaluate", ("a",), (Asking(4, 8),))
-    one, two = (estimate_costs(work, rates(), 2, n) for n in (1, 2))
+    here, one, two = (estimate_costs(work, rates(), 2, n) for n in (0, 1, 2))
+    assert here.seconds == one.seconds
     assert two.seconds == pytest.approx(one.seconds / 2, abs=0.01)
-    assert one.memory == 1000 + 10 * 2 * (10 + 8)
+    # Keys and values are held by whoever answers.
+    longest = 1000 + 10 * 2 * (10 + 8)
+    assert (here.memory, here.worker_memory) == (longest, 0)
+    assert (two.memory, two.worker_memory) == (1000, longest)
+
+
+def test_residuals_held_while_they_are_cached_are_memory():
+    one, other = (estimate_costs(Work("cache", ("a",), held=n), rates(), 2) for n in (0, 50))
+    assert (one.memory, other.memory) == (1000, 1000 + 4 * 50)
+
+
+def test_shards_are_divided_among_workers_and_residuals_to_fit_on_are_not():
+    shards, fitting = (Work(stage, ("a",), cached=12, held=50) for stage in ("cache", "search"))
+    found = [estimate_costs(work, rates(), 2, 3) for work in (shards, fitting)]
+    assert [one.seconds for one in found] == [12 * 2.0 / 3, 12 * 2.0]
+    assert [one.worker_memory for one in found] == [1000 + 4 * 50, 1000]
+
+
+def test_the_disk_is_that_of_its_parts():
+    work = Work("evaluate", ("abcd",), (Asking(4, 8),), cached=1, checked=4, numbers=100)
+    found = estimate_costs(work, rates(), 2)
+    by_part = {name: part.get("disk_bytes", 0) for name, part in found.parts.items()}
+    assert by_part["cache"] == 4 * 100
+    assert by_part["answers"] > 32 * 4.0 and by_part["check"] > 32 * 4.0
+    assert found.disk == sum(by_part.values())
+    half = estimate_costs(replace(work, number_bytes=2), rates(), 2)
+    assert found.disk - half.disk == 2 * 100
+
+
+def test_what_workers_do_is_timed_with_their_threads_and_the_rest_with_ours(
+    tiny_model, monkeypatch
+):
+    own = torch.get_num_threads()
+    seen: dict[str, set[int]] = {"answers": set(), "cache": set()}
+    for name, part in (("generate", "answers"), ("residuals_at", "cache")):
+        called = getattr(rates_module, name)
+
+        def noted(*given: Any, part: str = part, called: Any = called, **more: Any) -> Any:
+            seen[part].add(torch.get_num_threads())
+            return called(*given, **more)
+
+        monkeypatch.setattr(rates_module, name, noted)
+    torch.set_num_threads(2)
+    try:
+        search = Work("search", ("Name a city.",), (Asking(2, 4),), cached=2)
+        found = calibrate_rates(tiny_model, search, 2, worker_threads=3)
+        assert seen == {"answers": {3}, "cache": {2}} and found.threads == 3
+        assert torch.get_num_threads() == 2
+        # Shards are cached by the workers.
+        seen["cache"].clear()
+        calibrate_rates(tiny_model, Work("cache", ("Name a city.",), cached=2), 2, None, 3)
+        assert seen["cache"] == {3}
+    finally:
+        torch.set_num_threads(own)
 
 
 def test_the_residuals_written_are_counted(tiny_model):
     work = cache_work(tiny_model, ["a", "b", "a", "c"])
     assert work.cached == 3
     assert work.numbers == 4 * 3 * 16
+    # Of the three prompts that differ, and of all four by side.
+    assert work.held == 7 * 3 * 16
 
 
 def test_parts_do_not_overlap():
@@ -124,6 +184,8 @@ def test_a_run_keeps_its_estimate_beside_what_it_took(tiny_model, tmp_path, caps
     assert costs["actual"]["tokens"] == written
     assert costs["actual_over_estimate"]["seconds"] > 0
     assert costs["estimate"]["parts"]["answers"]["rows"] == 8
+    size = (tmp_path / "responses.jsonl").stat().st_size
+    assert costs["actual"]["parts"]["check"]["disk_bytes"] == size
 
 
 def test_the_command_gives_json_and_refuses_what_it_cannot_estimate(capsys, tiny_folder, tmp_path):
@@ -135,5 +197,13 @@ def test_the_command_gives_json_and_refuses_what_it_cannot_estimate(capsys, tiny
     assert code == 0
     told = json.loads(capsys.readouterr().out)
     assert told["stage"] == "evaluate" and told["parts"]["answers"]["rows"] == 1
+    by_two = ["--workers", "2", "--worker-cpus", "1", "--max-new-tokens", "8"]
+    assert main(["estimate", "evaluate", "--data", str(data), *by_two, *common]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["workers"] == 2 and told["worker_memory_bytes"] > 0
+    assert told["rates"]["threads"] == 1
+    none = ["estimate", "evaluate", "--data", str(data), "--workers", "0", *common]
+    assert main(none) == 2
+    assert "at least one worker" in capsys.readouterr().err
     assert main(["estimate", "evaluate", *common]) == 2
     assert "--data FILE or --instruction" in capsys.readouterr().err

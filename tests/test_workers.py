@@ -140,13 +140,6 @@ def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
         connected(TWO).__enter__()
 
 
-def test_settings_that_cannot_be_are_refused():
-    with pytest.raises(SteerlensError, match="at least one worker"):
-        WorkerSettings(workers=0)
-    with pytest.raises(SteerlensError, match="at least 0"):
-        WorkerSettings(cpus=-1)
-
-
 @needs_ray
 @pytest.mark.parametrize(
     ("asked", "words"),
@@ -217,7 +210,7 @@ def test_workers_answer_as_this_process_does(tiny, pool):
     for piece, records in pool.answers(asked):
         assert records == local._generate(piece.questions, piece.max_new_tokens)
     # The same direction in every row of every piece was sent once.
-    assert pool.n_sent == 1
+    assert pool.sent.n_directions == 1
 
 
 @needs_ray
@@ -273,10 +266,35 @@ def test_a_piece_that_kills_every_worker_is_given_up(pool, monkeypatch):
 
 @needs_ray
 def test_workers_of_other_versions_are_refused(pool, monkeypatch):
-    other = {"steerlens": pool.members[0]["versions"]["steerlens"], "torch": "0.1"}
-    monkeypatch.setattr("steerlens.workers.pool.library_versions", lambda: other)
+    other = {**pool.members[0]["versions"], "torch": "0.1"}
+    monkeypatch.setattr("steerlens.workers.starting.own_versions", lambda: other)
     with pytest.raises(SteerlensError, match=r"has torch .*, this process 0\.1; install the same"):
-        pool._checked(pool._actors[0])
+        pool._ready([pool._made()])
+
+
+@needs_ray
+def test_fewer_resources_than_asked_leave_no_run_folder(pool, tiny_folder, tmp_path, capsys):
+    # A cluster says what it has only when it is connected, after the run has been opened.
+    command = evaluation(tiny_folder, tmp_path, tmp_path / "out")
+    asked = ["--engine", "ray", "--workers", "1", "--worker-gpus", "512"]
+    assert main([*command, *asked]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "1 workers of 512 GPUs need 512, the cluster has" in said
+    assert not (tmp_path / "out").exists()
+
+
+@needs_ray
+def test_ray_is_started_here_whatever_cluster_is_around(monkeypatch):
+    # Ray itself would look for this cluster, and fail or join it.
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    code = (
+        "from steerlens.workers import WorkerSettings\n"
+        "from steerlens.workers.cluster import connected\n"
+        "with connected(WorkerSettings(workers=1, cpus=0.5)) as ray:\n"
+        "    print('nodes', len(ray.nodes()))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert ran.stdout.strip().endswith("nodes 1"), ran.stderr[-800:]
 
 
 @needs_ray

@@ -9,6 +9,7 @@ compared.
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -40,8 +41,9 @@ class Estimate:
         seconds: Wall time in all, without loading models and calibrating.
         tokens: Tokens written by the model.
         memory: Peak memory of this process, in bytes.
-        disk: Size of the run's folder, in bytes.
-        workers: Workers the answers were divided by.
+        disk: Size of the run's folder, in bytes; parts have their share as ``disk_bytes``.
+        workers: Workers the answers (or shards) were divided by.
+        worker_memory: Peak memory of each worker, in bytes; 0 where this process answers.
     """
 
     stage: str
@@ -51,6 +53,7 @@ class Estimate:
     memory: int
     disk: int
     workers: int = 1
+    worker_memory: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -61,13 +64,15 @@ class Estimate:
             "memory_bytes": self.memory,
             "disk_bytes": self.disk,
             "workers": self.workers,
+            "worker_memory_bytes": self.worker_memory,
             "parts": {name: dict(part) for name, part in self.parts.items()},
         }
 
     def __str__(self) -> str:
+        there = f" and {self.worker_memory / 2**30:.1f} in each worker" * bool(self.worker_memory)
         return (
             f"{self.stage}: about {_duration(self.seconds)}, {self.tokens:,} tokens, "
-            f"{self.memory / 2**30:.1f} GB of memory, {self.disk / 1e6:.1f} MB on the disk"
+            f"{self.memory / 2**30:.1f} GB of memory{there}, {self.disk / 1e6:.1f} MB on the disk"
         )
 
 
@@ -90,18 +95,30 @@ class Forecast:
         resumed: bool = False,
     ) -> "Forecast":
         """Calibrate, and say the estimate on standard error."""
-        rates = calibrate_rates(model, work, batch_size, judge)
-        n_workers = workers.workers if workers else 1
+        threads = workers.threads if workers else 0
+        rates = calibrate_rates(model, work, batch_size, judge, threads)
+        n_workers = workers.workers if workers else 0
         found = cls(estimate_costs(work, rates, batch_size, n_workers), rates, resumed)
         print(f"estimate of the {found.estimate}", file=sys.stderr, flush=True)
         return found
 
     def conclude(self, run: "Run", ledger: Ledger) -> None:
         """Write ``costs.json`` and say on standard error how right the estimate was."""
+        run.write_json(COSTS_FILE, self.compared(run.folder, ledger))
+
+    def compared(self, folder: Path, ledger: Ledger) -> dict[str, Any]:
+        """What ``costs.json`` holds; says on standard error how right the estimate was.
+
+        Args:
+            folder: Where the results are.
+            ledger: What was measured.
+        """
         seconds = ledger.seconds - self.rates.seconds
         parts = ledger.to_json()
         # The file itself is not there yet; it is small beside the others.
-        disk = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file())
+        for name, size in _disk_by_part(folder).items():
+            parts.setdefault(name, {"seconds": 0.0})["disk_bytes"] = size
+        disk = sum(part.get("disk_bytes", 0) for part in parts.values())
         actual = {
             "seconds": round(seconds, 1),
             "tokens": parts.get("answers", {}).get("tokens", 0),
@@ -115,29 +132,27 @@ class Forecast:
             for key in ("seconds", "tokens", "memory_bytes", "disk_bytes")
             if expected[key]
         }
-        run.write_json(
-            COSTS_FILE,
-            {
-                "estimate": expected,
-                "actual": actual,
-                "actual_over_estimate": None if self.resumed else ratio,
-                "resumed": self.resumed,
-                "rates": self.rates.to_json(),
-            },
-        )
         said = "" if self.resumed else f", {ratio.get('seconds', 0):.2f} of the estimate"
         print(f"took {_duration(seconds)}{said}", file=sys.stderr, flush=True)
+        return {
+            "estimate": expected,
+            "actual": actual,
+            "actual_over_estimate": None if self.resumed else ratio,
+            "resumed": self.resumed,
+            "rates": self.rates.to_json(),
+        }
 
 
-def estimate_costs(work: Work, rates: Rates, batch_size: int, n_workers: int = 1) -> Estimate:
+def estimate_costs(work: Work, rates: Rates, batch_size: int, n_workers: int = 0) -> Estimate:
     """Rates × work.
 
     Args:
         work: From `steerlens.costs.work`.
         rates: From `steerlens.costs.rates`.
         batch_size: Rows decoded together.
-        n_workers: Answers are divided among so many, each as fast as this process; parts that are
-            computed by the driver alone are not.
+        n_workers: Answers, or shards of residuals, are divided among so many, each as fast as was
+            measured; parts that are computed by the driver alone are not. With 0 this process
+            computes all.
     """
     answering, tokens = 0.0, 0
     for asking in work.askings:
@@ -145,32 +160,65 @@ def estimate_costs(work: Work, rates: Rates, batch_size: int, n_workers: int = 1
         answering += seconds
         tokens += written
     rows = sum(one.rows for one in work.askings)
+    divided = max(n_workers, 1)
+    cached = work.cached * rates.cache / (divided if work.stage == "cache" else 1)
+    pieces, responses, numbers = _disk(work, rates, tokens, rows)
     parts: dict[str, dict[str, float]] = {
-        "answers": {"seconds": answering / n_workers, "rows": rows, "tokens": tokens},
-        "cache": {"seconds": work.cached * rates.cache, "rows": work.cached},
+        "answers": {
+            "seconds": answering / divided,
+            "rows": rows,
+            "tokens": tokens,
+            "disk_bytes": pieces,
+        },
+        "cache": {"seconds": cached, "rows": work.cached, "disk_bytes": numbers},
         "recovery": {"seconds": work.recovered * rates.recover, "rows": work.recovered},
         "judge": {"seconds": work.judged * rates.judge, "rows": work.judged},
-        "check": {"seconds": work.checked * rates.check, "rows": work.checked},
+        "check": {
+            "seconds": work.checked * rates.check,
+            "rows": work.checked,
+            "disk_bytes": responses,
+        },
         "rank": {"seconds": _rank_seconds(work), "pairs": work.ranked},
     }
     parts = {name: part for name, part in parts.items() if any(part.values())}
     for part in parts.values():
         part["seconds"] = round(part["seconds"], 2)
     more = max(0, _most_positions(work, rates, batch_size) - rates.positions) * rates.token_memory
-    text = tokens * rates.characters + _PIECE_BYTES * rows
-    if work.stage == "evaluate":
-        prompt = sum(map(len, work.prompts)) / max(len(work.prompts), 1)
-        each = _RESPONSE_BYTES + prompt + rates.characters * tokens / max(rows, 1)
-        text += work.checked * each
+    # Keys and values are held by whoever answers; residuals by whoever caches them.
+    held = 4 * work.held
     return Estimate(
         stage=work.stage,
         parts=parts,
-        seconds=sum(part["seconds"] for part in parts.values()),
+        seconds=sum((part["seconds"] for part in parts.values()), start=0.0),
         tokens=tokens,
-        memory=rates.memory + more,
-        disk=int(text + 4 * work.numbers),
-        workers=n_workers,
+        memory=rates.memory + held + (0 if n_workers else more),
+        disk=pieces + responses + numbers,
+        workers=divided,
+        worker_memory=rates.memory + (held if work.stage == "cache" else more) if n_workers else 0,
     )
+
+
+def _disk(work: Work, rates: Rates, tokens: int, rows: int) -> tuple[int, int, int]:
+    """Bytes of the pieces, of the responses beside their checks, and of vectors or residuals."""
+    pieces = tokens * rates.characters + _PIECE_BYTES * rows
+    responses = 0.0
+    if work.stage == "evaluate":
+        prompt = sum(map(len, work.prompts)) / max(len(work.prompts), 1)
+        each = _RESPONSE_BYTES + prompt + rates.characters * tokens / max(rows, 1)
+        responses = work.checked * each
+    return int(pieces), int(responses), work.number_bytes * work.numbers
+
+
+def _disk_by_part(folder: Path) -> dict[str, int]:
+    """Bytes of a folder's files by the part that writes them; small ones are ``"other"``."""
+    sizes: dict[str, int] = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            by_name = {"pieces.jsonl": "answers", "responses.jsonl": "check"}
+            by_kind = "cache" if path.suffix == ".safetensors" else "other"
+            part = by_name.get(path.name, by_kind)
+            sizes[part] = sizes.get(part, 0) + path.stat().st_size
+    return sizes
 
 
 def answer_costs(asking: Asking, rates: Rates, batch_size: int) -> tuple[float, int]:

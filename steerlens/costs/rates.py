@@ -1,7 +1,11 @@
 """How fast this model is here: some seconds of the run's own kind of work, timed.
 
 Every rate is measured by the function that the run will call, on the run's prompts, after a first
-call that nobody times (it builds kernels, and compares the engine with the bridge).
+call that nobody times (it builds kernels, and compares the engine with the bridge). What workers
+will compute is measured with a worker's number of threads, the driver's own part with all of its.
+
+Caveat: a worker's device is taken to be as fast as the driver's; where workers have GPUs and the
+driver has none, the estimate is far too high.
 
 Caveat: a machine that is busy with other work while it is measured, or becomes so later, makes the
 estimate wrong by as much.
@@ -9,7 +13,8 @@ estimate wrong by as much.
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +64,7 @@ class Rates:
         token_memory: Keys and values of a token, in bytes.
         positions: Most positions of key-value memory that calibration held.
         seconds: What calibration itself took.
+        threads: Threads that answers were timed with.
     """
 
     read: float
@@ -78,6 +84,7 @@ class Rates:
     token_memory: int
     positions: int
     seconds: float
+    threads: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, without the single lengths."""
@@ -86,78 +93,134 @@ class Rates:
 
 
 def calibrate_rates(
-    model: TransformerBridge, work: Work, batch_size: int, judge: "Judge | None" = None
+    model: TransformerBridge,
+    work: Work,
+    batch_size: int,
+    judge: "Judge | None" = None,
+    worker_threads: int = 0,
 ) -> Rates:
-    """Time a little of each kind of work that will be done."""
+    """Time a little of each kind of work that will be done.
+
+    Args:
+        model: The model.
+        work: What will be done.
+        batch_size: Rows decoded together.
+        judge: Reads responses.
+        worker_threads: Threads of a worker, where workers answer and cache shards; 0 where this
+            process does.
+    """
     started = time.perf_counter()
-    prompts = list(work.prompts)
-    rows = tokenize_prompts(model, prompts)
-    mean_tokens = sum(map(len, rows)) / len(rows)
-    room = max(1, min(int(model.cfg.n_ctx) - max(map(len, rows)) - 1, _LONGEST))
-    read = read_steered = step = step_row = step_position = 0.0
-    lengths: tuple[int, ...] = ()
-    texts: list[str] = []
-    longest = positions = 0
-    if work.askings:
-        longest = min(max(one.max_new_tokens for one in work.askings), room)
-        wide = [prompts[i % len(prompts)] for i in range(batch_size)]
-        middle = _steering(model)
-        generate(model, wide[:4], middle, max_new_tokens=2, progress=False)
-
-        def answered(some: Sequence[str], n: int, steering: Steering | None = None) -> Any:
-            return generate(
-                model,
-                list(some),
-                steering,
-                max_new_tokens=n,
-                batch_size=batch_size,
-                progress=False,
-            )
-
-        few = prompts[:_LONG_ROWS]
-        read = _timed(lambda: answered(few, 1)) / len(few)
-        read_steered = _timed(lambda: answered(wide, 1, middle)) / len(wide)
-        short = min(_SHORT_TOKENS, longest)
-        positions = max(
-            int(size * (mean_tokens + n)) for size, n in ((len(wide), short), (len(few), longest))
-        )
-        # Many rows, few rows, long responses: what tells steps, rows and positions apart.
-        timed = []
-        for some, n, how, reading in (
-            (wide, short, middle, read_steered),
-            (few, short, None, read),
-            (few, longest, None, read),
-        ):
-            begun = time.perf_counter()
-            sample = answered(some, n, how)
-            seconds = time.perf_counter() - begun - reading * len(some)
-            # The end-of-turn token is a step as well; the first token comes with reading.
-            stepped = [min(len(one) + 1, n) - 1 for one in sample.tokens]
-            timed.append((stream(stepped, batch_size, mean_tokens), seconds))
-        texts = list(sample.texts)
-        lengths = tuple(map(len, sample.tokens))
-        step, step_row, step_position = fitted(timed)
-    characters = sum(map(len, texts)) / max(sum(lengths), 1)
-    cache = _cache_rate(model, rows) if work.cached or work.recovered else 0.0
+    rows = tokenize_prompts(model, list(work.prompts))
+    with _computing_with(worker_threads):
+        threads = torch.get_num_threads()
+        answered = _answering(model, work, rows, batch_size) if work.askings else _Answering()
+    total = max(sum(answered.lengths), 1)
+    cache = 0.0
+    if work.cached or work.recovered:
+        # Shards are cached where answers are; residuals to fit on always by this process.
+        with _computing_with(worker_threads if work.stage == "cache" else 0):
+            cache = _cache_rate(model, rows)
+    texts = answered.texts
     return Rates(
-        read=read,
-        read_steered=read_steered,
-        step=step,
-        step_row=step_row,
-        step_position=step_position,
-        lengths=lengths,
-        longest=longest,
-        prompt_tokens=mean_tokens,
-        characters=characters,
+        read=answered.read,
+        read_steered=answered.read_steered,
+        step=answered.step,
+        step_row=answered.step_row,
+        step_position=answered.step_position,
+        lengths=answered.lengths,
+        longest=answered.longest,
+        prompt_tokens=sum(map(len, rows)) / len(rows),
+        characters=sum(map(len, texts)) / total,
         cache=cache,
         recover=cache,
         judge=_judge_rate(judge, texts, work) if judge is not None else 0.0,
         check=_check_rate(work, texts),
         memory=peak_memory(),
         token_memory=_token_memory(model),
-        positions=positions,
+        positions=answered.positions,
         seconds=time.perf_counter() - started,
+        threads=threads,
     )
+
+
+@dataclass(frozen=True)
+class _Answering:
+    """What timing answers gave; see `Rates`."""
+
+    read: float = 0.0
+    read_steered: float = 0.0
+    step: float = 0.0
+    step_row: float = 0.0
+    step_position: float = 0.0
+    lengths: tuple[int, ...] = ()
+    longest: int = 0
+    positions: int = 0
+    texts: tuple[str, ...] = ()
+
+
+def _answering(
+    model: TransformerBridge, work: Work, rows: Sequence[Sequence[int]], batch_size: int
+) -> _Answering:
+    prompts = list(work.prompts)
+    mean_tokens = sum(map(len, rows)) / len(rows)
+    room = max(1, min(int(model.cfg.n_ctx) - max(map(len, rows)) - 1, _LONGEST))
+    longest = min(max(one.max_new_tokens for one in work.askings), room)
+    wide = [prompts[i % len(prompts)] for i in range(batch_size)]
+    middle = _steering(model)
+    generate(model, wide[:4], middle, max_new_tokens=2, progress=False)
+
+    def answered(some: Sequence[str], n: int, steering: Steering | None = None) -> Any:
+        return generate(
+            model,
+            list(some),
+            steering,
+            max_new_tokens=n,
+            batch_size=batch_size,
+            progress=False,
+        )
+
+    few = prompts[:_LONG_ROWS]
+    read = _timed(lambda: answered(few, 1)) / len(few)
+    read_steered = _timed(lambda: answered(wide, 1, middle)) / len(wide)
+    short = min(_SHORT_TOKENS, longest)
+    # Many rows, few rows, long responses: what tells steps, rows and positions apart.
+    timed = []
+    for some, n, how, reading in (
+        (wide, short, middle, read_steered),
+        (few, short, None, read),
+        (few, longest, None, read),
+    ):
+        begun = time.perf_counter()
+        sample = answered(some, n, how)
+        seconds = time.perf_counter() - begun - reading * len(some)
+        # The end-of-turn token is a step as well; the first token comes with reading.
+        stepped = [min(len(one) + 1, n) - 1 for one in sample.tokens]
+        timed.append((stream(stepped, batch_size, mean_tokens), seconds))
+    step, step_row, step_position = fitted(timed)
+    return _Answering(
+        read=read,
+        read_steered=read_steered,
+        step=step,
+        step_row=step_row,
+        step_position=step_position,
+        lengths=tuple(map(len, sample.tokens)),
+        longest=longest,
+        positions=max(
+            int(size * (mean_tokens + n)) for size, n in ((len(wide), short), (len(few), longest))
+        ),
+        texts=tuple(sample.texts),
+    )
+
+
+@contextmanager
+def _computing_with(threads: int) -> Iterator[None]:
+    """So many threads in this block; 0 leaves them as they are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_memory() -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.activations import ResidualPiece
 from steerlens.instructions import Instruction, catalogue
 from steerlens.pairs import contrast_pairs
 from steerlens.plans.fitting import ENDING_TOKENS, FitRecipe, most_pairs, n_ending
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from steerlens.evaluation.run import EvaluationSettings
     from steerlens.search.settings import SearchSettings
 
-__all__ = ["Asking", "Work", "cache_work", "evaluation_work", "search_work"]
+__all__ = ["Asking", "Work", "cache_work", "evaluation_work", "search_work", "shard_work"]
 
 _FORBIDDEN = "keywords:forbidden_words"
 _SAMPLE = 48
@@ -59,7 +60,10 @@ class Work:
         checked: Responses checked.
         ranked: Pairs ranked.
         instruction: One of the instructions, for timing checks.
-        numbers: Floats written to the disk (vectors, residuals).
+        numbers: Numbers written to the disk (vectors, residuals).
+        number_bytes: Bytes of each.
+        held: Floats of residuals held at once where they are cached: as the model gave them, and
+            gathered by side.
     """
 
     stage: str
@@ -73,6 +77,8 @@ class Work:
     ranked: int = 0
     instruction: str | None = None
     numbers: int = 0
+    number_bytes: int = 4
+    held: int = 0
 
 
 def cache_work(
@@ -97,6 +103,35 @@ def cache_work(
         cached=len(distinct),
         ranked=len(prompts) // 2 if rank else 0,
         numbers=0 if rank else len(prompts) * kept * model.cfg.d_model,
+        held=(len(distinct) + len(prompts)) * kept * model.cfg.d_model,
+    )
+
+
+def shard_work(
+    model: TransformerBridge, pieces: Sequence[ResidualPiece], number_bytes: int = 4
+) -> Work:
+    """Caching both sides of pairs in shards.
+
+    Args:
+        model: The model.
+        pieces: The shards that are not there yet.
+        number_bytes: Bytes of a number on the disk.
+    """
+    width = len(pieces[0].layers) * int(model.cfg.d_model) if pieces else 0
+    shards = [
+        [text for pair in piece.pairs for text in (pair.instructed, pair.uninstructed)]
+        for piece in pieces
+    ]
+    distinct = [len(dict.fromkeys(prompts)) for prompts in shards]
+    # Gathered by side, and once more in the order and the dtype of the file.
+    held = [n + 2 * len(prompts) for n, prompts in zip(distinct, shards, strict=True)]
+    return Work(
+        stage="cache",
+        prompts=_spread([prompt for prompts in shards for prompt in prompts]),
+        cached=sum(distinct),
+        numbers=sum(map(len, shards)) * width,
+        number_bytes=number_bytes,
+        held=max(held, default=0) * width,
     )
 
 
@@ -109,7 +144,7 @@ def search_work(
 
     n_layers = int(model.cfg.n_layers)
     askings: list[Asking] = []
-    cached = recovered = judged = checked = numbers = 0
+    cached = recovered = judged = checked = numbers = n_pairs = 0
     prompts: list[str] = []
     for task in tasks:
         n = min(settings.final.n_prompts, most_pairs(task, "select", one_phrasing=True))
@@ -121,6 +156,7 @@ def search_work(
         fitted = _fits(task, estimators, max(len(wordings), 1), bool(wordings), settings.recipe)
         askings += [_with_rows(one, settings.piece_rows) for one in fitted.askings]
         cached += fitted.cached
+        n_pairs = max(n_pairs, fitted.n_pairs)
         if not wordings:
             numbers += len(estimators) * n_layers * int(model.cfg.d_model)
             n_evidence = min(settings.n_evidence, most_pairs(task, "select"))
@@ -153,7 +189,13 @@ def search_work(
         checked=checked,
         instruction=tasks[0].id,
         numbers=numbers,
+        held=_held(model, n_pairs),
     )
+
+
+def _held(model: TransformerBridge, n_pairs: int) -> int:
+    """Floats held while so many pairs are cached: each prompt's, and gathered by side."""
+    return 4 * n_pairs * int(model.cfg.n_layers) * int(model.cfg.d_model)
 
 
 def evaluation_work(
@@ -210,6 +252,8 @@ def evaluation_work(
 class _Fits:
     askings: tuple[Asking, ...]
     cached: int
+    # Most pairs whose residuals are held at once.
+    n_pairs: int
 
 
 def _fits(
@@ -217,7 +261,7 @@ def _fits(
 ) -> _Fits:
     """What fitting these estimators takes, for each of so many wordings."""
     askings = []
-    cached = 0
+    cached = most = 0
     n_pairs = min(recipe.n_wording if by_words else recipe.n_pairs, most_pairs(task))
     n_answers = min(
         recipe.n_wording if by_words else recipe.n_responses, most_pairs(task, one_phrasing=True)
@@ -226,17 +270,20 @@ def _fits(
         if estimator == "response_end":
             askings.append(Asking(n_ending(recipe), ENDING_TOKENS))
             cached += n_ending(recipe)
+            most = max(most, n_ending(recipe) // 2)
             continue
         if not estimator.startswith("response"):
             cached += 2 * n_pairs
+            most = max(most, n_pairs)
             continue
         # Answers without the instruction serve both response estimators and all wordings.
         both = estimator == "response_own"
         askings.append(Asking(n_answers, recipe.response_tokens))
         cached += 2 * n_answers
+        most = max(most, n_answers)
         if both and len(estimators) == 1:
             askings.append(Asking(n_answers, recipe.response_tokens))
-    return _Fits(tuple(askings) * (1 if not by_words else min(times, 2)), cached * times)
+    return _Fits(tuple(askings) * (1 if not by_words else min(times, 2)), cached * times, most)
 
 
 def _estimators(task: Instruction, by_words: bool) -> list[str]:

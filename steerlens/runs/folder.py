@@ -1,11 +1,10 @@
 """`Run`: the folder of one long piece of work, opened by one process at a time."""
 
-import errno
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +13,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from steerlens.errors import SteerlensError
-from steerlens.files import check_writable, write_atomically
+from steerlens.files import check_writable
 from steerlens.places import place
+from steerlens.runs.durable import sync_folder, write_lines
 from steerlens.runs.manifest import MANIFEST, Manifest, now, read_manifest
-from steerlens.runs.pieces import PieceLog, storage_error
+from steerlens.runs.pieces import PieceLog
 from steerlens.runs.plain import json_document, json_line
 from steerlens.runs.remote import RemoteFolder
 
@@ -45,6 +45,7 @@ class Run:
         pieces: PieceLog,
         lock: FileLock,
         remote: RemoteFolder | None = None,
+        made: bool = False,
     ) -> None:
         """Use `Run.open`."""
         self.folder = folder
@@ -52,6 +53,7 @@ class Run:
         self._manifest = manifest
         self._pieces = pieces
         self._lock = lock
+        self._made = made
         self._open = True
 
     @classmethod
@@ -118,6 +120,7 @@ class Run:
         cls, path: Path, manifest: Manifest, resume: bool, added: Mapping[str, Any] | None
     ) -> "Run":
         _check_place(path, resume)
+        made = not path.exists()
         lock = _locked(path)
         try:
             # Again: another process may have started a run here just before the lock was had.
@@ -127,7 +130,7 @@ class Run:
         except BaseException:
             lock.release()
             raise
-        return cls(path, manifest, pieces, lock)
+        return cls(path, manifest, pieces, lock, made=made)
 
     @property
     def manifest(self) -> Manifest:
@@ -196,7 +199,7 @@ class Run:
             SteerlensError: The data is not plain JSON; "no space left …".
         """
         self._check_open()
-        return self._sent(_write_lines(self.path(name), [json_document(data, name)]))
+        return self._sent(write_lines(self.path(name), [json_document(data, name)]))
 
     def write_jsonl(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
         """Write a final file of one JSON object a line (`json_line`), whole or not at all.
@@ -208,7 +211,7 @@ class Run:
         """
         self._check_open()
         lines = (json_line(r, f"{name}[{n}]") + "\n" for n, r in enumerate(records))
-        return self._sent(_write_lines(self.path(name), lines))
+        return self._sent(write_lines(self.path(name), lines))
 
     def note_engine(self, record: Mapping[str, Any]) -> None:
         """Say in the manifest who, beside this process, computes pieces from now on.
@@ -229,6 +232,31 @@ class Run:
             # Before the manifest says that all is there.
             self._remote.send_all(self.folder, PIECES, left_out=(LOCK, MANIFEST))
         self._sent(_write_manifest(self.folder, self._manifest))
+
+    def withdraw(self) -> None:
+        """Undo the opening of a run that is new and has finished nothing, and close it.
+
+        For work that cannot begin after all: the folder is as it was before, and no ``--resume`` is
+        needed to try again. A run that was resumed, or has a piece, is closed and left as it is.
+        """
+        self._check_open()
+        new = not self._manifest.resumed and not self.names and not self._manifest.complete
+        if not new:
+            self.close()
+            return
+        self._pieces.close()
+        for name in (MANIFEST, PIECES):
+            (self.folder / name).unlink(missing_ok=True)
+        try:
+            if self._remote is not None:
+                self._remote.remove(MANIFEST)
+        finally:
+            self.close()
+            (self.folder / LOCK).unlink(missing_ok=True)
+            if self._made:
+                # Not empty: another process began a run there as soon as the lock was free.
+                with suppress(OSError):
+                    self.folder.rmdir()
 
     def close(self) -> None:
         """Release the folder; nothing can be written after it. Closing twice does nothing."""
@@ -318,7 +346,7 @@ def _start_or_continue(
         # The manifest first: pieces without one would be files of unknown origin.
         _write_manifest(folder, manifest)
         pieces = PieceLog(folder / PIECES)
-        _sync_folder(folder)
+        sync_folder(folder)
         return pieces, manifest
     earlier = read_manifest(folder)
     manifest.check_continues(earlier, folder, added)
@@ -339,44 +367,7 @@ def _start_or_continue(
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> Path:
-    return _write_lines(folder / MANIFEST, [json_document(manifest.to_json(), MANIFEST)])
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> Path:
-    """Write text atomically and bring it to the disk before it takes its name."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            for line in lines:
-                file.write(line.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
-
-    try:
-        write_atomically(path, write)
-    except SteerlensError as error:
-        if isinstance(error.__cause__, OSError):
-            raise storage_error(path, error.__cause__) from error.__cause__
-        raise
-    _sync_folder(path.parent)
-    return path
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the folder's list of names to the disk; Windows does so by itself."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-        ):  # file systems that cannot, or need not
-            raise storage_error(folder, error) from error
-    finally:
-        os.close(handle)
+    return write_lines(folder / MANIFEST, [json_document(manifest.to_json(), MANIFEST)])
 
 
 def _remove_abandoned(folder: Path) -> None:

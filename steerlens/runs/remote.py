@@ -101,6 +101,12 @@ class RemoteFolder:
             self._put(name, path.read_bytes())
         self._up[name] = _state(path)
 
+    def remove(self, name: str) -> None:
+        """Take a file away from there."""
+        with self._reported():
+            self._fs.rm_file(self._join(name))
+        self._up.pop(name, None)
+
     def send_pieces(self, log: Path) -> None:
         """Send the pieces that are not there yet, as an object of their own."""
         with log.open("rb") as file:

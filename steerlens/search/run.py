@@ -55,7 +55,8 @@ def search(
     Raises:
         UnknownNameError: An id that the catalogue does not have.
         ModelError: The judge is not installed.
-        SteerlensError: No instruction, or a folder that cannot be used (`steerlens.runs`).
+        SteerlensError: No instruction, a folder that cannot be used (`steerlens.runs`), or, with
+            workers, an instruction that could not be searched; the others are searched first.
     """
     settings = settings or SearchSettings()
     check_workers(workers)
@@ -63,12 +64,7 @@ def search(
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
     tasks = [catalogue[name] for name in dict.fromkeys(instructions)]
     judge: Judge | None = load_judge(settings.judge) if settings.judge else None
-    info = model_info(model)
-    record = {
-        "reference": info.reference,
-        "weights_hash": info.weights_hash,
-        "dtype": info.precision,
-    }
+    record = _identity(model)
     described = {
         "model": record,
         "instructions": [task.id for task in tasks],
@@ -91,10 +87,8 @@ def search(
         disable = None if progress is None else not progress
         together = workers.workers + 1 if workers else 1
         searched = _searched(book, tasks, settings, judge, together)
-        for task, found in zip(
-            tasks,
-            tqdm(searched, "search", len(tasks), unit="instruction", disable=disable),
-            strict=True,
+        for task, found in tqdm(
+            searched, "search", len(tasks), unit="instruction", disable=disable
         ):
             plans[task.id] = found.record
             for estimator, vector in found.vectors.items():
@@ -114,25 +108,67 @@ def search(
     return Plan(data, vectors)
 
 
+def _identity(model: TransformerBridge) -> dict[str, str]:
+    """What a plan and its run say of the model."""
+    info = model_info(model)
+    return {
+        "reference": info.reference,
+        "weights_hash": info.weights_hash,
+        "dtype": info.precision,
+    }
+
+
+def _search_one(
+    book: VectorBook, task: Instruction, settings: SearchSettings, judge: Judge | None
+) -> Found:
+    """One instruction, by workers: what they lost is a failure, not an estimator to leave out."""
+    try:
+        return search_instruction(book, task, settings, judge)
+    finally:
+        book.answerer.check_answered()
+
+
 def _searched(
     book: VectorBook,
     tasks: Sequence[Instruction],
     settings: SearchSettings,
     judge: Judge | None,
     together: int,
-) -> Iterator[Found]:
+) -> Iterator[tuple[Instruction, Found]]:
     """What is found for each instruction, in their order; so many searched at a time.
 
     One instruction's stages wait for each other and are often a single piece, so several are
-    searched at once to keep workers busy; this process's model is still used by one at a time.
+    searched at once to keep workers busy; this process's model is still used by one at a time. An
+    instruction that fails (workers had to set a piece of it aside) does not stop the others, whose
+    pieces are kept in the run.
+
+    Raises:
+        SteerlensError: At the end, the first failure: "1 of 4 instructions could not be searched,
+            the first is …"; of another kind where that was of another kind.
     """
     if together == 1:
         for task in tasks:
-            yield search_instruction(book, task, settings, judge)
+            yield task, search_instruction(book, task, settings, judge)
         return
     threads = ThreadPoolExecutor(together)
+    failed: dict[str, Exception] = {}
     try:
-        yield from threads.map(lambda task: search_instruction(book, task, settings, judge), tasks)
+        coming = [threads.submit(_search_one, book, task, settings, judge) for task in tasks]
+        for task, found in zip(tasks, coming, strict=True):
+            if (error := found.exception()) is None:
+                yield task, found.result()
+            elif isinstance(error, Exception):
+                failed[task.id] = error
+            else:
+                raise error
     finally:
-        # After a fault: what has not begun is dropped, what waits for workers ends with them.
+        # After an interrupt: what has not begun is dropped, what waits for workers ends with them.
         threads.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        name, why = next(iter(failed.items()))
+        if not isinstance(why, SteerlensError):
+            raise why
+        raise SteerlensError(
+            f"{len(failed)} of {len(tasks)} instructions could not be searched, the first is "
+            f"{name}: {why}"
+        ) from why

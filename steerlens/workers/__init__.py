@@ -6,7 +6,9 @@ the run folder to itself, and fits vectors; what workers send back is written by
 A piece is the unit computed alike by both engines (`steerlens.answers.answer_rows`): in float32 the
 files are byte for byte those of ``--engine local``.
 
-- Directions go through the object store once each (`steerlens.workers.packing`).
+- Directions and prompts go through the object store once each (`steerlens.workers.packing`).
+- Libraries are compared before a worker loads its model (`steerlens.workers.equality`).
+- Workers that cannot be had leave no new run folder behind.
 - A worker that dies costs the piece it was at: another takes its place, the piece is tried again,
   three times at most. A piece that fails each time is set aside and named at the end; the others
   are finished and kept.
@@ -16,7 +18,7 @@ Ray is an extra (``pip install 'steerlens[ray]'``) and imported only when it is 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -50,7 +52,8 @@ def elsewhere(
     Args:
         model: The driver's model; workers load the same.
         settings: How many, with what, where.
-        run: Its manifest says who the workers are: machines, versions, devices.
+        run: Its manifest says who the workers are: machines, versions, devices. A new one is
+            withdrawn when there are no workers to be had.
 
     Raises:
         SteerlensError: See `steerlens.workers.pool.worker_pool`.
@@ -60,7 +63,13 @@ def elsewhere(
         return
     from steerlens.workers.pool import worker_pool
 
-    with worker_pool(model, settings) as pool:
+    with ExitStack() as stack:
+        try:
+            pool = stack.enter_context(worker_pool(model, settings))
+        except BaseException:
+            if run is not None:
+                run.withdraw()
+            raise
         if run is not None:
             run.note_engine(pool.described)
         yield pool

@@ -1,4 +1,4 @@
-"""What runs in a worker: a loaded model that computes pieces."""
+"""What runs in a worker: a model that computes pieces, loaded once the versions are compared."""
 
 import os
 import platform
@@ -6,52 +6,71 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations import ResidualPiece
 from steerlens.answers import answer_rows
-from steerlens.files import library_versions
 from steerlens.identity import model_placement
 from steerlens.models import load_model, model_info
-from steerlens.workers.packing import unpack
+from steerlens.workers.equality import own_versions
+from steerlens.workers.packing import Places, unpack, unpack_prompts
 
 __all__ = ["ModelWorker"]
 
 
 class ModelWorker:
-    """A model and the directions seen so far; made a Ray actor by `steerlens.workers.pool`.
+    """A model, and the directions and prompts seen so far; made a Ray actor by the pool.
+
+    Making one loads nothing: the driver hears the versions first (`introduce`), then has the model
+    loaded (`load`).
 
     Args:
-        reference: What `load_model` takes; a folder must be reachable from the worker's machine.
-        options: Further arguments of `load_model`.
-        threads: Threads to compute with; 0 leaves torch's default.
+        threads: Threads to compute with.
     """
 
-    def __init__(self, reference: str, options: Mapping[str, Any], threads: int) -> None:
-        if threads:
-            torch.set_num_threads(threads)
-        self.model = load_model(reference, **options)
-        self._directions: dict[str, torch.Tensor] = {}
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._model: TransformerBridge | None = None
+        self._seen: dict[str, Any] = {}
 
-    def describe(self) -> dict[str, Any]:
-        """What the driver compares with its own."""
-        info = model_info(self.model)
-        placement = model_placement(self.model)
+    @property
+    def model(self) -> TransformerBridge:
+        """The model; `load` comes first."""
+        if self._model is None:
+            raise RuntimeError("the worker has not loaded its model")
+        return self._model
+
+    def introduce(self) -> dict[str, Any]:
+        """Where this worker is and with what, before it loads anything."""
         return {
-            "weights_hash": info.weights_hash,
-            "precision": info.precision,
-            "versions": {"python": platform.python_version(), **library_versions()},
-            "device": info.device,
-            # As they stand in the run's manifest, where keys are text.
-            "device_map": _textual(placement.device_map),
-            "max_memory": _textual(placement.max_memory),
+            "versions": own_versions(),
             "threads": torch.get_num_threads(),
             "machine": platform.node(),
             "pid": os.getpid(),
         }
 
+    def load(self, reference: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Load the model; what the driver compares with its own.
+
+        Args:
+            reference: What `load_model` takes; a folder must be reachable from this machine.
+            options: Further arguments of `load_model`.
+        """
+        self._model = load_model(reference, **options)
+        info = model_info(self._model)
+        placement = model_placement(self._model)
+        return {
+            "weights_hash": info.weights_hash,
+            "precision": info.precision,
+            "device": info.device,
+            # As they stand in the run's manifest, where keys are text.
+            "device_map": _textual(placement.device_map),
+            "max_memory": _textual(placement.max_memory),
+        }
+
     def answer(
         self,
-        prompts: Sequence[str],
+        prompts: Places,
         packed: Any,
         references: Mapping[str, Any],
         max_new_tokens: int,
@@ -60,22 +79,25 @@ class ModelWorker:
         """The records of a piece.
 
         Args:
-            prompts: One a row.
-            packed: See `steerlens.workers.packing`.
-            references: Where the object store has the directions.
+            prompts: One a row, as places in bundles; see `steerlens.workers.packing`.
+            packed: Steerings, one a row, without their directions.
+            references: Where the object store has the bundles and the directions.
             max_new_tokens: Longest response, in tokens.
             batch_size: Rows decoded together.
         """
-        new = [name for name in references if name not in self._directions]
+        new = [name for name in references if name not in self._seen]
         if new:
             import ray
 
             found = ray.get([references[name] for name in new])
-            self._directions.update(
-                {name: torch.from_numpy(one.copy()) for name, one in zip(new, found, strict=True)}
-            )
-        steerings = unpack(packed, self._directions)
-        return answer_rows(self.model, prompts, steerings, max_new_tokens, batch_size)
+            self._seen.update(zip(new, map(_kept, found), strict=True))
+        return answer_rows(
+            self.model,
+            unpack_prompts(prompts, self._seen),
+            unpack(packed, self._seen),
+            max_new_tokens,
+            batch_size,
+        )
 
     def cache(self, piece: ResidualPiece) -> tuple[Any, Any, tuple[int, ...], dict[str, Any]]:
         """The residuals of a piece: both sides ``[pair layer d_model]``, groups and provenance."""
@@ -86,6 +108,11 @@ class ModelWorker:
             cache.groups,
             dict(cache.metadata),
         )
+
+
+def _kept(found: Any) -> Any:
+    """A bundle of prompts as it is; a direction as a tensor that may be written to."""
+    return found if isinstance(found, Sequence) else torch.from_numpy(found.copy())
 
 
 def _textual(setting: Any) -> Any:

@@ -72,7 +72,9 @@ def _start(ray: Any, settings: WorkerSettings) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.address is None:
         try:
-            ray.init(include_dashboard=False, **quiet)
+            # Without an address Ray would join a cluster it finds: one that runs here, or that
+            # RAY_ADDRESS names.
+            ray.init(address="local", include_dashboard=False, **quiet)
         except Exception as error:  # Ray has many kinds for "could not start", some of them private
             raise SteerlensError(f"Ray cannot be started here: {first_line(error)}") from error
         return
@@ -84,9 +86,9 @@ def _start(ray: Any, settings: WorkerSettings) -> None:
                 f"the cluster at {settings.address} runs another version of Ray or Python than "
                 f"this process ({first_line(error)}); use the same on both sides"
             ) from error
-        raise _unreachable(settings.address, error) from error
-    except (ConnectionError, ValueError, OSError) as error:
-        raise _unreachable(settings.address, error) from error
+        raise _refused(settings.address, error) from error
+    except (ConnectionError, ValueError, OSError, ImportError) as error:
+        raise _refused(settings.address, error) from error
 
 
 def _check_listening(address: str) -> None:
@@ -104,6 +106,17 @@ def _unreachable(address: str, error: Exception) -> SteerlensError:
     return SteerlensError(
         f"no Ray cluster at {address} ({first_line(error)}); start one with 'ray start --head', "
         "or leave the address out to use this machine"
+    )
+
+
+def _refused(address: str, error: Exception) -> SteerlensError:
+    """Somebody listens there, but Ray does not get in."""
+    if address in ("auto", "local"):
+        return _unreachable(address, error)
+    return SteerlensError(
+        f"cannot join the Ray cluster at {address} ({first_line(error)}); this machine must be a "
+        "node of it ('ray start --address ...'; 'auto' then finds it), and a cluster that asks for "
+        "a token wants RAY_AUTH_MODE=token set"
     )
 
 

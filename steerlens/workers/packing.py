@@ -1,8 +1,10 @@
-"""Steerings on their way to workers: each direction is sent once, rows refer to it.
+"""Pieces on their way to workers: each direction and each prompt is sent once, rows refer to it.
 
 A piece of 192 rows names few directions, and the same ones come back in piece after piece. `pack`
 takes them out of the interventions and gives each to `store` the first time it is seen; `unpack`
-puts them back. Directions are told apart by their bytes.
+puts them back. Directions are told apart by their bytes. Prompts come back as well: a search asks
+the same ones under every candidate. `pack_prompts` sends those not sent before as one bundle, and
+says of each row where its prompt is. `Sent` does both for the pool, and remembers what went out.
 
 >>> import torch
 >>> from steerlens.steering import Intervention
@@ -11,20 +13,30 @@ puts them back. Directions are told apart by their bytes.
 >>> rows = pack([one, None, one], kept.setdefault)
 >>> len(kept), unpack(rows, kept)[2].interventions[0].direction
 (1, tensor([1., 1.]))
+>>> known, bundles = {}, {}
+>>> first = pack_prompts(["a", "b", "a"], known, bundles.setdefault)
+>>> again = pack_prompts(["b", "c"], known, bundles.setdefault)
+>>> list(bundles.values()), unpack_prompts(again, bundles)
+([('a', 'b'), ('c',)], ['b', 'c'])
 """
 
 import hashlib
+import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 
+from steerlens.answers import Piece
 from steerlens.steering import Intervention, Steering
 
-__all__ = ["pack", "unpack"]
+__all__ = ["Packed", "Places", "Sent", "pack", "pack_prompts", "unpack", "unpack_prompts"]
 
 Packed = list[list[tuple[str, dict[str, Any]]] | None]
+# Of each row, the bundle that its prompt is in, and where in it.
+Places = list[tuple[str, int]]
 _PLAIN = tuple(one.name for one in fields(Intervention) if one.name != "direction")
 
 
@@ -51,7 +63,7 @@ def pack(steerings: Sequence[Steering | None], store: Callable[[str, torch.Tenso
     return packed
 
 
-def unpack(packed: Packed, directions: Mapping[str, torch.Tensor]) -> list[Steering | None]:
+def unpack(packed: Packed, directions: Mapping[str, Any]) -> list[Steering | None]:
     """What `pack` was given."""
     return [
         None
@@ -59,3 +71,71 @@ def unpack(packed: Packed, directions: Mapping[str, torch.Tensor]) -> list[Steer
         else Steering(tuple(Intervention(direction=directions[name], **rest) for name, rest in row))
         for row in packed
     ]
+
+
+def pack_prompts(
+    prompts: Sequence[str],
+    known: dict[str, tuple[str, int]],
+    store: Callable[[str, tuple[str, ...]], Any],
+) -> Places:
+    """Prompts as places in bundles.
+
+    Args:
+        prompts: One a row.
+        known: Where prompts sent before are; those sent now are added.
+        store: Takes the bundle of those that are new, under its name.
+    """
+    new = tuple(prompt for prompt in dict.fromkeys(prompts) if prompt not in known)
+    if new:
+        name = "prompts-" + hashlib.sha256(json.dumps(new).encode()).hexdigest()[:24]
+        store(name, new)
+        known.update({prompt: (name, place) for place, prompt in enumerate(new)})
+    return [known[prompt] for prompt in prompts]
+
+
+def unpack_prompts(places: Places, bundles: Mapping[str, Any]) -> list[str]:
+    """What `pack_prompts` was given."""
+    return [bundles[name][place] for name, place in places]
+
+
+class Sent:
+    """What the object store has been given; several threads may send.
+
+    Args:
+        put: Gives an object to the store, and a reference to it back (``ray.put``).
+
+    Attributes:
+        n_directions: Distinct directions given.
+    """
+
+    def __init__(self, put: Callable[[Any], Any]) -> None:
+        self._put = put
+        self._references: dict[str, Any] = {}
+        self._known: dict[str, tuple[str, int]] = {}
+        self._lock = threading.Lock()
+        self.n_directions = 0
+
+    @property
+    def n_prompts(self) -> int:
+        """Distinct prompts given."""
+        return len(self._known)
+
+    def packed(self, piece: Piece) -> tuple[Places, Packed, dict[str, Any]]:
+        """Prompts and steerings of a piece, and references to what they name."""
+        named: dict[str, Any] = {}
+
+        def store(name: str, direction: torch.Tensor) -> None:
+            if name not in self._references:
+                self._references[name] = self._put(direction.numpy())
+                self.n_directions += 1
+            named[name] = self._references[name]
+
+        def bundle(name: str, prompts: tuple[str, ...]) -> None:
+            self._references[name] = self._put(prompts)
+
+        with self._lock:
+            steerings = pack([question.steering for question in piece.questions], store)
+            prompts = [question.prompt for question in piece.questions]
+            places = pack_prompts(prompts, self._known, bundle)
+            named |= {name: self._references[name] for name, _ in places}
+        return places, steerings, named

@@ -12,14 +12,15 @@ contrast pairs (`steerlens.activations.ResidualPiece`), whose result is a `Resid
 When an actor dies (killed, out of memory, its machine gone), its thread makes a new one and puts
 the piece back at the end of the queue, where another worker may have better luck. After
 `WorkerSettings.max_attempts` the piece is set aside. A piece that raises one of this package's own
-errors is set aside at once: it would raise it anywhere.
+errors is set aside at once: it would raise it anywhere. When no actor can be replaced any more, and
+after `Pool.close`, whoever asks gets an error at once.
 """
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -29,19 +30,18 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations import ResidualCache, ResidualPiece
 from steerlens.answers import Piece, Records
-from steerlens.errors import SteerlensError
-from steerlens.files import library_versions
+from steerlens.errors import SteerlensError, first_line
 from steerlens.identity import ModelInfo, model_info, model_placement
 from steerlens.placement import Placement
 from steerlens.workers.cluster import connected
 from steerlens.workers.loading import load_arguments
-from steerlens.workers.packing import pack
+from steerlens.workers.packing import Sent
 from steerlens.workers.settings import WorkerSettings
+from steerlens.workers.starting import ready
 
 __all__ = ["Pool", "worker_pool"]
 
 _AHEAD = 2
-_SAME_VERSIONS = ("steerlens", "torch", "transformers", "transformer-lens")
 
 
 @dataclass(eq=False)
@@ -60,9 +60,8 @@ def worker_pool(model: TransformerBridge, settings: WorkerSettings) -> Iterator[
         settings: How many, with what, where.
 
     Raises:
-        SteerlensError: See `steerlens.workers.cluster.connected`; a model that workers cannot load
-            (made elsewhere, or in a folder they do not reach), or that is another one there; other
-            versions of steerlens or torch.
+        SteerlensError: See `steerlens.workers.cluster.connected` and
+            `steerlens.workers.starting.ready`; a model that was not made by `load_model`.
     """
     info = model_info(model)
     if info.kind == "given":
@@ -86,7 +85,7 @@ class Pool:
         members: What each worker said of itself when it was ready: machine, process, versions.
         lost: Actors that died and were replaced.
         set_aside: Pieces given up, with what was last said of each.
-        n_sent: Distinct directions given to the object store.
+        sent: What the object store has been given.
     """
 
     def __init__(
@@ -102,20 +101,17 @@ class Pool:
         self._class = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus)(ModelWorker)
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._open: dict[str, _Task] = {}
-        self._references: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._closed = False
+        # Why nothing more can be computed, as soon as that is so.
+        self._refusal: str | None = None
         self._actors: list[Any] = []
         self._threads: list[threading.Thread] = []
         self._serving = settings.workers
         self.members: dict[int, dict[str, Any]] = {}
         self.lost = 0
         self.set_aside: dict[str, str] = {}
-
-    @property
-    def n_sent(self) -> int:
-        """Distinct directions given to the object store."""
-        return len(self._references)
+        self.sent = Sent(ray.put)
 
     @property
     def described(self) -> dict[str, Any]:
@@ -129,8 +125,7 @@ class Pool:
     def start(self) -> None:
         """Load the model in every worker, and check that it is the driver's."""
         self._actors = [self._made() for _ in range(self._settings.workers)]
-        for number, actor in enumerate(self._actors):
-            self.members[number] = self._checked(actor)
+        self.members.update(enumerate(self._ready(self._actors)))
         for number in range(self._settings.workers):
             thread = threading.Thread(target=self._serve, args=(number,), daemon=True)
             thread.start()
@@ -140,7 +135,8 @@ class Pool:
         """Each piece with its records, as they are finished.
 
         Raises:
-            SteerlensError: At the end, when pieces were set aside: "2 pieces were set aside …".
+            SteerlensError: At the end, when pieces were set aside: "2 of 9 pieces were set aside
+                …"; at once, when no worker is left or the pool is closed.
         """
         yield from self._computed(pieces)
 
@@ -167,6 +163,8 @@ class Pool:
 
     def _computed(self, pieces: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """Pieces with what workers made of them; the next is sent when one has been taken."""
+        if self._refusal is not None and pieces:
+            raise SteerlensError(f"{self._refusal}; what is finished is kept, --resume goes on")
         coming = iter(pieces)
         most = _AHEAD * self._settings.workers
         sent: dict[Future[Any], Any] = {}
@@ -192,24 +190,30 @@ class Pool:
             )
 
     def close(self) -> None:
-        """Stop everything; who still waits for a piece gets an error."""
-        self._closed = True
+        """Stop everything; who waits for a piece, or asks for one later, gets an error."""
+        with self._lock:
+            self._closed = True
+            self._refusal = "the workers have been stopped"
+            waiting = list(self._open.values())
+            actors = list(self._actors)
         for _ in self._threads:
             self._tasks.put(None)
-        for actor in self._actors:
+        for actor in actors:
             self._ray.kill(actor)
-        with self._lock:
-            waiting = list(self._open.values())
         for task in waiting:
             _fail(task, "the run was stopped")
         for thread in self._threads:
             thread.join(timeout=5)
 
     def _task(self, piece: Piece | ResidualPiece) -> _Task:
+        """The piece on its way to a worker; where none would take it, failed already."""
+        task = _Task(piece)
         with self._lock:
+            if self._refusal is not None:
+                _fail(task, self._refusal)
+                return task
             if piece.name in self._open:
                 return self._open[piece.name]
-            task = _Task(piece)
             self._open[piece.name] = task
         self._tasks.put(task)
         return task
@@ -246,12 +250,12 @@ class Pool:
                 return False
             with self._lock:
                 self.lost += 1
-            self._again(task, f"its worker died ({str(error).strip().splitlines()[0]})")
+            self._again(task, f"its worker died ({first_line(error)})")
             return False
         else:
             with self._lock:
                 self._open.pop(task.piece.name, None)
-            if not task.done.done():
+            with suppress(InvalidStateError):
                 task.done.set_result(result)
         return True
 
@@ -259,9 +263,13 @@ class Pool:
         """One worker fewer; without any, nobody is left waiting."""
         with self._lock:
             self._serving -= 1
-            waiting = list(self._open.values()) if self._serving == 0 else []
+            if self._serving > 0:
+                return
+            # A closed pool has said so already.
+            self._refusal = refusal = self._refusal or f"no worker is left ({why})"
+            waiting = list(self._open.values())
         for task in waiting:
-            self._give_up(task, f"no worker is left ({why})")
+            self._give_up(task, refusal)
 
     def _again(self, task: _Task, said: str) -> None:
         if task.attempts < self._settings.max_attempts:
@@ -278,9 +286,14 @@ class Pool:
     def _replace(self, number: int) -> None:
         """A new actor in a dead one's place, tried until it loads or the pool is closed."""
         for attempt in range(self._settings.max_attempts):
-            try:
+            with self._lock:
+                if self._closed:
+                    raise SteerlensError("the workers have been stopped")
+                # What is there may have been slow to load, not dead.
+                self._ray.kill(self._actors[number])
                 self._actors[number] = self._made()
-                self.members[number] = self._checked(self._actors[number])
+            try:
+                [self.members[number]] = self._ready([self._actors[number]])
             except (SteerlensError, self._ray.exceptions.RayError):
                 if attempt == self._settings.max_attempts - 1:
                     raise
@@ -288,70 +301,21 @@ class Pool:
                 return
 
     def _made(self) -> Any:
-        reference, options = self._load
-        return self._class.remote(reference, options, int(self._settings.cpus))
+        return self._class.remote(self._settings.threads)
 
-    def _checked(self, actor: Any) -> dict[str, Any]:
-        """What the actor says of itself, once it has loaded the model and it is the same."""
-        exceptions = self._ray.exceptions
-        settings = self._settings
-        try:
-            said: dict[str, Any] = self._ray.get(
-                actor.describe.remote(), timeout=settings.start_timeout
-            )
-        except exceptions.GetTimeoutError as error:
-            raise SteerlensError(
-                f"a worker has not loaded {self._info.reference} within "
-                f"{settings.start_timeout:g} s; is the cluster busy with other work?"
-            ) from error
-        except exceptions.RayError as error:
-            cause = getattr(error, "cause", None)
-            why = cause if isinstance(cause, SteerlensError) else _last_line(error)
-            raise SteerlensError(
-                f"a worker cannot load {self._info.reference}: {why}; every machine of the cluster "
-                "must reach the same model (a folder on shared storage, or an installed package)"
-            ) from error
-        own = library_versions()
-        theirs = said["versions"]
-        for name in _SAME_VERSIONS:
-            if theirs[name] != own[name]:
-                raise SteerlensError(
-                    f"the worker on {said['machine']} has {name} {theirs[name]}, this process "
-                    f"{own[name]}; install the same on every machine"
-                )
-        for what, mine in (
-            ("weights_hash", self._info.weights_hash),
-            ("precision", self._info.precision),
-        ):
-            if said[what] != mine:
-                raise SteerlensError(
-                    f"the worker on {said['machine']} holds another {self._info.reference} "
-                    f"({what} {said[what]}, here {mine}); give the same model to every machine"
-                )
-        return said
+    def _ready(self, actors: Sequence[Any]) -> list[dict[str, Any]]:
+        return ready(self._ray, actors, self._load, self._info, self._settings.start_timeout)
 
     def _sent(self, actor: Any, piece: Piece | ResidualPiece) -> Any:
         if isinstance(piece, ResidualPiece):
             return actor.cache.remote(piece)
-        named: dict[str, Any] = {}
-
-        def store(name: str, direction: Any) -> None:
-            with self._lock:
-                if name not in self._references:
-                    self._references[name] = self._ray.put(direction.numpy())
-                named[name] = self._references[name]
-
-        packed = pack([question.steering for question in piece.questions], store)
-        prompts = [question.prompt for question in piece.questions]
-        sending: Mapping[str, Any] = named
-        return actor.answer.remote(prompts, packed, sending, piece.max_new_tokens, piece.batch_size)
+        prompts, steerings, named = self.sent.packed(piece)
+        return actor.answer.remote(
+            prompts, steerings, named, piece.max_new_tokens, piece.batch_size
+        )
 
 
 def _fail(task: _Task, said: str) -> None:
-    if not task.done.done():
+    # It may have been finished, or failed, by another thread just now.
+    with suppress(InvalidStateError):
         task.done.set_exception(SteerlensError(said))
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__

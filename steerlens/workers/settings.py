@@ -1,5 +1,6 @@
 """How many workers, and what each may use."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,10 +15,11 @@ class WorkerSettings:
 
     Attributes:
         workers: Actors, each with a model of its own.
-        cpus: Logical CPUs, and threads, of each.
-        gpus: GPUs of each; parts of one are allowed.
-        address: A running cluster, ``"auto"`` or ``"host:port"``; None starts Ray on this machine
-            and stops it at the end.
+        cpus: Logical CPUs, and threads, of each; parts of one are allowed.
+        gpus: GPUs of each: parts of one, or whole ones.
+        address: A running cluster: ``"host:port"``, ``"ray://host:port"``, or ``"auto"`` for the
+            one this machine belongs to. None starts Ray on this machine alone, whatever else is
+            running or named by ``RAY_ADDRESS``, and stops it at the end.
         device_map: How a worker spreads its model over its GPUs; as for `load_model`, by default as
             the driver's model was spread.
         max_memory: How much of each of its devices a worker may use; as for `load_model`, by
@@ -33,7 +35,7 @@ class WorkerSettings:
     device_map: str | Mapping[str, str | int] | None = None
     max_memory: Mapping[int | str, int | str] | None = None
     max_attempts: int = 3
-    start_timeout: float = 600.0
+    start_timeout: int | float = 600.0
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.max_attempts < 1:
@@ -41,8 +43,19 @@ class WorkerSettings:
                 "at least one worker and one attempt are needed; got "
                 f"{self.workers} and {self.max_attempts}"
             )
-        if self.cpus < 0 or self.gpus < 0 or self.start_timeout <= 0:
+        finite = all(map(math.isfinite, (self.cpus, self.gpus)))
+        if not finite or self.cpus < 0 or self.gpus < 0 or not self.start_timeout > 0:
             raise SteerlensError(
                 "CPUs and GPUs of a worker must be at least 0 and the time to start positive; got "
                 f"{self.cpus:g}, {self.gpus:g} and {self.start_timeout:g}"
             )
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise SteerlensError(
+                f"a worker has a part of one GPU or whole GPUs, not {self.gpus:g}; ask for "
+                f"{int(self.gpus)} or {int(self.gpus) + 1}, or for less than 1"
+            )
+
+    @property
+    def threads(self) -> int:
+        """Threads that a worker computes with: as many as whole CPUs, at least one."""
+        return max(1, int(self.cpus))

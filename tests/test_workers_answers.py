@@ -1,0 +1,134 @@
+"""Several threads ask workers: one bar shows them all, one failure does not stop the others."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from steerlens import answers
+from steerlens.answers import Answerer, Piece, Question, Records
+from steerlens.errors import SteerlensError
+from steerlens.instructions import catalogue
+from steerlens.plans import FitRecipe, VectorBook
+from steerlens.search import SearchSettings
+from steerlens.search import run as search_run
+from steerlens.search.halving import Found
+
+
+class Bar:
+    """In tqdm's place: what was shown."""
+
+    made: list["Bar"]
+
+    def __init__(self, total: int, disable: bool, **_more: Any) -> None:
+        self.total, self.n, self.open, self.shown = total, 0, True, not disable
+        self.made.append(self)
+
+    def update(self, n: int) -> None:
+        assert self.open
+        self.n += n
+
+    def set_description(self, _what: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self.open = False
+
+
+class Together:
+    """Workers that answer when both lists have been asked for."""
+
+    def __init__(self) -> None:
+        self.both = threading.Barrier(2, timeout=10)
+
+    def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
+        self.both.wait()
+        for piece in pieces:
+            yield (
+                piece,
+                [{"text": "", "n_tokens": 1, "finish_reason": "stop"}] * len(piece.questions),
+            )
+        self.both.wait()
+
+
+def test_lists_asked_for_at_once_share_one_progress_bar(tiny_model, monkeypatch):
+    monkeypatch.setattr(Bar, "made", [], raising=False)
+    monkeypatch.setattr(answers, "tqdm", Bar)
+    answerer = Answerer(tiny_model, piece_rows=2, progress=True, elsewhere=Together())
+    lists = [[Question(f"{name} {n}") for n in range(size)] for name, size in (("a", 3), ("b", 4))]
+    threads = [threading.Thread(target=answerer.ask, args=(one, 4)) for one in lists]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    [bar] = Bar.made
+    assert (bar.total, bar.n, bar.open, bar.shown) == (7, 7, False, True)
+    # A later list has a bar of its own, from 0; what is known counts as done.
+    answerer.elsewhere = None
+    answerer.ask(lists[0], 4)
+    assert [(one.total, one.n) for one in Bar.made] == [(7, 7), (3, 3)]
+
+
+def test_an_instruction_that_workers_set_aside_does_not_stop_the_others(tiny_model, monkeypatch):
+    tasks = [catalogue[name] for name in list(catalogue)[:3]]
+
+    def search_one(_book: Any, task: Any, *_rest: Any) -> str:
+        if task is tasks[1]:
+            raise SteerlensError("1 of 2 pieces were set aside")
+        time.sleep(0.2)
+        return Found({"id": task.id}, {})
+
+    monkeypatch.setattr(search_run, "search_instruction", search_one)
+    book = VectorBook(Answerer(tiny_model), FitRecipe())
+    found = []
+    words = rf"1 of 3 instructions .* first is {tasks[1].id}: 1 of 2 pieces were set aside"
+    with pytest.raises(SteerlensError, match=words):
+        for one in search_run._searched(book, tasks, SearchSettings(), None, 2):
+            found.append(one)
+    assert [(task, one.record) for task, one in found] == [
+        (task, {"id": task.id}) for task in (tasks[0], tasks[2])
+    ]
+
+
+def test_a_fault_of_the_program_is_raised_as_it_is_after_the_others(tiny_model, monkeypatch):
+    tasks = [catalogue[name] for name in list(catalogue)[:3]]
+
+    def search_one(_book: Any, task: Any, *_rest: Any) -> Found:
+        if task is tasks[0]:
+            raise ZeroDivisionError("a fault")
+        return Found({"id": task.id}, {})
+
+    monkeypatch.setattr(search_run, "search_instruction", search_one)
+    book = VectorBook(Answerer(tiny_model), FitRecipe())
+    found = []
+    with pytest.raises(ZeroDivisionError, match="a fault"):
+        for one in search_run._searched(book, tasks, SearchSettings(), None, 2):
+            found.append(one)
+    assert [task for task, _ in found] == tasks[1:]
+
+
+def test_pieces_that_workers_lost_are_no_estimator_that_cannot_be_had(tiny_model, monkeypatch):
+    """Fitting leaves out what raises; the plan would then be another than the local one."""
+
+    class Broken:
+        def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
+            raise SteerlensError("no worker is left")
+            yield
+
+    def search_one(book: Any, task: Any, *_rest: Any) -> Found:
+        with suppress(SteerlensError):
+            if task is tasks[0]:
+                book.answerer.ask([Question("Hi")], 4)
+        return Found({"id": task.id}, {})
+
+    monkeypatch.setattr(search_run, "search_instruction", search_one)
+    tasks = [catalogue[name] for name in list(catalogue)[:4]]
+    book = VectorBook(Answerer(tiny_model, elsewhere=Broken()), FitRecipe())
+    found = []
+    with pytest.raises(SteerlensError, match=r"1 of 4 instructions .*: no worker is left"):
+        for one in search_run._searched(book, tasks, SearchSettings(), None, 2):
+            found.append(one)
+    assert [task for task, _ in found] == tasks[1:]
