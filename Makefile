@@ -60,7 +60,8 @@ format: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-# The pictures of README and documentation, by the notebooks that explain them. Needs Chromium.
+# The pictures of README and documentation, by the notebooks that explain them, and beside each the
+# same as a page to hover over. Needs Chromium.
 figures: $(INSTALLED)
 	STEERLENS_FIGURES=1 $(BIN)/python -m analyses 00-quickstart 01-choose-a-layer 02-token-effects
 

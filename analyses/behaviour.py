@@ -173,9 +173,14 @@ def keep(figure: go.Figure, name: str) -> go.Figure:
 
 
 def figure(drawn: go.Figure, name: str) -> go.Figure:
-    """Save a picture that README and documentation show as ``figures/name.svg``; show it."""
+    """Save a picture that README and documentation show, and the same to hover over; show it.
+
+    ``figures/name.svg`` is kept with the project; ``figures/name.html`` holds all of plotly, nearly
+    five megabytes, and stays where it was made.
+    """
     if not SMALL and os.environ.get("STEERLENS_FIGURES") == "1":
-        save(drawn, Path("figures") / f"{name}.svg")
+        for ending in ("svg", "html"):
+            save(drawn, Path("figures") / f"{name}.{ending}")
     return drawn
 
 

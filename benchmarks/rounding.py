@@ -148,6 +148,7 @@ def measure(n_rows: int, n_new: int) -> dict[str, Scores]:
     found["bridge, all together"] = recorded(bridge(rows(), n_rows), forced)
     found["engine, all together"] = recorded(engine(model, n_rows), forced)
     found["engine, 5 together"] = recorded(engine(model, 5), forced)
+    found["engine, one at a time"] = recorded(engine(model, 1), forced)
     folder = weights_entry(sl.model_info(model).weights_hash.removeprefix("sha256:"))
     for attention in ("eager", "sdpa"):
         hf = AutoModelForCausalLM.from_pretrained(
