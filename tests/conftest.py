@@ -28,7 +28,6 @@ from transformers import LlamaForCausalLM
 from steerlens.models import load_model, model_info
 from steerlens.weights import cache_folder
 
-
 _LONGEST = ("test_notebooks", "test_browser_explorer", "test_workers")
 
 
