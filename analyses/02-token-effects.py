@@ -30,12 +30,14 @@ run = sl.steer(
     "Tell me about Rome.",
     vector.at(layer=24, strength=1.5, scope="prompt"),
     max_new_tokens=8 if behaviour.SMALL else 48,
+    lens_layers=range(24, model.cfg.n_layers),
+    read_at="last_prompt",
 )
 
 # %% [markdown]
 # ## Forced: KL(steered‖baseline) at every token
 #
-# Underlined tokens were steered; the vector was read at the last token of the prompt.
+# Underlined tokens were steered; the box is where the vector was read, the prompt's last token.
 
 # %%
 behaviour.figure(run.effects.plot(), "token-effects")
@@ -43,6 +45,48 @@ behaviour.figure(run.effects.plot(), "token-effects")
 # %%
 columns = ["token", "role", "kl", "projection_before", "projection_after", "entropy_change"]
 run.effects.frame[columns].round(3)
+
+# %% [markdown]
+# ## How the intervention travels
+#
+# The vector is written at layer 24, to the prompt. At every later layer and token: how much further
+# along its direction the steered stream is than the baseline's. What tokens of the response have of
+# it reached them through attention.
+
+# %%
+run.effects.plot("travel")
+
+# %% [markdown]
+# ## What both streams would say at each layer
+#
+# The logit lens reads each layer's residuals as if they were the last. KL(steered‖baseline) of the
+# two read-outs says from which layer on the streams *say* different things. Below, the likeliest
+# first tokens of the response, read at the prompt's last one.
+
+# %%
+run.effects.plot("lens")
+
+# %%
+lens = run.effects.lens.frame
+read = lens[lens.position == run.effects.n_prompt - 1]
+read.set_index("layer")[["kl", "top_baseline", "top_steered"]].round(3)
+
+# %% [markdown]
+# ## Which position of the intervention changed a token
+#
+# The token of the response whose log-probability changed most, and the intervention switched on
+# position by position, from left to right. What each adds is its contribution; they sum to the
+# whole change. A small one does not say that steering there alone would do little: where two
+# positions do the same job, the first takes the credit.
+
+# %%
+response = run.effects.frame.query("role == 'response'")
+change = response.logprob_steered - response.logprob_baseline
+contributions = sl.token_contributions(model, run.effects, int(change.abs().idxmax()))
+contributions.plot()
+
+# %%
+contributions
 
 # %% [markdown]
 # ## Free: where the two texts part

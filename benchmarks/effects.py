@@ -2,9 +2,10 @@
 
 Two questions. How much longer does a steered answer take when what steering did is recorded too
 (`record_run`, both modes), against generating that one steered answer and nothing else? And how
-long does a picture of 2,000 tokens by 30 layers take, and how large is its page? Generation and
-recording take turns within a round, and each ratio is taken within its round, so that a drift of
-the machine's speed cancels. Prints Markdown and writes nothing.
+long does a picture of 2,000 tokens by 30 layers take (promised: under 2 s), and how large is its
+page (promised, and tested: under 8 MB)? Generation and recording take turns within a round, and
+each ratio is taken within its round, so that a drift of the machine's speed cancels. Prints
+Markdown and writes nothing.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from steerlens.plots.saving import page
 PROMPT = "Tell me about the history of Rome, in detail."
 LENGTHS = (8, 16, 32, 64, 128, 256)
 N_TOKENS, N_LAYERS = 2000, 30
+PICTURES = ("kl", "entropy_change", "travel", "survival", "shift", "norm_change", "lens")
 
 
 def recording(dtype: str, lengths: tuple[int, ...], n_rounds: int) -> list[dict[str, Any]]:
@@ -64,7 +66,7 @@ def drawing(n_rounds: int) -> list[dict[str, Any]]:
 
     effects = made_up_effects(N_TOKENS, N_LAYERS)
     rows = []
-    for what in ("kl", "travel", "lens"):
+    for what in PICTURES:
         seconds = [_seconds(_drawn, effects, what) for _ in range(n_rounds)]
         rows.append(
             {

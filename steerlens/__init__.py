@@ -53,7 +53,14 @@ if TYPE_CHECKING:
     from steerlens.composition import compose_report, joint_projection
     from steerlens.conditional import Condition, fit_condition
     from steerlens.divergence import response_kl
-    from steerlens.effects import SteeredRun, TokenEffects, steer, token_effects
+    from steerlens.effects import (
+        SteeredRun,
+        TokenContributions,
+        TokenEffects,
+        steer,
+        token_contributions,
+        token_effects,
+    )
     from steerlens.errors import SteerlensError
     from steerlens.evaluation import catalogue_prompts, read_prompts
     from steerlens.evaluation.run import Evaluation, EvaluationSettings, evaluate
@@ -126,8 +133,10 @@ _HOMES = {
     "steerlens.divergence": ("response_kl",),
     "steerlens.effects": (
         "SteeredRun",
+        "TokenContributions",
         "TokenEffects",
         "steer",
+        "token_contributions",
         "token_effects",
     ),
     "steerlens.errors": ("SteerlensError",),
@@ -225,6 +234,7 @@ __all__ = [
     "Steering",
     "SteeringVector",
     "SteerlensError",
+    "TokenContributions",
     "TokenEffects",
     "Transfer",
     "VocabularyReadout",
@@ -269,6 +279,7 @@ __all__ = [
     "save_library",
     "shard_residuals",
     "steer",
+    "token_contributions",
     "token_effects",
     "transfer_vector",
     "vocabulary_readout",

@@ -199,7 +199,7 @@ def generate_from_tokens(
     if full is not None:
         raise SteerlensError(
             f"prompt {full.index} fills the model's context of {context} tokens; nothing can "
-            "follow it"
+            "follow it; shorten it"
         )
     longest = max((len(row.tokens) + row.max_new_tokens for row in flow), default=0)
     path = choose_path(model)

@@ -311,8 +311,10 @@ def _sample_record(
     for name, (row, steering) in runs.items():
         if steering is None:
             raise AssertionError("samples are always steered")
+        # A placebo's direction was drawn, not read anywhere.
+        read_at = None if name == "placebo" else "last_prompt"
         effects = token_effects(
-            model, responses.prompt_tokens[row], responses.tokens[row], steering
+            model, responses.prompt_tokens[row], responses.tokens[row], steering, read_at=read_at
         )
         record[name] = {
             "text": responses.texts[row],

@@ -49,6 +49,15 @@ def test_samples_come_from_queries_that_choice_and_vector_have_not_seen(result):
                 assert all(token["steered"] for token in tokens)
 
 
+def test_strips_mark_the_end_of_the_prompt_as_where_the_vector_was_read_but_no_placebo(result):
+    for one in result.data["instructions"]:
+        for sample in one["samples"]:
+            tokens = sample["steered"]["tokens"]
+            last = max(i for i, token in enumerate(tokens) if token["role"] == "prompt")
+            assert [i for i, token in enumerate(tokens) if token["read"]] == [last]
+            assert not any(token.get("read") for token in sample["placebo"]["tokens"])
+
+
 def test_the_survey_renders_as_a_page(result):
     page = render_report(result.data)
     assert page.lstrip().lower().startswith("<!doctype html>")

@@ -1,25 +1,23 @@
 """Token strips as figures: texts laid out in lines, every token a box that says more on hover.
 
 `token_strip` (HTML) flows with the page it is on; `text_figure` draws the same as a plotly figure,
-which can be saved as SVG, PNG or PDF and zoomed. Tokens are set in a fixed-width font, in lines of
-so many columns; wide characters take two. A paragraph whose first strong character is right-to-left
-is laid out from the right.
+which can be saved as SVG, PNG or PDF and zoomed. `steerlens.plots.layout` sets the tokens in lines.
 
 Marks: a line under a token says that the intervention wrote to its position, a box that the vector
 was read there; ▼ marks where a text parts from the other, ▲ where it meets it again.
 
->>> pieces = lay_out(["one", " two\\n", "three"], columns=20)
->>> [(piece.text, piece.line, piece.start) for piece in pieces]
-[('one', 0, 0.0), (' two⏎', 0, 3.0), ('three', 1, 0.0)]
+>>> figure = text_figure([Section("answer", [{"token": "Rome", "kl": 0.3, "steered": True}])])
+>>> [trace.name for trace in figure.data if trace.name]
+['intervention applied']
 """
 
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
+from steerlens.plots.layout import Piece, lay_out
 from steerlens.plots.numbers import show
 from steerlens.plots.quantities import (
     LEVELS,
@@ -41,9 +39,9 @@ from steerlens.plots.theme import (
     plain_text,
     translucent,
 )
-from steerlens.plots.tokens import details, visible
+from steerlens.plots.tokens import details
 
-__all__ = ["Piece", "Section", "lay_out", "text_figure"]
+__all__ = ["Section", "text_figure"]
 
 _COLUMN, _LINE, _MARGIN = 7.85, 25, {"l": 20, "r": 20, "t": 76, "b": 18}
 _FONT = {"family": "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace", "size": 13}
@@ -68,25 +66,6 @@ class Section:
     tokens: Rows
     parts_at: int | None = None
     meets_at: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A token, or the part of one that stands on one line.
-
-    Attributes:
-        token: Place of the token.
-        text: What is drawn.
-        line: Counted from the top.
-        start: First column.
-        width: Columns taken.
-    """
-
-    token: int
-    text: str
-    line: int
-    start: float
-    width: float
 
 
 def text_figure(
@@ -135,78 +114,6 @@ def text_figure(
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"},
         title=heading(title or "", subtitle),
     )
-
-
-def lay_out(texts: Sequence[str], columns: int = 96) -> list[Piece]:
-    """Tokens in lines: broken after a newline, and before a token that does not fit.
-
-    A token wider than a line is broken where the line ends.
-    """
-    pieces: list[Piece] = []
-    line, column = 0, 0.0
-    paragraph: list[Piece] = []
-
-    def close() -> None:
-        pieces.extend(_mirrored(paragraph, columns) if _is_rtl(paragraph) else paragraph)
-        paragraph.clear()
-
-    for token, text in enumerate(texts):
-        shown = visible(text)
-        lines = shown.split("\n")
-        for place, part in enumerate(lines):
-            if place:
-                close()
-                line, column = line + 1, 0.0
-            if not part:
-                continue
-            for chunk in _fitting(part, columns):
-                width = _width(chunk)
-                if column and column + width > columns:
-                    line, column = line + 1, 0.0
-                paragraph.append(Piece(token, chunk, line, column, width))
-                column += width
-    close()
-    return pieces
-
-
-def _fitting(text: str, columns: int) -> Iterable[str]:
-    """A token's text in parts no wider than a line; nearly always itself."""
-    while _width(text) > columns:
-        cut = next(n for n in range(1, len(text) + 1) if _width(text[: n + 1]) > columns)
-        yield text[:cut]
-        text = text[cut:]
-    yield text
-
-
-def _width(text: str) -> float:
-    """Columns that a text takes in a fixed-width font; at least one."""
-    if text.isascii():
-        return float(len(text))
-    wide = {"W": 2, "F": 2}
-    n_columns = sum(
-        0
-        if unicodedata.combining(character) or unicodedata.category(character) in {"Cf", "Mn"}
-        else wide.get(unicodedata.east_asian_width(character), 1)
-        for character in text
-    )
-    return float(max(1, n_columns))
-
-
-def _is_rtl(paragraph: Sequence[Piece]) -> bool:
-    """Whether the first character with a direction is right-to-left (Unicode rule P2)."""
-    for piece in paragraph:
-        for character in piece.text:
-            direction = unicodedata.bidirectional(character)
-            if direction in {"L", "R", "AL"}:
-                return direction != "L"
-    return False
-
-
-def _mirrored(paragraph: Sequence[Piece], columns: int) -> list[Piece]:
-    return [
-        Piece(one.token, one.text, one.line, columns - one.start - one.width, one.width)
-        for one in paragraph
-    ]
 
 
 class _Drawing:
