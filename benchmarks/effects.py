@@ -4,19 +4,19 @@ Two questions. How much longer does a steered answer take when what steering did
 (`record_run`, both modes), against generating that one steered answer and nothing else? And how
 long does a picture of 2,000 tokens by 30 layers take (promised: under 2 s), and how large is its
 page (promised, and tested: under 8 MB)? Generation and recording take turns within a round, and
-each ratio is taken within its round, so that a drift of the machine's speed cancels. Prints
-Markdown and writes nothing.
+each ratio is taken within its round, so that a drift of the machine's speed cancels. The result
+joins the others of `make bench`.
 """
 
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import steerlens as sl
+from benchmarks import table
 from benchmarks.measure import timed
 from benchmarks.work import INSTRUCTION
 from steerlens.effects import TokenEffects, record_run
@@ -92,28 +92,25 @@ def _seconds(work: Callable[..., Any], *given: Any, **named: Any) -> float:
     return timed(run).seconds
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---:|" * len(names)]
-    for row in rows:
-        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
-    """Parse the command line, measure and print."""
+    """Measure, add it to the results, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     lengths = tuple(int(one) for one in arguments.lengths.split(","))
-    started = time.perf_counter()
-    print(_table(drawing(arguments.rounds)), flush=True)
-    for dtype in arguments.dtypes.split(","):
-        print(_table(recording(dtype, lengths, arguments.rounds)), flush=True)
-    print(f"{time.perf_counter() - started:.0f} s in all", file=sys.stderr)
+    results = table.read()
+    results["effects"] = {
+        "pictures": drawing(arguments.rounds),
+        "recording": [
+            row
+            for dtype in arguments.dtypes.split(",")
+            for row in recording(dtype, lengths, arguments.rounds)
+        ],
+    }
+    table.write(results)
+    print(table.effects(results["effects"]))
 
 
 if __name__ == "__main__":

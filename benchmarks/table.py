@@ -50,6 +50,8 @@ def page(results: dict[str, Any]) -> str:
             parts.append(_growth(found["growth"]))
     if "rounding" in results:
         parts.append(_rounding(results["rounding"]))
+    if "effects" in results:
+        parts.append(effects(results["effects"]))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -148,6 +150,28 @@ def _rounding(rounding: dict[str, Any]) -> str:
     for i, (name, row) in enumerate(rounding["mean_kl"].items()):
         values = " | ".join(f"{1e3 * row[other]:.2f}" for other in names)
         lines.append(f"| {i + 1} {name} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
+def effects(found: dict[str, list[dict[str, Any]]]) -> str:
+    """What drawing and recording per-token effects cost, as `benchmarks.effects` measured it."""
+    return "\n".join(
+        [
+            "## Looking at effects\n",
+            "`python -m benchmarks.effects`: pictures of 2,000 tokens × 30 layers, and what it "
+            "costs to record what steering did to one answer, over generating that answer.\n",
+            _rows(found["pictures"]),
+            _rows(found["recording"]),
+        ]
+    )
+
+
+def _rows(rows: list[dict[str, Any]]) -> str:
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---:|" * len(names)]
+    for row in rows:
+        cells = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
