@@ -179,6 +179,7 @@ class Answerer:
         self._memory: dict[str, Records] = {}
         self._writing = threading.RLock()
         self._unanswered = threading.local()
+        self._under_way: dict[str, threading.Event] = {}
 
     def ask(
         self, questions: Sequence[Question], max_new_tokens: int, what: str = "answering"
@@ -202,11 +203,9 @@ class Answerer:
         missing = {piece.name: piece for piece in pieces if found[piece.name] is None}
         with self.ledger.part("answers"), self._bar.part(len(questions), what) as advance:
             advance(sum(len(piece.questions) for piece in pieces if piece.name not in missing))
-            for piece, records in self._computed(list(missing.values())):
-                found[piece.name] = self._keep(piece.name, records)
+            for piece, records in self._each_once(list(missing.values())):
+                found[piece.name] = records
                 advance(len(piece.questions))
-                n_tokens = sum(record["n_tokens"] for record in records)
-                self.ledger.count("answers", rows=len(records), tokens=n_tokens)
         answers = [Answer(**one) for piece in pieces for one in found[piece.name] or ()]
         with self._writing:
             self.n_tokens += sum(answer.n_tokens for answer in answers)
@@ -235,6 +234,42 @@ class Answerer:
             "rows": [[question.prompt, question.label] for question in questions],
         }
         return Piece(piece_name(content), tuple(questions), max_new_tokens, self.batch_size)
+
+    def _each_once(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
+        """Compute and keep pieces; those another thread is at are waited for, after one's own."""
+        own, others, since = [], [], []
+        with self._writing:
+            for piece in pieces:
+                if (known := self._known(piece.name)) is not None:
+                    since.append((piece, known))
+                elif (event := self._under_way.get(piece.name)) is not None:
+                    others.append((piece, event))
+                else:
+                    self._under_way[piece.name] = threading.Event()
+                    own.append(piece)
+        try:
+            yield from since
+            for piece, records in self._computed(own):
+                kept = self._keep(piece.name, records)
+                self._end(piece)
+                n_tokens = sum(record["n_tokens"] for record in records)
+                self.ledger.count("answers", rows=len(records), tokens=n_tokens)
+                yield piece, kept
+        finally:
+            for piece in own:
+                self._end(piece)
+        for piece, event in others:
+            event.wait()
+            known = self._known(piece.name)
+            # Its thread may have failed; then it is this one's.
+            yield from self._each_once([piece]) if known is None else [(piece, known)]
+
+    def _end(self, piece: Piece) -> None:
+        """Whoever waits for a piece goes on; again for one that was ended changes nothing."""
+        with self._writing:
+            event = self._under_way.pop(piece.name, None)
+        if event is not None:
+            event.set()
 
     def _computed(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
         if self.elsewhere is not None:

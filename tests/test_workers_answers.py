@@ -132,3 +132,41 @@ def test_pieces_that_workers_lost_are_no_estimator_that_cannot_be_had(tiny_model
         for one in search_run._searched(book, tasks, SearchSettings(), None, 2):
             found.append(one)
     assert [task for task, _ in found] == tasks[1:]
+
+
+class Slow:
+    """Workers that take their time, and fail the first time when told to."""
+
+    def __init__(self, failing: bool = False) -> None:
+        self.asked: list[str] = []
+        self.failing = failing
+
+    def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
+        for piece in pieces:
+            self.asked.append(piece.name)
+            time.sleep(0.2)
+            if self.failing:
+                self.failing = False
+                raise SteerlensError("lost")
+            yield piece, [{"text": "a", "n_tokens": 1, "finish_reason": "stop"}]
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_piece_two_threads_ask_for_is_computed_once(tiny_model, failing):
+    workers = Slow(failing)
+    answerer = Answerer(tiny_model, elsewhere=workers)
+    found: list[str] = []
+
+    def ask() -> None:
+        with suppress(SteerlensError):
+            found.extend(one.text for one in answerer.ask([Question("the same")], 4))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    # then one failure costs the thread that met it, and one of those that waited takes over
+    assert found == ["a"] * (2 if failing else 3)
+    assert len(workers.asked) == (2 if failing else 1)
+    assert not answerer._under_way
