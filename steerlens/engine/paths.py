@@ -20,7 +20,7 @@ from steerlens.steering import Intervention, Steering
 __all__ = ["choose_path", "slots_for"]
 
 _VERDICT = "steerlens_engine_verdict"
-# Mean KL between both paths that counts as rounding; in bfloat16 it is 2e-3 nats on SmolLM2.
+# Mean KL between both paths that counts as rounding; in bfloat16 it is 1e-3 nats on SmolLM2.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 _TOLERANCE_HALF = 0.03
 # Rows beyond this gain little: weights are read from memory once a step for all of them.
