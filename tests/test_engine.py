@@ -134,11 +134,11 @@ def test_in_bfloat16_the_engine_is_as_close_to_float32_as_the_bridge_is(model):
 
     plain = mixed_rows(half, 12, 8)
     decode_rows_plainly(half, plain, 12, NO_END, recording("bridge"), done)
-    decode_rows(half, mixed_rows(half, 12, 8), 5, NO_END, recording("engine", plain), done)
+    decode_rows(half, mixed_rows(half, 12, 8), 12, NO_END, recording("engine", plain), done)
     decode_rows(model, mixed_rows(model, 12, 8), 12, NO_END, recording("exact", plain), done)
-    # Two paths round differently: each is 1e-3 nats from float32, and 2e-3 from the other.
+    # Two paths round differently: each is 1e-3 nats from float32, and less from the other.
     assert kl("exact", "engine") < 1.3 * kl("exact", "bridge") + 1e-4
-    assert kl("bridge", "engine") < 4e-3
+    assert kl("bridge", "engine") < 1e-3
 
 
 def test_a_row_with_non_finite_logits_ends_with_its_reason_while_the_others_finish(model):
