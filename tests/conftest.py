@@ -5,6 +5,7 @@ into the user's cache folder (or ``STEERLENS_CACHE``), which test runs share.
 """
 
 import os
+import signal
 
 # Read when huggingface_hub is imported, so set before anything imports it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +13,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # processes that tests start. More threads than cores wait for each other.
 if n_beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // n_beside))
+
+# A shell starts what it puts in the background with interrupts ignored; tests raise them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from jaxtyping import install_import_hook
 
