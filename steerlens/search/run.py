@@ -85,7 +85,8 @@ def search(
         plans = {}
         vectors = {}
         disable = None if progress is None else not progress
-        together = workers.workers + 1 if workers else 1
+        # While some wait for the driver, or for the last piece of a stage, others have pieces.
+        together = 2 * workers.workers if workers else 1
         searched = _searched(book, tasks, settings, judge, together)
         for task, found in tqdm(
             searched, "search", len(tasks), unit="instruction", disable=disable
