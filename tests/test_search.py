@@ -172,7 +172,13 @@ def test_a_plan_names_its_choice_with_intervals_and_the_whole_table(model, plan_
         assert choice["low"] <= choice["rate"] <= choice["high"]
         assert choice["n"] == 3
         assert plan.candidate(TITLE, context) == candidate_from_json(choice["parts"])
-    assert {row["stage"] for row in record["table"]} == {"broad", "narrow", "final", "instructed"}
+    assert {row["stage"] for row in record["table"]} == {
+        "broad",
+        "narrow",
+        "final",
+        "instructed narrow",
+        "instructed",
+    }
     assert record["vectors"]
     plan.check_model(model)
     # The tables are the record, a row a context and a row a candidate tried.

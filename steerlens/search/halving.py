@@ -6,8 +6,10 @@
 3. **Narrow.** The better ones, at least one for each estimator, and the neighbours of the best two
    answer more prompts at greater length.
 4. **Final.** The best, their combinations, and no steering answer all prompts in full; the winner
-   is the choice for prompts without the instruction. Then the best of them are tried on prompts
-   *with* the instruction, against no steering, for the other choice.
+   is the choice for prompts without the instruction.
+5. **With the instruction.** What is best there need not be best here: the finalists, each also at
+   half strength, answer the narrow stage's prompts *with* the instruction, and the better ones all
+   of them, against no steering, for the other choice.
 
 For instructions about length, responses are as long in every stage as it takes to tell whether they
 comply, and the judge reads no more of any response than that: the beginning of a text surprises a
@@ -50,6 +52,7 @@ __all__ = ["Found", "search_instruction"]
 _EVERY = 2
 _N_REFINED = 2
 _N_INSTRUCTED = 3
+_WITH_INSTRUCTION = ("instructed narrow", "instructed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +117,15 @@ class _Search:
         chosen, choice = self._choice(final)
         best = [one.candidate for one in sorted(final[1:], key=lambda one: one.rank_key)]
         leading = [chosen, *best] if chosen else best
-        trying = instructed_candidates(list(dict.fromkeys(leading)), _N_INSTRUCTED)
+        trying = instructed_candidates(list(dict.fromkeys(leading)))
+        tried = self._stage("instructed narrow", trying, self.settings.narrow, recovery)
+        ranked = [one.candidate for one in sorted(tried, key=lambda one: one.rank_key)]
         with_it = self._stage(
-            "instructed", [NO_STEERING, *trying], self.settings.final, recovery, judged=True
+            "instructed",
+            [NO_STEERING, *ranked[:_N_INSTRUCTED]],
+            self.settings.final,
+            recovery,
+            judged=True,
         )
         return Found(
             record={
@@ -161,7 +170,7 @@ class _Search:
     ) -> list[Score]:
         """Every candidate on the stage's prompts, as one list of questions."""
         pairs = self.pairs[: stage.n_prompts]
-        instructed = name == "instructed"
+        instructed = name in _WITH_INSTRUCTION
         questions = [
             self._question(candidate, pair, instructed)
             for candidate in candidates

@@ -124,9 +124,11 @@ def combinations(ranked: Sequence[Candidate]) -> list[Candidate]:
     return [(prompts[0], others[0]), (prompts[0], weaker)]
 
 
-def instructed_candidates(ranked: Sequence[Candidate], n: int) -> list[Candidate]:
-    """For prompts that state the instruction: the best without it, also at half strength."""
-    if not ranked:
-        return []
-    halved = tuple(replace(one, strength=round(one.strength / 2, 3)) for one in ranked[0])
-    return [*ranked[: n - 1], halved]
+def instructed_candidates(ranked: Sequence[Candidate]) -> list[Candidate]:
+    """For prompts that state the instruction: the best without it, each also at half strength."""
+    trying = [one for candidate in ranked for one in (candidate, _halved(candidate))]
+    return list(dict.fromkeys(trying))
+
+
+def _halved(candidate: Candidate) -> Candidate:
+    return tuple(replace(one, strength=round(one.strength / 2, 3)) for one in candidate)
