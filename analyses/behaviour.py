@@ -5,6 +5,9 @@ that a notebook executed again reads what the first time computed. ``STEERLENS_S
 everything to a check that the notebook runs; its numbers then mean nothing. Files with further
 prompts are used where ``STEERLENS_DATA`` names their folder. Every full run keeps what it was
 estimated to take beside what it took (``costs.json``).
+
+The whole catalogue may be searched once for all of them, in about an hour
+(``steerlens search --all --out runs/full/plans/catalogue``); otherwise each searches what it needs.
 """
 
 import os
@@ -27,6 +30,7 @@ from steerlens.evaluation.judge import DEFAULT_JUDGE
 from steerlens.evaluation.run import Evaluation, EvaluationSettings, evaluate
 from steerlens.models import available_models
 from steerlens.plans import FitRecipe, Plan
+from steerlens.plans.plan import PLAN_FILE
 from steerlens.plots import save
 from steerlens.search import SearchSettings, Stage, search
 
@@ -59,7 +63,13 @@ def judge() -> str | None:
 
 
 def planned(model: Any, instructions: Sequence[str], name: str) -> Plan:
-    """Where and how hard to steer for each, searched on the ``select`` split, in a run `name`."""
+    """Where and how hard to steer for each, searched on the ``select`` split, in a run `name`.
+
+    A finished search of the whole catalogue is taken first.
+    """
+    whole = _RUNS / "plans" / "catalogue"
+    if not SMALL and (whole / PLAN_FILE).exists():
+        return _restricted(Plan.load(whole), instructions)
     sizes: dict[str, Any] = {}
     if SMALL:
         sizes = {
@@ -186,3 +196,10 @@ def figure(drawn: go.Figure, name: str) -> go.Figure:
 
 def _exists(folder: Path) -> bool:
     return (folder / "manifest.json").exists()
+
+
+def _restricted(plan: Plan, instructions: Sequence[str]) -> Plan:
+    """The plan for these instructions alone."""
+    found = {name: plan.data["instructions"][name] for name in instructions}
+    vectors = {key: one for key, one in plan.vectors.items() if key[0] in found}
+    return Plan({**plan.data, "instructions": found}, vectors)

@@ -24,6 +24,7 @@ from steerlens.evaluation.fluency import fluency, is_degenerate
 from steerlens.models import available_models, model_info
 from steerlens.plans import FitRecipe, VectorBook
 from steerlens.runs import Run
+from steerlens.search.lengths import limits_length, tokens_to_tell
 
 __all__ = [
     "GEMMA",
@@ -39,27 +40,15 @@ __all__ = [
     "steered_layers",
 ]
 
-# The catalogue without lengths, which an answer cut at 96 tokens cannot show, and without those
-# whose vector depends on words.
-INSTRUCTIONS = [
-    "change_case:english_capital",
-    "change_case:english_lowercase",
-    "change_case:capital_word_frequency",
-    "punctuation:no_comma",
-    "detectable_format:title",
-    "detectable_format:number_bullet_lists",
-    "detectable_format:number_highlighted_sections",
-    "detectable_format:multiple_sections",
-    "detectable_format:json_format",
-    "detectable_format:constrained_response",
-    "detectable_content:number_placeholders",
-    "startend:quotation",
-    "combination:two_responses",
-    "language:response_language_de",
-    "language:response_language_fr",
-    "language:response_language_es",
-    "language:response_language_it",
-]
+# The catalogue without what an answer of 192 tokens cannot show: 376 words, twelve sentences.
+_LONG = (
+    "length:verbose",
+    "length:extremely_verbose",
+    "length_constraints:number_words_at_least",
+    "length_constraints:number_sentences_at_least",
+)
+INSTRUCTIONS = [name for name in sl.catalogue if name not in _LONG]
+_LONGEST = 192
 KINDS = (
     "auroc",
     "d_prime",
@@ -101,7 +90,9 @@ def behaviour_by_layer(
 ) -> pd.DataFrame:
     """Prompts of the report split answered under ``set_projection`` at each layer, strength 1.
 
-    The run is kept, and resumed, as `name`.
+    An instruction whose arguments are words has one vector as well, of many words. Answers get as
+    long as it takes to tell a length, at least `n_tokens`, at most 192. The run is kept, and
+    resumed, as `name`.
 
     Returns:
         One row a response: ``instruction, scope, layer, prompt, passed, degenerate``; without
@@ -125,7 +116,9 @@ def behaviour_by_layer(
         for instruction in tqdm(instructions, desc="behaviour by layer", unit="instruction"):
             task = sl.catalogue[instruction]
             pairs = list(sl.contrast_pairs(task, n=n_prompts, split="report"))
-            vector = book.vector(task, pairs[0].kwargs, "last_prompt")
+            vector = book.vector(task, {}, "last_prompt")
+            needed = tokens_to_tell(task, [pair.kwargs for pair in pairs]) or 0
+            longest = n_tokens if behaviour.SMALL else max(n_tokens, min(needed, _LONGEST))
             settings_tried: list[tuple[str, int]] = [("none", -1)]
             settings_tried += [(s, layer) for s in _SCOPES for layer in steered_layers(model)]
             asked = [
@@ -137,18 +130,20 @@ def behaviour_by_layer(
                 for scope, layer in settings_tried
                 for pair in pairs
             ]
-            answers = answerer.ask(asked, n_tokens)
+            answers = answerer.ask(asked, longest)
             for i, (scope, layer) in enumerate(settings_tried):
                 for j, pair in enumerate(pairs):
-                    text = answers[i * len(pairs) + j].text
+                    answer = answers[i * len(pairs) + j]
+                    cut = answer.finish_reason == "length" and limits_length(task, pair.kwargs)
                     rows.append(
                         {
                             "instruction": instruction,
                             "scope": scope,
                             "layer": layer,
                             "prompt": j,
-                            "passed": task.check(text, loose=True, **pair.kwargs),
-                            "degenerate": is_degenerate(fluency(text)),
+                            "passed": not cut
+                            and task.check(answer.text, loose=True, **pair.kwargs),
+                            "degenerate": is_degenerate(fluency(answer.text)),
                         }
                     )
         run.conclude()

@@ -43,6 +43,7 @@ from steerlens.errors import ActivationError, FileFormatError, PairsError, unkno
 from steerlens.files import library_versions, read_tensors, write_tensors
 from steerlens.models import model_info, tokenize_prompts
 from steerlens.pairs import ContrastPair, ContrastSet
+from steerlens.runs.plain import piece_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -300,6 +301,40 @@ class ResidualPiece:
     layers: tuple[int, ...]
     batch_size: int
     chat_format: str
+
+    @classmethod
+    def of(
+        cls,
+        model: TransformerBridge,
+        pairs: ContrastSet,
+        position: Position,
+        layers: tuple[int, ...],
+        batch_size: int,
+        chat_format: str = "auto",
+        **more: Any,
+    ) -> "ResidualPiece":
+        """The piece of these pairs on this model.
+
+        Args:
+            model: A hooked model.
+            pairs: As for `cache_residuals`.
+            position: As for `cache_residuals`.
+            layers: As `check_layers` gives them.
+            batch_size: Prompts a forward pass.
+            chat_format: See `steerlens.models`.
+            more: What else is done with the residuals, for the name.
+        """
+        info = model_info(model)
+        content = {
+            "weights": info.weights_hash,
+            "dtype": info.precision,
+            "data": pairs.data_hash,
+            "position": position,
+            "layers": list(layers),
+            "chat_format": chat_format,
+            **more,
+        }
+        return cls(piece_name(content), pairs, position, layers, batch_size, chat_format)
 
     def compute(self, model: TransformerBridge) -> ResidualCache:
         """Run the model over the pairs; every engine comes down to this call."""

@@ -8,6 +8,8 @@ on what was answered before it: in bfloat16 a different batch rounds differently
 
 Pieces are independent, so they may be computed elsewhere (`steerlens.workers`): the same rows
 together, by the same function (`answer_rows`), in whatever order. Only this process writes the run.
+`Answerer.residuals` has the residuals that vectors are fitted on computed in the same place; those
+are not kept in the run.
 """
 
 import threading
@@ -19,10 +21,12 @@ from typing import Any, Protocol, runtime_checkable
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.activations import Position, ResidualCache, ResidualPiece, check_layers
 from steerlens.costs.ledger import Ledger
 from steerlens.errors import SteerlensError
 from steerlens.generation import generate
 from steerlens.models import model_info
+from steerlens.pairs import ContrastSet
 from steerlens.runs import Run, piece_name
 from steerlens.steering import Steering
 
@@ -84,6 +88,11 @@ class Elsewhere(Protocol):
 
     def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
         """Each piece with its records, as they are finished."""
+
+    def residuals(
+        self, pieces: Sequence[ResidualPiece]
+    ) -> Iterator[tuple[ResidualPiece, ResidualCache]]:
+        """Each piece with its residuals, as they are finished."""
 
 
 def answer_rows(
@@ -211,6 +220,26 @@ class Answerer:
             self.n_tokens += sum(answer.n_tokens for answer in answers)
         return answers
 
+    def residuals(self, pairs: ContrastSet, position: Position, batch_size: int) -> ResidualCache:
+        """Residuals of all layers, computed where answers are.
+
+        Args:
+            pairs: Contrast pairs.
+            position: As for `steerlens.activations.cache_residuals`.
+            batch_size: Prompts a forward pass.
+
+        Raises:
+            SteerlensError: As `cache_residuals`; or a piece that workers could not compute.
+        """
+        layers = check_layers(self.model, None)
+        piece = ResidualPiece.of(self.model, pairs, position, layers, batch_size)
+        if self.elsewhere is None:
+            with self.alone, self.ledger.part("cache"):
+                return piece.compute(self.model)
+        with self.ledger.part("cache"), self._noted():
+            [(_, cache)] = self.elsewhere.residuals([piece])
+        return cache
+
     def check_answered(self) -> None:
         """Raise once more what this thread's questions met elsewhere, and forget it.
 
@@ -273,16 +302,22 @@ class Answerer:
 
     def _computed(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
         if self.elsewhere is not None:
-            try:
+            with self._noted():
                 yield from self.elsewhere.answers(pieces)
-            except SteerlensError as error:
-                self._unanswered.error = error
-                raise
             return
         for piece in pieces:
             with self.alone:
                 records = self._generate(piece.questions, piece.max_new_tokens)
             yield piece, records
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """What workers could not compute is told once more by `check_answered`."""
+        try:
+            yield
+        except SteerlensError as error:
+            self._unanswered.error = error
+            raise
 
     def _known(self, name: str) -> Records | None:
         with self._writing:

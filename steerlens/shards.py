@@ -53,7 +53,7 @@ from steerlens.files import check_writable, write_text
 from steerlens.models import model_info
 from steerlens.pairs import ContrastSet
 from steerlens.placement import DTYPES
-from steerlens.runs.plain import json_document, piece_name
+from steerlens.runs.plain import json_document
 from steerlens.shard_files import (
     check_shard,
     read_layer,
@@ -317,29 +317,20 @@ def _missing(
 ) -> tuple[list[ResidualPiece], dict[str, list[int]], dict[str, Any]]:
     """Pieces that no shard in the folder is made from, their numbers, and the others' metadata."""
     position, chosen, batch_size, chat_format = how
-    info = model_info(model)
     pieces: dict[str, ResidualPiece] = {}
     numbers_of: dict[str, list[int]] = {}
     metadata: dict[str, Any] = {}
     for number, part in enumerate(parts):
-        name = piece_name(
-            {
-                "weights": info.weights_hash,
-                "dtype": info.precision,
-                "data": part.data_hash,
-                "position": position,
-                "layers": list(chosen),
-                "chat_format": chat_format,
-                "stored": dtype,
-            }
+        piece = ResidualPiece.of(
+            model, part, position, chosen, batch_size, chat_format, stored=dtype
         )
         path = shard_path(folder, number)
         record = shard_record(path) if path.exists() else {}
-        if record.get("made_from") == name:
+        if record.get("made_from") == piece.name:
             metadata = record["metadata"]
         else:
-            numbers_of.setdefault(name, []).append(number)
-            pieces[name] = ResidualPiece(name, part, position, chosen, batch_size, chat_format)
+            numbers_of.setdefault(piece.name, []).append(number)
+            pieces[piece.name] = piece
     return list(pieces.values()), numbers_of, metadata
 
 

@@ -6,6 +6,7 @@ and their ratio. Of a run that was resumed only what this process did is measure
 compared.
 """
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -98,7 +99,9 @@ class Forecast:
         threads = workers.threads if workers else 0
         rates = calibrate_rates(model, work, batch_size, judge, threads)
         n_workers = workers.workers if workers else 0
-        found = cls(estimate_costs(work, rates, batch_size, n_workers), rates, resumed)
+        # Ray that is started here has this machine's cores and no others.
+        cores = (os.cpu_count() or 1) if workers and workers.address is None else None
+        found = cls(estimate_costs(work, rates, batch_size, n_workers, cores), rates, resumed)
         print(f"estimate of the {found.estimate}", file=sys.stderr, flush=True)
         return found
 
@@ -143,16 +146,18 @@ class Forecast:
         }
 
 
-def estimate_costs(work: Work, rates: Rates, batch_size: int, n_workers: int = 0) -> Estimate:
+def estimate_costs(
+    work: Work, rates: Rates, batch_size: int, n_workers: int = 0, cores: int | None = None
+) -> Estimate:
     """Rates × work.
 
     Args:
         work: From `steerlens.costs.work`.
         rates: From `steerlens.costs.rates`.
         batch_size: Rows decoded together.
-        n_workers: Answers, or shards of residuals, are divided among so many, each as fast as was
-            measured; parts that are computed by the driver alone are not. With 0 this process
-            computes all.
+        n_workers: Answers and residuals are divided among so many, each as fast as was measured;
+            parts that are computed by the driver alone are not. With 0 this process computes all.
+        cores: CPU cores that workers and driver share; ``None`` when the driver has its own.
     """
     answering, tokens = 0.0, 0
     for asking in work.askings:
@@ -161,7 +166,7 @@ def estimate_costs(work: Work, rates: Rates, batch_size: int, n_workers: int = 0
         tokens += written
     rows = sum(one.rows for one in work.askings)
     divided = max(n_workers, 1)
-    cached = work.cached * rates.cache / (divided if work.stage == "cache" else 1)
+    cached = work.cached * rates.cache / divided
     pieces, responses, numbers = _disk(work, rates, tokens, rows)
     parts: dict[str, dict[str, float]] = {
         "answers": {
@@ -184,18 +189,50 @@ def estimate_costs(work: Work, rates: Rates, batch_size: int, n_workers: int = 0
     for part in parts.values():
         part["seconds"] = round(part["seconds"], 2)
     more = max(0, _most_positions(work, rates, batch_size) - rates.positions) * rates.token_memory
-    # Keys and values are held by whoever answers; residuals by whoever caches them.
+    # Keys and values are held by whoever answers, residuals by whoever caches them.
     held = 4 * work.held
     return Estimate(
         stage=work.stage,
         parts=parts,
-        seconds=sum((part["seconds"] for part in parts.values()), start=0.0),
+        seconds=_wall_time(
+            work,
+            {name: part["seconds"] for name, part in parts.items()},
+            n_workers,
+            n_workers * max(rates.threads, 1),
+            cores,
+        ),
         tokens=tokens,
-        memory=rates.memory + held + (0 if n_workers else more),
+        memory=rates.memory + (0 if n_workers else held + more),
         disk=pieces + responses + numbers,
         workers=divided,
-        worker_memory=rates.memory + (held if work.stage == "cache" else more) if n_workers else 0,
+        worker_memory=rates.memory + max(held, more) if n_workers else 0,
     )
+
+
+def _wall_time(
+    work: Work, parts: Mapping[str, float], n_workers: int, threads: int, cores: int | None
+) -> float:
+    """Seconds of all parts: in turns, or side by side where workers search several instructions.
+
+    While some instructions wait for the driver, workers have pieces of others, so the longer of the
+    two sides decides, and of the shorter what is left at the end: about one instruction's. Nor can
+    it be faster than all that is computed, divided by the cores there are.
+
+    Args:
+        work: What will be done.
+        parts: Seconds of each part, those of workers divided among them.
+        n_workers: How many; 0 for this process alone.
+        threads: Threads of all workers.
+        cores: Cores that they share with the driver, ``None`` when it has its own.
+    """
+    everything = sum(parts.values(), start=0.0)
+    at_once = min(work.instructions, 2 * n_workers)
+    if at_once < 2:
+        return everything
+    there = parts.get("answers", 0.0) + parts.get("cache", 0.0)
+    here = everything - there
+    beside = max(there, here) + min(there, here) / at_once
+    return max(beside, (there * threads + here) / cores) if cores else beside
 
 
 def _disk(work: Work, rates: Rates, tokens: int, rows: int) -> tuple[int, int, int]:

@@ -106,8 +106,8 @@ def calibrate_rates(
         work: What will be done.
         batch_size: Rows decoded together.
         judge: Reads responses.
-        worker_threads: Threads of a worker, where workers answer and cache shards; 0 where this
-            process does.
+        worker_threads: Threads of a worker, where workers answer and cache residuals; 0 where
+            this process does.
     """
     started = time.perf_counter()
     rows = tokenize_prompts(model, list(work.prompts))
@@ -115,11 +115,12 @@ def calibrate_rates(
         threads = torch.get_num_threads()
         answered = _answering(model, work, rows, batch_size) if work.askings else _Answering()
     total = max(sum(answered.lengths), 1)
-    cache = 0.0
-    if work.cached or work.recovered:
-        # Shards are cached where answers are; residuals to fit on always by this process.
-        with _computing_with(worker_threads if work.stage == "cache" else 0):
-            cache = _cache_rate(model, rows)
+    # Residuals are cached where answers are; causal recovery is this process's.
+    with _computing_with(worker_threads):
+        cache = _cache_rate(model, rows) if work.cached else 0.0
+    recover = cache
+    if work.recovered and (worker_threads or not cache):
+        recover = _cache_rate(model, rows)
     texts = answered.texts
     return Rates(
         read=answered.read,
@@ -132,7 +133,7 @@ def calibrate_rates(
         prompt_tokens=sum(map(len, rows)) / len(rows),
         characters=sum(map(len, texts)) / total,
         cache=cache,
-        recover=cache,
+        recover=recover,
         judge=_judge_rate(judge, texts, work) if judge is not None else 0.0,
         check=_check_rate(work, texts),
         memory=peak_memory(),

@@ -64,6 +64,7 @@ class Work:
         number_bytes: Bytes of each.
         held: Floats of residuals held at once where they are cached: as the model gave them, and
             gathered by side.
+        instructions: How many are searched; workers are given pieces of several at once.
     """
 
     stage: str
@@ -79,6 +80,7 @@ class Work:
     numbers: int = 0
     number_bytes: int = 4
     held: int = 0
+    instructions: int = 1
 
 
 def cache_work(
@@ -191,6 +193,7 @@ def search_work(
         instruction=tasks[0].id,
         numbers=numbers,
         held=_held(model, n_pairs),
+        instructions=len(tasks),
     )
 
 

@@ -32,7 +32,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import ResidualCache, cache_residuals
+from steerlens.activations import ResidualCache
 from steerlens.answers import Answerer, Question
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.evaluation.fluency import fluency, is_degenerate
@@ -211,10 +211,7 @@ class VectorBook:
         return contrast_pairs(task, n=n, seed=self.recipe.seed, split="fit", kwargs=wording)
 
     def _cache(self, pairs: ContrastSet, position: str) -> ResidualCache:
-        with self.answerer.alone, self.answerer.ledger.part("cache"):
-            return cache_residuals(
-                self.model, pairs, position=position, batch_size=self.batch_size, progress=False
-            )
+        return self.answerer.residuals(pairs, position, self.batch_size)
 
     def _answers(self, prompts: Sequence[str]) -> list[str]:
         questions = [Question(prompt) for prompt in prompts]
