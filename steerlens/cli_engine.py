@@ -9,7 +9,10 @@ __all__ = ["add_engine", "workers_of"]
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Options that choose the engine and its workers."""
+    """Options of long runs: the estimate, the engine, and its workers."""
+    parser.add_argument(
+        "--no-estimate", action="store_true", help="do not measure first what it will take"
+    )
     parser.add_argument(
         "--engine",
         choices=("local", "ray"),

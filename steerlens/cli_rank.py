@@ -142,6 +142,7 @@ def _from_shards(
         batch_size=arguments.batch_size,
         chat_format=arguments.chat_format,
         workers=workers,
+        estimate=not arguments.no_estimate,
     )
     return Evidence(rank_layers(shards, seed=arguments.seed))
 

@@ -34,9 +34,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=96)
     parser.add_argument("--piece-rows", type=int, default=192, help="rows computed by one worker")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--no-estimate", action="store_true", help="do not measure first what it will take"
-    )
     add_engine(parser)
 
 

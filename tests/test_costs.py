@@ -108,11 +108,25 @@ def test_residuals_held_while_they_are_cached_are_memory():
     assert (one.memory, other.memory) == (1000, 1000 + 4 * 50)
 
 
-def test_shards_are_divided_among_workers_and_residuals_to_fit_on_are_not():
+def test_residuals_are_divided_among_workers():
     shards, fitting = (Work(stage, ("a",), cached=12, held=50) for stage in ("cache", "search"))
     found = [estimate_costs(work, rates(), 2, 3) for work in (shards, fitting)]
-    assert [one.seconds for one in found] == [12 * 2.0 / 3, 12 * 2.0]
-    assert [one.worker_memory for one in found] == [1000 + 4 * 50, 1000]
+    assert [one.seconds for one in found] == [12 * 2.0 / 3] * 2
+    assert [one.worker_memory for one in found] == [1000 + 4 * 50] * 2
+
+
+def test_workers_and_driver_work_side_by_side_when_several_instructions_are_searched():
+    """12 s × 2 of caching over 3 workers are 8 s; the judge's 10 × 0.5 are the driver's."""
+    one = Work("search", ("a",), cached=12, judged=10)
+    several = replace(one, instructions=4)
+    judging = rates(judge=0.5)
+    assert estimate_costs(one, judging, 2, 3).seconds == 8 + 5
+    assert estimate_costs(several, judging, 2, 3).seconds == 8 + 5 / 4
+    # In turns without workers; on three cores that all share, no faster than all there is to do.
+    assert estimate_costs(several, judging, 2).seconds == 24 + 5
+    shared = replace(judging, threads=1)
+    assert estimate_costs(several, shared, 2, 3, cores=3).seconds == pytest.approx((24 + 5) / 3)
+    assert estimate_costs(several, shared, 2, 3, cores=8).seconds == 8 + 5 / 4
 
 
 def test_the_disk_is_that_of_its_parts():
@@ -143,12 +157,12 @@ def test_what_workers_do_is_timed_with_their_threads_and_the_rest_with_ours(
     try:
         search = Work("search", ("Name a city.",), (Asking(2, 4),), cached=2)
         found = calibrate_rates(tiny_model, search, 2, worker_threads=3)
-        assert seen == {"answers": {3}, "cache": {2}} and found.threads == 3
+        assert seen == {"answers": {3}, "cache": {3}} and found.threads == 3
         assert torch.get_num_threads() == 2
-        # Shards are cached by the workers.
+        # Causal recovery, timed by the same forward pass, is the driver's.
         seen["cache"].clear()
-        calibrate_rates(tiny_model, Work("cache", ("Name a city.",), cached=2), 2, None, 3)
-        assert seen["cache"] == {3}
+        calibrate_rates(tiny_model, replace(search, recovered=2), 2, None, 3)
+        assert seen["cache"] == {2, 3}
     finally:
         torch.set_num_threads(own)
 

@@ -22,7 +22,12 @@ from steerlens.plans.settings import candidate_from_json
 from steerlens.search import SearchSettings, Stage, search
 from steerlens.search.lengths import tokens_to_tell
 from steerlens.search.scoring import Score, is_allowed, scored, worth
-from steerlens.search.space import combinations, first_candidates, neighbours
+from steerlens.search.space import (
+    combinations,
+    first_candidates,
+    instructed_candidates,
+    neighbours,
+)
 
 TITLE = "detectable_format:title"
 SMALL = SearchSettings(
@@ -70,6 +75,15 @@ def test_candidates_stay_below_the_last_layer_and_differ() -> None:
     assert (replace(RESPONSE, only_below=True),) in neighbours((RESPONSE,), 30)
     assert combinations([(RESPONSE,), (PROMPT,)])[0] == (PROMPT, RESPONSE)
     assert combinations([(PROMPT,)]) == []
+    # With the instruction in the prompt each is tried at half strength as well, and once only.
+    half = replace(PROMPT, strength=PROMPT.strength / 2)
+    assert instructed_candidates([(PROMPT,), (PROMPT, RESPONSE), (half,)]) == [
+        (PROMPT,),
+        (half,),
+        (PROMPT, RESPONSE),
+        (half, replace(RESPONSE, strength=RESPONSE.strength / 2)),
+        (replace(half, strength=PROMPT.strength / 4),),
+    ]
 
 
 def test_lengths_are_steered_by_where_answers_end_and_waited_for() -> None:

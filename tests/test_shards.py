@@ -169,7 +169,12 @@ def test_the_command_ranks_from_shards_as_from_memory(tiny_folder, tmp_path, cap
     assert main(command) == 0
     inside = json.loads(capsys.readouterr().out)
     assert main([*command, "--shards", str(tmp_path / "shards")]) == 0
-    outside = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    outside = json.loads(said.out)
+    assert "estimate of the cache" in said.err
+    assert json.loads((tmp_path / "shards" / "costs.json").read_text())["actual"]["disk_bytes"] > 0
+    assert main([*command, "--shards", str(tmp_path / "unsaid"), "--no-estimate"]) == 0
+    assert "estimate" not in capsys.readouterr().err
     assert outside["best_layer"] == inside["best_layer"]
     for ours, theirs in zip(outside["layers"], inside["layers"], strict=True):
         assert ours["auroc"] == pytest.approx(theirs["auroc"], abs=1e-5)

@@ -7,11 +7,14 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+import torch
 
 from steerlens import answers
+from steerlens.activations import ResidualCache, ResidualPiece
 from steerlens.answers import Answerer, Piece, Question, Records
 from steerlens.errors import SteerlensError
 from steerlens.instructions import catalogue
+from steerlens.pairs import ContrastSet
 from steerlens.plans import FitRecipe, VectorBook
 from steerlens.search import SearchSettings
 from steerlens.search import run as search_run
@@ -170,3 +173,41 @@ def test_a_piece_two_threads_ask_for_is_computed_once(tiny_model, failing):
     assert found == ["a"] * (2 if failing else 3)
     assert len(workers.asked) == (2 if failing else 1)
     assert not answerer._under_way
+
+
+class Caching:
+    """Workers that compute residuals as this process does, unless told not to."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.asked: list[ResidualPiece] = []
+        self.failing = False
+
+    def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
+        raise AssertionError(f"nothing was to be answered: {pieces}")
+
+    def residuals(
+        self, pieces: Sequence[ResidualPiece]
+    ) -> Iterator[tuple[ResidualPiece, ResidualCache]]:
+        for piece in pieces:
+            self.asked.append(piece)
+            if self.failing:
+                raise SteerlensError("no worker is left")
+            yield piece, piece.compute(self.model)
+
+
+def test_residuals_to_fit_on_are_computed_where_answers_are(tiny_model):
+    workers = Caching(tiny_model)
+    pairs = ContrastSet.from_prompts(["Name 1. Now.", "Name 2. Now."], ["Name 1.", "Name 2."])
+    here = Answerer(tiny_model).residuals(pairs, "last_prompt", 4)
+    answerer = Answerer(tiny_model, elsewhere=workers)
+    there = answerer.residuals(pairs, "last_prompt", 4)
+    assert [(one.position, one.pairs) for one in workers.asked] == [("last_prompt", pairs)]
+    assert torch.equal(here.instructed, there.instructed)
+    assert "cache" in answerer.ledger.to_json()
+    # What they lose is no estimator that cannot be had.
+    workers.failing = True
+    with pytest.raises(SteerlensError, match="no worker is left"):
+        answerer.residuals(pairs, "last_prompt", 4)
+    with pytest.raises(SteerlensError, match="no worker is left"):
+        answerer.check_answered()

@@ -189,7 +189,7 @@ def estimate_costs(
     for part in parts.values():
         part["seconds"] = round(part["seconds"], 2)
     more = max(0, _most_positions(work, rates, batch_size) - rates.positions) * rates.token_memory
-    # Keys and values are held by whoever answers, residuals by whoever caches them.
+    # Keys and values are held by whoever answers, residuals by who makes them and by the driver.
     held = 4 * work.held
     return Estimate(
         stage=work.stage,
@@ -202,7 +202,7 @@ def estimate_costs(
             cores,
         ),
         tokens=tokens,
-        memory=rates.memory + (0 if n_workers else held + more),
+        memory=rates.memory + held + (0 if n_workers else more),
         disk=pieces + responses + numbers,
         workers=divided,
         worker_memory=rates.memory + max(held, more) if n_workers else 0,
