@@ -173,7 +173,7 @@ def search_work(
             (len(first), broad),
             (kept + min(2, kept) * near, narrow),
             (finalists, final),
-            (2 * (finalists - 1), narrow),
+            (2 * min(narrow.n_kept, kept), narrow),
             (4, final),
         ):
             rows = n_candidates * min(stage.n_prompts, n)

@@ -6,10 +6,11 @@
 3. **Narrow.** The better ones, at least one for each estimator, and the neighbours of the best two
    answer more prompts at greater length.
 4. **Final.** The best, their combinations, and no steering answer all prompts in full; the winner
-   is the choice for prompts without the instruction.
-5. **With the instruction.** What is best there need not be best here: the finalists, each also at
-   half strength, answer the narrow stage's prompts *with* the instruction, and the better ones all
-   of them, against no steering, for the other choice.
+   is the choice for prompts without the instruction. When nothing has succeeded on any prompt so
+   far, no steering stands alone.
+5. **With the instruction.** What is best there need not be best here: the leading settings, each
+   also at half strength, answer the narrow stage's prompts *with* the instruction, and the better
+   ones all of them, against no steering, for the other choice.
 
 For instructions about length, responses are as long in every stage as it takes to tell whether they
 comply, and the judge reads no more of any response than that: the beginning of a text surprises a
@@ -27,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from steerlens.answers import Answer, Question
+from steerlens.answers import Question
 from steerlens.attribution import first_token_recovery
 from steerlens.errors import SteeringError
 from steerlens.evaluation.judge import Judge
@@ -37,7 +38,7 @@ from steerlens.pairs import ContrastPair, contrast_pairs
 from steerlens.plans.fitting import VectorBook, most_pairs
 from steerlens.plans.settings import NO_STEERING, Candidate
 from steerlens.search.lengths import tokens_to_tell
-from steerlens.search.scoring import Score, is_allowed, scored, worth
+from steerlens.search.scoring import Score, gains, is_allowed, judged, scored, worth
 from steerlens.search.settings import SearchSettings, Stage
 from steerlens.search.space import (
     combinations,
@@ -112,12 +113,17 @@ class _Search:
         narrow = self._stage("narrow", entering, self.settings.narrow, recovery)
         ranked = _kept(narrow, len(narrow))
         n_kept = self.settings.narrow.n_kept
-        finalists = [NO_STEERING, *ranked[:n_kept], *combinations(ranked)]
-        final = self._stage("final", finalists, self.settings.final, recovery, judged=True)
+        leading = ranked[:n_kept]
+        # What has not succeeded once by now does not go into the longest stage.
+        hopeful = [one for one in leading if _succeeds(one, narrow)]
+        trying = [*hopeful, *combinations(ranked)] if hopeful else []
+        final = self._stage(
+            "final", [NO_STEERING, *trying], self.settings.final, recovery, is_last=True
+        )
         chosen, choice = self._choice(final)
         best = [one.candidate for one in sorted(final[1:], key=lambda one: one.rank_key)]
-        leading = [chosen, *best] if chosen else best
-        trying = instructed_candidates(list(dict.fromkeys(leading)))
+        ahead = [chosen, *best, *leading] if chosen else [*best, *leading]
+        trying = instructed_candidates(list(dict.fromkeys(ahead))[:n_kept])
         tried = self._stage("instructed narrow", trying, self.settings.narrow, recovery)
         ranked = [one.candidate for one in sorted(tried, key=lambda one: one.rank_key)]
         with_it = self._stage(
@@ -125,7 +131,7 @@ class _Search:
             [NO_STEERING, *ranked[:_N_INSTRUCTED]],
             self.settings.final,
             recovery,
-            judged=True,
+            is_last=True,
         )
         return Found(
             record={
@@ -166,9 +172,12 @@ class _Search:
         candidates: Sequence[Candidate],
         stage: Stage,
         recovery: Mapping[int, float] | None,
-        judged: bool = False,
+        is_last: bool = False,
     ) -> list[Score]:
-        """Every candidate on the stage's prompts, as one list of questions."""
+        """Every candidate on the stage's prompts, as one list of questions.
+
+        In a last stage the judge reads no steering (the first) and what passes more than it.
+        """
         pairs = self.pairs[: stage.n_prompts]
         instructed = name in _WITH_INSTRUCTION
         questions = [
@@ -178,23 +187,21 @@ class _Search:
         ]
         n_tokens = max(stage.n_tokens, self.tokens_to_tell or 0)
         answers = self.book.answerer.ask(questions, n_tokens, f"{self.task.id} {name}")
-        perplexities = self._judged(answers) if judged else None
         answerer = self.book.answerer
-        scores = []
-        for i, candidate in enumerate(candidates):
-            own = slice(i * len(pairs), (i + 1) * len(pairs))
-            with answerer.alone, answerer.ledger.part("check"):
-                score = scored(
-                    candidate,
-                    self.task.id,
-                    pairs,
-                    answers[own],
-                    perplexities[own] if perplexities else None,
-                    _evidence(candidate, recovery),
-                )
-            scores.append(score)
-            self.n_tokens += score.n_tokens
-            self.table.append(score.to_json(name))
+        own = [slice(i * len(pairs), (i + 1) * len(pairs)) for i in range(len(candidates))]
+        with answerer.alone, answerer.ledger.part("check"):
+            scores = [
+                scored(one, self.task.id, pairs, answers[rows], _evidence(one, recovery))
+                for one, rows in zip(candidates, own, strict=True)
+            ]
+        if is_last and self.judge is not None:
+            read = [i for i, one in enumerate(scores) if not i or gains(one, scores[0])]
+            texts = [answer.text for i in read for answer in answers[own[i]]]
+            found = self._perplexities(self.judge, texts)
+            for place, i in enumerate(read):
+                scores[i] = judged(scores[i], found[own[place]])
+        self.n_tokens += sum(one.n_tokens for one in scores)
+        self.table += [one.to_json(name) for one in scores]
         return scores
 
     def _question(self, candidate: Candidate, pair: ContrastPair, instructed: bool) -> Question:
@@ -211,13 +218,11 @@ class _Search:
             },
         )
 
-    def _judged(self, answers: Sequence[Answer]) -> list[float | None] | None:
-        if self.judge is None:
-            return None
+    def _perplexities(self, judge: Judge, texts: Sequence[str]) -> list[float | None]:
         answerer, judge_tokens = self.book.answerer, self.settings.judge_tokens
         with answerer.alone, answerer.ledger.part("judge"):
-            return self.judge.perplexities(
-                [answer.text for answer in answers],
+            return judge.perplexities(
+                texts,
                 max_tokens=min(self.tokens_to_tell or judge_tokens, judge_tokens),
                 progress=False,
             )
@@ -265,6 +270,11 @@ def _evidence(candidate: Candidate, recovery: Mapping[int, float] | None) -> flo
         return None
     layer = candidate[0].layer
     return recovery.get(layer, recovery.get(layer - 1))
+
+
+def _succeeds(candidate: Candidate, scores: Sequence[Score]) -> bool:
+    """Whether it has succeeded on any prompt."""
+    return any(one.candidate == candidate and any(one.successes) for one in scores)
 
 
 def _kept(scores: Sequence[Score], n: int) -> list[Candidate]:

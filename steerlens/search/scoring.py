@@ -17,7 +17,7 @@ loops anyway would be barred from being steered at all.
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from steerlens.answers import Answer
@@ -28,7 +28,7 @@ from steerlens.pairs import ContrastPair
 from steerlens.plans.settings import Candidate, describe
 from steerlens.search.lengths import limits_length
 
-__all__ = ["Score", "is_allowed", "scored", "worth"]
+__all__ = ["Score", "gains", "is_allowed", "judged", "scored", "worth"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,8 @@ class Score:
         passed: For each prompt, whether the loose check passes.
         degenerate: For each prompt, whether the response is degenerate.
         n_tokens: Tokens of all responses.
-        perplexity: Median under the judge; ``None`` without one.
+        perplexity: Median under the judge; ``None`` without one, and for what passes no more
+            prompts than no steering, which cannot be chosen whatever it reads like.
         evidence: The cheap evidence for it, where there is some.
     """
 
@@ -92,12 +93,10 @@ def scored(
     instruction: str,
     pairs: Sequence[ContrastPair],
     answers: Sequence[Answer],
-    perplexities: Sequence[float | None] | None = None,
     evidence: float | None = None,
 ) -> Score:
-    """Judge the answers to the pairs' prompts."""
+    """Check the answers to the pairs' prompts."""
     task = catalogue[instruction]
-    known = [value for value in perplexities or () if value is not None]
     verdicts = [
         verdict(answer.text, [instruction], [pair.kwargs], prompt=pair.instructed)
         for answer, pair in zip(answers, pairs, strict=True)
@@ -111,14 +110,24 @@ def scored(
         ),
         degenerate=tuple(is_degenerate(fluency(answer.text)) for answer in answers),
         n_tokens=sum(answer.n_tokens for answer in answers),
-        perplexity=statistics.median(known) if known else None,
         evidence=evidence,
     )
 
 
+def judged(score: Score, perplexities: Sequence[float | None]) -> Score:
+    """The score with the median of its responses' perplexities; blank responses have none."""
+    known = [value for value in perplexities if value is not None]
+    return replace(score, perplexity=statistics.median(known) if known else None)
+
+
+def gains(score: Score, baseline: Score) -> bool:
+    """Whether a candidate passes more prompts than no steering."""
+    return sum(score.passed) > sum(baseline.passed)
+
+
 def is_allowed(score: Score, baseline: Score, most_perplexity: float) -> bool:
     """Whether a candidate gains anything and reads well enough, relative to no steering."""
-    if sum(score.passed) <= sum(baseline.passed):
+    if not gains(score, baseline):
         return False
     if score.perplexity is None or baseline.perplexity is None:
         return True
