@@ -84,7 +84,7 @@ def steered_layers(model: Any) -> list[int]:
 def behaviour_by_layer(
     model: Any,
     instructions: Sequence[str],
-    n_prompts: int = 16,
+    n_prompts: int = 12,
     n_tokens: int = 96,
     name: str = "which-evidence",
 ) -> pd.DataFrame:
@@ -239,7 +239,7 @@ def rule_verdict(
 
 
 def evidence_costs(
-    model: Any, instruction: str, n_prompts: int = 16, n_tokens: int = 96
+    model: Any, instruction: str, n_prompts: int = 12, n_tokens: int = 96
 ) -> pd.DataFrame:
     """What each kind of evidence costs for one instruction, counted while it is made.
 

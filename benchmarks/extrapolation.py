@@ -29,8 +29,9 @@ from steerlens.models import tokenize_prompts
 TOKENS = 31 * 82_000
 # Rows decoded together, and the positions each holds on average: prompt and half a response.
 ROWS, POSITIONS = 96, 160
-# The driver's own work beside the answers of one worker; see docs/scaling.md.
-DRIVER = 0.11 / 0.89
+# Beside the answers of one worker: residuals to fit on, which workers compute, and the driver's own
+# causal recovery, as shares of them; seconds of checks for each instruction. See docs/scaling.md.
+CACHE, DRIVER, CHECKS = 8.4 / 98.0, 1.3 / 98.0, 31 * 1.3
 # The middle one was measured here (see `efficiency`); the others are half and twice of it, about.
 EFFICIENCIES = (0.15, 0.27, 0.5)
 
@@ -86,7 +87,7 @@ def step_seconds(shape: Shape, gpu: Gpu, efficiency: float, rows: int = ROWS) ->
 def table() -> list[str]:
     """Lines of markdown: a row a model, GPU and number of GPUs."""
     lines = [
-        "| | tokens/s of a worker | workers | answers, min | with the driver's part, min |",
+        "| | tokens/s of a worker | workers | workers' part, min | with the driver's part, min |",
         "|---|---:|---:|---:|---:|",
     ]
     for shape in SHAPES:
@@ -95,11 +96,12 @@ def table() -> list[str]:
             for n in (8, 64):
                 workers = n // shape.gpus
                 one = [TOKENS / rate / 60 for rate in rates]
+                there = [t * (1 + CACHE) / workers for t in one]
                 cells = (
                     f"{rates[1]:,.0f} ({rates[0]:,.0f}–{rates[-1]:,.0f})",
                     f"{workers}",
-                    _range([t / workers for t in one]),
-                    _range([t / workers + DRIVER * t for t in one]),
+                    _range(there),
+                    _range([t + DRIVER * o + CHECKS / 60 for t, o in zip(there, one, strict=True)]),
                 )
                 lines.append(f"| {shape.name}, {n} × {gpu.name} | " + " | ".join(cells) + " |")
     return lines
