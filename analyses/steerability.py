@@ -61,13 +61,9 @@ KINDS = (
 GEMMA = "gemma-3-270m"
 _SCOPES = ("prompt", "all")
 _ON_GEMMA = [
-    "change_case:english_capital",
     "change_case:english_lowercase",
     "detectable_format:title",
     "detectable_format:number_bullet_lists",
-    "detectable_format:number_highlighted_sections",
-    "detectable_format:json_format",
-    "startend:quotation",
     "language:response_language_de",
     "language:response_language_es",
 ]
