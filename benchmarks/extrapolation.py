@@ -25,8 +25,8 @@ import steerlens as sl
 from steerlens.generation import generate_from_tokens
 from steerlens.models import tokenize_prompts
 
-# Tokens a search of the catalogue writes: 31 instructions of 82,000 (docs/scaling.md).
-TOKENS = 31 * 82_000
+# Tokens a search of the catalogue's 31 instructions writes (docs/scaling.md).
+TOKENS = 3_028_407
 # Rows decoded together, and the positions each holds on average: prompt and half a response.
 ROWS, POSITIONS = 96, 160
 # Beside the answers of one worker: residuals to fit on, which workers compute, and the driver's own
