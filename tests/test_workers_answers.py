@@ -41,7 +41,16 @@ class Bar:
         self.open = False
 
 
-class Together:
+class AnswersOnly:
+    """Workers that are not asked for residuals."""
+
+    def residuals(
+        self, pieces: Sequence[ResidualPiece]
+    ) -> Iterator[tuple[ResidualPiece, ResidualCache]]:
+        raise AssertionError(f"no residuals were to be cached: {pieces}")
+
+
+class Together(AnswersOnly):
     """Workers that answer when both lists have been asked for."""
 
     def __init__(self) -> None:
@@ -116,7 +125,7 @@ def test_a_fault_of_the_program_is_raised_as_it_is_after_the_others(tiny_model, 
 def test_pieces_that_workers_lost_are_no_estimator_that_cannot_be_had(tiny_model, monkeypatch):
     """Fitting leaves out what raises; the plan would then be another than the local one."""
 
-    class Broken:
+    class Broken(AnswersOnly):
         def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
             raise SteerlensError("no worker is left")
             yield
@@ -137,7 +146,7 @@ def test_pieces_that_workers_lost_are_no_estimator_that_cannot_be_had(tiny_model
     assert [task for task, _ in found] == tasks[1:]
 
 
-class Slow:
+class Slow(AnswersOnly):
     """Workers that take their time, and fail the first time when told to."""
 
     def __init__(self, failing: bool = False) -> None:
