@@ -21,7 +21,7 @@ from steerlens.plans import NO_STEERING, FitRecipe, Plan, Setting, VectorBook, d
 from steerlens.plans.settings import candidate_from_json
 from steerlens.search import SearchSettings, Stage, search
 from steerlens.search.lengths import tokens_to_tell
-from steerlens.search.scoring import Score, is_allowed, scored, worth
+from steerlens.search.scoring import Score, choose, is_allowed, scored, worth
 from steerlens.search.space import (
     combinations,
     first_candidates,
@@ -124,6 +124,18 @@ def test_a_candidate_that_gains_nothing_or_is_hard_to_read_is_dropped() -> None:
     assert is_allowed(_score([True] * 20, [True] * 20, 15.0), baseline, 1.5)
     assert not is_allowed(_score([True] * 20, [False] * 20, 15.1), baseline, 1.5)
     assert not is_allowed(_score([True] + [False] * 19, [False] * 20, 9.0), baseline, 1.5)
+
+
+def test_what_gained_by_the_luck_of_being_chosen_is_not_chosen() -> None:
+    never = [False] * 24
+    baseline = _score([True] * 13 + [False] * 11, never, 10.0)
+    # 14 of 24 against 13, others that gain as little, and one that gains much.
+    near = [_score([i == j or i % 24 < 13 for i in range(24)], never, 10.0) for j in range(13, 17)]
+    much = _score([True] * 23 + [False], never, 10.0)
+    winner, corrected, n_allowed = choose([baseline, *near], 1.5, 1.0)
+    assert winner is baseline and corrected.value == 13 / 24 and n_allowed == 5
+    winner, corrected, _ = choose([baseline, *near, much], 1.5, 1.0)
+    assert winner is much and 13 / 24 < corrected.value <= 23 / 24
 
 
 def test_a_response_that_newly_loops_costs_its_price_and_one_that_did_before_nothing() -> None:

@@ -26,19 +26,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from steerlens.answers import Question
 from steerlens.attribution import first_token_recovery
 from steerlens.errors import SteeringError
 from steerlens.evaluation.judge import Judge
-from steerlens.evaluation.statistics import best_of_many, wilson
+from steerlens.evaluation.statistics import wilson
 from steerlens.instructions import Instruction
 from steerlens.pairs import ContrastPair, contrast_pairs
 from steerlens.plans.fitting import VectorBook, most_pairs
 from steerlens.plans.settings import NO_STEERING, Candidate
 from steerlens.search.lengths import tokens_to_tell
-from steerlens.search.scoring import Score, gains, is_allowed, judged, scored, worth
+from steerlens.search.scoring import Score, choose, gains, judged, scored
 from steerlens.search.settings import SearchSettings, Stage
 from steerlens.search.space import (
     combinations,
@@ -230,18 +228,9 @@ class _Search:
     def _choice(self, scores: Sequence[Score]) -> tuple[Candidate, dict[str, Any]]:
         """The winner among a stage's candidates, the first of which is no steering."""
         baseline, settings = scores[0], self.settings
-        allowed = [
-            one
-            for one in scores
-            if one is baseline or is_allowed(one, baseline, settings.most_perplexity)
-        ]
-        # A perfect tie goes to the first: no steering, then the candidate ranked higher before.
-        choosing = best_of_many(
-            np.array([one.passed for one in allowed]),
-            seed=settings.seed,
-            worth=np.array([worth(one, baseline, settings.degenerate_price) for one in allowed]),
+        winner, corrected, n_allowed = choose(
+            scores, settings.most_perplexity, settings.degenerate_price, settings.seed
         )
-        winner, corrected = allowed[choosing.chosen], choosing.corrected
         n = len(winner.passed)
         plain, own = (wilson(sum(one.passed), n) for one in (baseline, winner))
         return winner.candidate, {
@@ -260,7 +249,7 @@ class _Search:
             "unsteered_high": plain.high,
             "unsteered_perplexity": baseline.perplexity,
             "n_candidates": len(scores),
-            "n_dropped": len(scores) - len(allowed),
+            "n_dropped": len(scores) - n_allowed,
         }
 
 

@@ -20,15 +20,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from steerlens.answers import Answer
 from steerlens.evaluation.checks import verdict
 from steerlens.evaluation.fluency import fluency, is_degenerate
+from steerlens.evaluation.statistics import Interval, best_of_many, wilson
 from steerlens.instructions import catalogue
 from steerlens.pairs import ContrastPair
 from steerlens.plans.settings import Candidate, describe
 from steerlens.search.lengths import limits_length
 
-__all__ = ["Score", "gains", "is_allowed", "judged", "scored", "worth"]
+__all__ = ["Score", "choose", "gains", "is_allowed", "judged", "scored", "worth"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,3 +144,36 @@ def worth(score: Score, baseline: Score, price: float) -> list[float]:
     """
     sides = zip(score.passed, score.degenerate, baseline.degenerate, strict=True)
     return [passed - price * (now - before) for passed, now, before in sides]
+
+
+def choose(
+    scores: Sequence[Score], most_perplexity: float, price: float, seed: int = 0
+) -> tuple[Score, Interval, int]:
+    """The winner among a last stage's candidates, the first of which is no steering.
+
+    A perfect tie goes to the first: no steering, then the candidate ranked higher before.
+
+    Args:
+        scores: On the same prompts; no steering first.
+        most_perplexity: See `steerlens.search.settings.SearchSettings`.
+        price: Of a degenerate response, in passes.
+        seed: Of the bootstrap that corrects the winner's rate.
+
+    Returns:
+        The winner, its rate corrected for having been chosen, and how many were allowed. One whose
+        corrected rate is not above that of no steering gained by the luck of being chosen: then no
+        steering wins.
+    """
+    baseline = scores[0]
+    allowed = [
+        one for one in scores if one is baseline or is_allowed(one, baseline, most_perplexity)
+    ]
+    choosing = best_of_many(
+        np.array([one.passed for one in allowed]),
+        seed=seed,
+        worth=np.array([worth(one, baseline, price) for one in allowed]),
+    )
+    winner, corrected = allowed[choosing.chosen], choosing.corrected
+    if winner is not baseline and corrected.value <= baseline.rate:
+        winner, corrected = baseline, wilson(sum(baseline.passed), len(baseline.passed))
+    return winner, corrected, len(allowed)
