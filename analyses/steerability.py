@@ -1,4 +1,10 @@
-"""Behaviour at every layer, and the evidence that was to predict it."""
+"""Behaviour at every layer, and the evidence that was to predict it.
+
+The notebook 07 has every kind of evidence. The cheap kinds alone, separability from the cache and
+first-token recovery, some seconds an instruction:
+
+    python -m analyses.steerability
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +37,7 @@ __all__ = [
     "INSTRUCTIONS",
     "KINDS",
     "behaviour_by_layer",
+    "cheap_evidence_by_layer",
     "compared",
     "elsewhere",
     "evidence_by_layer",
@@ -58,6 +65,7 @@ KINDS = (
     "response_recovery_prompt",
     "response_recovery_all",
 )
+CHEAP_KINDS = ("auroc", "d_prime", "relative_gap", "first_token_recovery")
 GEMMA = "gemma-3-270m"
 _SCOPES = ("prompt", "all")
 _ON_GEMMA = [
@@ -165,6 +173,21 @@ def evidence_by_layer(model: Any, instructions: Sequence[str]) -> dict[str, pd.D
     return tables
 
 
+def cheap_evidence_by_layer(model: Any, instructions: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """As `evidence_by_layer`, without probes and without recovery over whole responses."""
+    tables = {}
+    for name in tqdm(instructions, desc="evidence", unit="instruction"):
+        task = sl.catalogue[name]
+        pairs = sl.contrast_pairs(task, n=64, split="fit")
+        held_out = sl.contrast_pairs(task, n=16, split="select")
+        cache = sl.cache_residuals(model, pairs, progress=False)
+        vector = sl.difference_of_means(cache)
+        curve = sl.first_token_recovery(model, held_out, vector, progress=False).table
+        recovery = curve[["layer", "recovery"]].rename(columns={"recovery": CHEAP_KINDS[-1]})
+        tables[name] = sl.rank_layers(cache, n_resamples=1).table.merge(recovery, on="layer")
+    return tables
+
+
 def outcomes(
     frame: pd.DataFrame, scope: str, clean: bool = False
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -179,7 +202,10 @@ def outcomes(
 
 
 def compared(
-    model: Any, frame: pd.DataFrame, evidence: Mapping[str, pd.DataFrame]
+    model: Any,
+    frame: pd.DataFrame,
+    evidence: Mapping[str, pd.DataFrame],
+    kinds: Sequence[str] = KINDS,
 ) -> dict[str, EvidenceComparison]:
     """Evidence against behaviour, by scope; a scope in which nothing is steered is left out."""
     found = {}
@@ -191,7 +217,7 @@ def compared(
                 passed,
                 unsteered,
                 steered_layers(model),
-                KINDS,
+                kinds,
                 least_gain=-1.0 if behaviour.SMALL else 0.125,
             )
         except ActivationError as error:
@@ -305,3 +331,18 @@ def _counted(model: Any) -> Iterator[_Count]:
         for block in model.blocks:
             stack.callback(block.original_component.register_forward_hook(seen).remove)
         yield count
+
+
+def main() -> None:
+    """Print regret and agreement of the cheap kinds, by scope."""
+    model = sl.load_model(behaviour.MODEL, dtype="auto")
+    frame = behaviour_by_layer(model, INSTRUCTIONS)
+    evidence = cheap_evidence_by_layer(model, INSTRUCTIONS)
+    comparisons = compared(model, frame, evidence, CHEAP_KINDS)
+    for scope, one in comparisons.items():
+        print(f"{scope}\n{one.table.round(3).to_string()}\nleft out: {', '.join(one.left_out)}")
+    print(rule_verdict(comparisons).round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
