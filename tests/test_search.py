@@ -10,16 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import steerlens as sl
 from steerlens.answers import Answer, Answerer, Question
 from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
 from steerlens.evaluation import catalogue_prompts, read_prompts, verdict
+from steerlens.evaluation.judge import Judge
 from steerlens.evaluation.run import EvaluationSettings, evaluate
 from steerlens.evaluation.summary import summarise
 from steerlens.plans import NO_STEERING, FitRecipe, Plan, Setting, VectorBook, describe
 from steerlens.plans.settings import candidate_from_json
 from steerlens.search import SearchSettings, Stage, search
+from steerlens.search.halving import search_instruction
 from steerlens.search.lengths import tokens_to_tell
 from steerlens.search.scoring import Score, choose, is_allowed, scored, worth
 from steerlens.search.space import (
@@ -136,6 +139,42 @@ def test_what_gained_by_the_luck_of_being_chosen_is_not_chosen() -> None:
     assert winner is baseline and corrected.value == 13 / 24 and n_allowed == 5
     winner, corrected, _ = choose([baseline, *near, much], 1.5, 1.0)
     assert winner is much and 13 / 24 < corrected.value <= 23 / 24
+
+
+@pytest.mark.parametrize("works", [False, True])
+def test_hopeless_settings_are_spared_the_last_stage_and_the_judge(tiny_model, works: bool) -> None:
+    """Answers are made up: only those steered at strength 1 have a title, or none has."""
+    read: list[str] = []
+
+    class Reader(Judge):
+        def perplexities(self, responses, *_given, **_more):
+            read.extend(responses)
+            return [10.0] * len(responses)
+
+    def ask(questions, *_given):
+        titled = [
+            works and bool(one.label) and all(part["strength"] == 1 for part in one.label["parts"])
+            for one in questions
+        ]
+        texts = ["<<A Title>> Rome is old." if one else "Rome is old." for one in titled]
+        return [Answer(text, 6, "stop") for text in texts]
+
+    book = VectorBook(Answerer(tiny_model), SMALL.recipe)
+    generator = torch.Generator().manual_seed(0)
+    cache = sl.ResidualCache.from_tensors(*torch.randn(2, 4, 3, 16, generator=generator))
+    vector = sl.difference_of_means(cache)
+    book.available = lambda *_: ({"response_rewrite": vector}, {})  # type: ignore[method-assign]
+    book.steering = lambda *_: None  # type: ignore[method-assign]
+    book.answerer.ask = ask  # type: ignore[method-assign]
+    record = search_instruction(book, sl.catalogue[TITLE], SMALL, Reader(tiny_model)).record
+    final = [row for row in record["table"] if row["stage"] == "final"]
+    with_it = [row for row in record["table"] if row["stage"] == "instructed"]
+    assert final[0]["parts"] == [] and (len(final) > 1) is works
+    assert all({part["strength"] for part in row["parts"]} == {1} for row in final[1:])
+    judged = [row for row in (*final, *with_it) if not row["parts"] or row["passed"]]
+    assert len(read) == sum(row["n"] for row in judged)
+    assert sum("<<" in text for text in read) == sum(row["passed"] for row in judged)
+    assert bool(record["uninstructed"]["parts"]) is works
 
 
 def test_a_response_that_newly_loops_costs_its_price_and_one_that_did_before_nothing() -> None:
