@@ -98,45 +98,61 @@ def behaviour_by_layer(
         "n_tokens": n_tokens,
     }
     folder = behaviour.run_folder(name)
+    layers = steered_layers(model)
+    settings_tried = [("none", -1)] + [(scope, layer) for scope in _SCOPES for layer in layers[::2]]
+    rest = [(scope, layer) for scope in _SCOPES for layer in layers[1::2]]
     rows: list[dict[str, Any]] = []
     with Run.open(folder, kind="analysis", settings=settings, resume=folder.exists()) as run:
         answerer = Answerer(model, run)
         book = VectorBook(answerer, FitRecipe(n_pairs=4) if behaviour.SMALL else FitRecipe())
-        for instruction in tqdm(instructions, desc="behaviour by layer", unit="instruction"):
-            task = sl.catalogue[instruction]
-            pairs = list(sl.contrast_pairs(task, n=n_prompts, split="report"))
-            vector = book.vector(task, {}, "last_prompt")
-            needed = tokens_to_tell(task, [pair.kwargs for pair in pairs]) or 0
-            longest = n_tokens if behaviour.SMALL else max(n_tokens, needed)
-            settings_tried: list[tuple[str, int]] = [("none", -1)]
-            settings_tried += [(s, layer) for s in _SCOPES for layer in steered_layers(model)]
-            asked = [
-                Question(
-                    pair.uninstructed,
-                    None if layer < 0 else vector.at(layer, scope=scope),
-                    {"instruction": instruction, "scope": scope, "layer": layer},
-                )
-                for scope, layer in settings_tried
-                for pair in pairs
-            ]
-            answers = answerer.ask(asked, longest)
-            for i, (scope, layer) in enumerate(settings_tried):
-                for j, pair in enumerate(pairs):
-                    answer = answers[i * len(pairs) + j]
-                    cut = answer.finish_reason == "length" and limits_length(task, pair.kwargs)
-                    rows.append(
-                        {
-                            "instruction": instruction,
-                            "scope": scope,
-                            "layer": layer,
-                            "prompt": j,
-                            "passed": not cut
-                            and task.check(answer.text, loose=True, **pair.kwargs),
-                            "degenerate": is_degenerate(fluency(answer.text)),
-                        }
-                    )
+        # Every second layer of every instruction first, then the layers between.
+        for tried in (settings_tried, rest):
+            for instruction in tqdm(instructions, desc="behaviour by layer", unit="instruction"):
+                task = sl.catalogue[instruction]
+                pairs = list(sl.contrast_pairs(task, n=n_prompts, split="report"))
+                vector = book.vector(task, {}, "last_prompt")
+                needed = tokens_to_tell(task, [pair.kwargs for pair in pairs]) or 0
+                longest = n_tokens if behaviour.SMALL else max(n_tokens, needed)
+                rows += _answered(answerer, task, pairs, vector, tried, longest)
         run.conclude()
     return pd.DataFrame(rows)
+
+
+def _answered(
+    answerer: Answerer,
+    task: sl.Instruction,
+    pairs: Sequence[sl.ContrastPair],
+    vector: sl.SteeringVector,
+    tried: Sequence[tuple[str, int]],
+    n_tokens: int,
+) -> list[dict[str, Any]]:
+    """Every prompt under each scope and layer; without steering at layer −1."""
+    asked = [
+        Question(
+            pair.uninstructed,
+            None if layer < 0 else vector.at(layer, scope=scope),
+            {"instruction": task.id, "scope": scope, "layer": layer},
+        )
+        for scope, layer in tried
+        for pair in pairs
+    ]
+    answers = answerer.ask(asked, n_tokens)
+    rows = []
+    for i, (scope, layer) in enumerate(tried):
+        for j, pair in enumerate(pairs):
+            answer = answers[i * len(pairs) + j]
+            cut = answer.finish_reason == "length" and limits_length(task, pair.kwargs)
+            rows.append(
+                {
+                    "instruction": task.id,
+                    "scope": scope,
+                    "layer": layer,
+                    "prompt": j,
+                    "passed": not cut and task.check(answer.text, loose=True, **pair.kwargs),
+                    "degenerate": is_degenerate(fluency(answer.text)),
+                }
+            )
+    return rows
 
 
 def evidence_by_layer(

@@ -8,15 +8,15 @@ on what was answered before it: in bfloat16 a different batch rounds differently
 
 Pieces are independent, so they may be computed elsewhere (`steerlens.workers`): the same rows
 together, by the same function (`answer_rows`), in whatever order. Only this process writes the run.
-`Answerer.residuals` has the residuals that vectors are fitted on computed in the same place; those
-are not kept in the run.
+`Answerer.residuals` has the residuals that vectors are fitted on computed in the same place, which
+are not kept in the run, and `Answerer.perplexities` what a judge makes of responses, which is.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
@@ -30,9 +30,13 @@ from steerlens.pairs import ContrastSet
 from steerlens.runs import Run, piece_name
 from steerlens.steering import Steering
 
+if TYPE_CHECKING:
+    from steerlens.evaluation.judge import Judge, JudgePiece
+
 __all__ = ["Answer", "Answerer", "Elsewhere", "Piece", "Question", "answer_rows"]
 
 Records = list[dict[str, Any]]
+_JUDGED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +97,11 @@ class Elsewhere(Protocol):
         self, pieces: Sequence[ResidualPiece]
     ) -> Iterator[tuple[ResidualPiece, ResidualCache]]:
         """Each piece with its residuals, as they are finished."""
+
+    def perplexities(
+        self, pieces: Sequence["JudgePiece"]
+    ) -> Iterator[tuple["JudgePiece", list[float | None]]]:
+        """Each piece with the perplexity of its responses, as they are finished."""
 
 
 def answer_rows(
@@ -240,6 +249,33 @@ class Answerer:
             [(_, cache)] = self.elsewhere.residuals([piece])
         return cache
 
+    def perplexities(
+        self, judge: "Judge", responses: Sequence[str], max_tokens: int
+    ) -> list[float | None]:
+        """The judge's perplexity of each response, computed where answers are and kept with them.
+
+        Args:
+            judge: Reads them; workers have one like it.
+            responses: Texts; those that are alike are read once.
+            max_tokens: As for `Judge.perplexities`.
+
+        Raises:
+            SteerlensError: As `Judge.perplexities`; or pieces that workers could not read.
+        """
+        texts = list(dict.fromkeys(responses))
+        starts = range(0, len(texts), _JUDGED_AT_ONCE)
+        pieces = [judge.piece(texts[i : i + _JUDGED_AT_ONCE], max_tokens) for i in starts]
+        records = {piece.name: self._known(piece.name) for piece in pieces}
+        missing = [piece for piece in pieces if records[piece.name] is None]
+        with self._bar.part(sum(len(piece.texts) for piece in missing), "judging") as advance:
+            for piece, values in self._judged(judge, missing):
+                found = [{"perplexity": value} for value in values]
+                records[piece.name] = self._keep(piece.name, found)
+                advance(len(values))
+        in_order = [one["perplexity"] for piece in pieces for one in records[piece.name] or ()]
+        by_text = dict(zip(texts, in_order, strict=True))
+        return [by_text[response] for response in responses]
+
     def check_answered(self) -> None:
         """Raise once more what this thread's questions met elsewhere, and forget it.
 
@@ -309,6 +345,18 @@ class Answerer:
             with self.alone:
                 records = self._generate(piece.questions, piece.max_new_tokens)
             yield piece, records
+
+    def _judged(
+        self, judge: "Judge", pieces: Sequence["JudgePiece"]
+    ) -> Iterator[tuple["JudgePiece", list[float | None]]]:
+        if self.elsewhere is not None:
+            with self.ledger.part("judge"), self._noted():
+                yield from self.elsewhere.perplexities(pieces)
+            return
+        for piece in pieces:
+            with self.alone, self.ledger.part("judge"):
+                values = piece.compute(judge)
+            yield piece, values
 
     @contextmanager
     def _noted(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from steerlens.costs.ledger import Ledger
 from steerlens.costs.rates import Rates, calibrate_rates
 from steerlens.costs.stream import fitted, stream
 from steerlens.costs.work import Asking, Work, cache_work, evaluation_work
-from steerlens.evaluation import EvaluationPrompt
+from steerlens.evaluation import EvaluationPrompt, Judge
 from steerlens.evaluation.run import EvaluationSettings, evaluate
 
 COMMA = "punctuation:no_comma"
@@ -116,17 +116,21 @@ def test_residuals_are_divided_among_workers():
 
 
 def test_workers_and_driver_work_side_by_side_when_several_instructions_are_searched():
-    """12 s × 2 of caching over 3 workers are 8 s; the judge's 10 × 0.5 are the driver's."""
-    one = Work("search", ("a",), cached=12, judged=10)
+    """(10 × 2 of caching + 8 × 0.5 of judging) / 3 are 8 s; recovery's 10 × 0.5 the driver's."""
+    one = Work("search", ("a",), cached=10, judged=8, recovered=10)
     several = replace(one, instructions=4)
-    judging = rates(judge=0.5)
-    assert estimate_costs(one, judging, 2, 3).seconds == 8 + 5
-    assert estimate_costs(several, judging, 2, 3).seconds == 8 + 5 / 4
+    recovering = rates(judge=0.5, recover=0.5)
+    assert estimate_costs(one, recovering, 2, 3).seconds == pytest.approx(8 + 5, abs=0.02)
+    assert estimate_costs(several, recovering, 2, 3).seconds == pytest.approx(8 + 5 / 4, abs=0.02)
     # In turns without workers; on three cores that all share, no faster than all there is to do.
-    assert estimate_costs(several, judging, 2).seconds == 24 + 5
-    shared = replace(judging, threads=1)
-    assert estimate_costs(several, shared, 2, 3, cores=3).seconds == pytest.approx((24 + 5) / 3)
-    assert estimate_costs(several, shared, 2, 3, cores=8).seconds == 8 + 5 / 4
+    assert estimate_costs(several, recovering, 2).seconds == 24 + 5
+    shared = replace(recovering, threads=1)
+    assert estimate_costs(several, shared, 2, 3, cores=3).seconds == pytest.approx(
+        (24 + 5) / 3, abs=0.02
+    )
+    assert estimate_costs(several, shared, 2, 3, cores=8).seconds == pytest.approx(
+        8 + 5 / 4, abs=0.02
+    )
 
 
 def test_the_disk_is_that_of_its_parts():
@@ -144,8 +148,9 @@ def test_what_workers_do_is_timed_with_their_threads_and_the_rest_with_ours(
     tiny_model, monkeypatch
 ):
     own = torch.get_num_threads()
-    seen: dict[str, set[int]] = {"answers": set(), "cache": set()}
-    for name, part in (("generate", "answers"), ("residuals_at", "cache")):
+    parts = {"generate": "answers", "residuals_at": "cache", "_judge_rate": "judge"}
+    seen: dict[str, set[int]] = {part: set() for part in parts.values()}
+    for name, part in parts.items():
         called = getattr(rates_module, name)
 
         def noted(*given: Any, part: str = part, called: Any = called, **more: Any) -> Any:
@@ -156,8 +161,8 @@ def test_what_workers_do_is_timed_with_their_threads_and_the_rest_with_ours(
     torch.set_num_threads(2)
     try:
         search = Work("search", ("Name a city.",), (Asking(2, 4),), cached=2)
-        found = calibrate_rates(tiny_model, search, 2, worker_threads=3)
-        assert seen == {"answers": {3}, "cache": {3}} and found.threads == 3
+        found = calibrate_rates(tiny_model, search, 2, Judge(tiny_model), worker_threads=3)
+        assert seen == {part: {3} for part in parts.values()} and found.threads == 3
         assert torch.get_num_threads() == 2
         # Causal recovery, timed by the same forward pass, is the driver's.
         seen["cache"].clear()

@@ -22,6 +22,7 @@ import steerlens as sl
 from steerlens.answers import Answerer, Piece, Question
 from steerlens.cli import main
 from steerlens.errors import SteerlensError
+from steerlens.evaluation.judge import Judge
 from steerlens.models import load_model, model_info
 from steerlens.placement import Placement
 from steerlens.plans import Plan
@@ -31,7 +32,7 @@ from steerlens.shards import shard_residuals
 from steerlens.steering import Intervention, Steering
 from steerlens.workers import WorkerSettings
 from steerlens.workers.cluster import _check_resources, _start, connected
-from steerlens.workers.loading import load_arguments
+from steerlens.workers.loading import judge_arguments, load_arguments
 from steerlens.workers.packing import pack, unpack
 from steerlens.workers.pool import Pool, worker_pool
 
@@ -119,7 +120,7 @@ def tiny(tiny_folder: Path):
 
 @pytest.fixture(scope="module")
 def pool(tiny):
-    with worker_pool(tiny, TWO) as found:
+    with worker_pool(tiny, TWO, Judge(tiny)) as found:
         yield found
 
 
@@ -201,6 +202,9 @@ def test_a_worker_is_told_what_the_driver_was_told(tiny):
     _, options = load_arguments(info, told, own)
     assert (options["device_map"], options["max_memory"]) == ("balanced", {1: "10GiB"})
     assert load_arguments(info, Placement(), TWO)[1] == {"dtype": "float32", "device": "cpu"}
+    # A judge is small: one device, the worker's first.
+    assert judge_arguments(info, own) == (reference, {"dtype": "float32"})
+    assert judge_arguments(info, TWO)[1] == {"dtype": "float32", "device": "cpu"}
 
 
 @needs_ray
@@ -211,6 +215,13 @@ def test_workers_answer_as_this_process_does(tiny, pool):
         assert records == local._generate(piece.questions, piece.max_new_tokens)
     # The same direction in every row of every piece was sent once.
     assert pool.sent.n_directions == 1
+
+
+@needs_ray
+def test_workers_judge_as_this_process_does(tiny, pool):
+    texts, judge = ["The sea is wide.", "", "Yes.", "the the the the"], Judge(tiny)
+    here, there = Answerer(tiny), Answerer(tiny, elsewhere=pool)
+    assert there.perplexities(judge, texts, 64) == here.perplexities(judge, texts, 64)
 
 
 @needs_ray

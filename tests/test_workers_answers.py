@@ -13,9 +13,11 @@ from steerlens import answers
 from steerlens.activations import ResidualCache, ResidualPiece
 from steerlens.answers import Answerer, Piece, Question, Records
 from steerlens.errors import SteerlensError
+from steerlens.evaluation.judge import Judge, JudgePiece
 from steerlens.instructions import catalogue
 from steerlens.pairs import ContrastSet
 from steerlens.plans import FitRecipe, VectorBook
+from steerlens.runs import Run
 from steerlens.search import SearchSettings
 from steerlens.search import run as search_run
 from steerlens.search.halving import Found
@@ -42,12 +44,17 @@ class Bar:
 
 
 class AnswersOnly:
-    """Workers that are not asked for residuals."""
+    """Workers that are not asked for residuals, and have no judge."""
 
     def residuals(
         self, pieces: Sequence[ResidualPiece]
     ) -> Iterator[tuple[ResidualPiece, ResidualCache]]:
         raise AssertionError(f"no residuals were to be cached: {pieces}")
+
+    def perplexities(
+        self, pieces: Sequence[JudgePiece]
+    ) -> Iterator[tuple[JudgePiece, list[float | None]]]:
+        raise AssertionError(f"nothing was to be judged: {pieces}")
 
 
 class Together(AnswersOnly):
@@ -185,12 +192,22 @@ def test_a_piece_two_threads_ask_for_is_computed_once(tiny_model, failing):
 
 
 class Caching:
-    """Workers that compute residuals as this process does, unless told not to."""
+    """Workers that compute residuals, and judge, as this process does, unless told not to."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.asked: list[ResidualPiece] = []
+        self.judged: list[JudgePiece] = []
         self.failing = False
+
+    def perplexities(
+        self, pieces: Sequence[JudgePiece]
+    ) -> Iterator[tuple[JudgePiece, list[float | None]]]:
+        for piece in pieces:
+            self.judged.append(piece)
+            if self.failing:
+                raise SteerlensError("no worker is left")
+            yield piece, piece.compute(Judge(self.model))
 
     def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
         raise AssertionError(f"nothing was to be answered: {pieces}")
@@ -220,3 +237,25 @@ def test_residuals_to_fit_on_are_computed_where_answers_are(tiny_model):
         answerer.residuals(pairs, "last_prompt", 4)
     with pytest.raises(SteerlensError, match="no worker is left"):
         answerer.check_answered()
+
+
+def test_responses_are_judged_where_answers_are_and_kept_with_them(tiny_model, tmp_path):
+    judge, texts = Judge(tiny_model), ["The sea.", "Yes.", "The sea.", ""]
+    expected = judge.perplexities(texts)
+    workers = Caching(tiny_model)
+    with Run.open(tmp_path / "run", kind="evaluate", settings={}) as run:
+        answerer = Answerer(tiny_model, run, elsewhere=workers)
+        assert answerer.perplexities(judge, texts, 64) == pytest.approx(expected)
+        assert [piece.texts for piece in workers.judged] == [("The sea.", "Yes.", "")]
+        assert "judge" in answerer.ledger.to_json()
+    # A resumed run asks nobody; in this process the numbers are the same.
+    with Run.open(tmp_path / "run", kind="evaluate", settings={}, resume=True) as run:
+        again = Answerer(tiny_model, run, elsewhere=workers).perplexities(judge, texts, 64)
+    assert again == Answerer(tiny_model).perplexities(judge, texts, 64)
+    assert len(workers.judged) == 1 and again[3] is None
+    # What they lose is told once more.
+    workers.failing = True
+    answerer = Answerer(tiny_model, elsewhere=workers)
+    for ask in (lambda: answerer.perplexities(judge, texts, 64), answerer.check_answered):
+        with pytest.raises(SteerlensError, match="no worker is left"):
+            ask()

@@ -13,6 +13,7 @@ import torch
 
 from steerlens.answers import Piece, Question
 from steerlens.errors import SteerlensError
+from steerlens.evaluation.judge import Judge
 from steerlens.models import model_info
 from steerlens.placement import Placement
 from steerlens.runs import Run
@@ -74,7 +75,10 @@ class FakeRay:
             return SimpleNamespace(remote=lambda *given: lambda: call(*given))
 
         return SimpleNamespace(
-            introduce=later(self._introduce), load=later(self._load), answer=later(self.answer)
+            introduce=later(self._introduce),
+            load=later(self._load),
+            answer=later(self.answer),
+            judge=later(lambda piece: [2.0] * len(piece.texts)),
         )
 
     def _introduce(self) -> Record:
@@ -82,11 +86,12 @@ class FakeRay:
             raise RayError("no room on the cluster")
         return {"versions": self.versions, "threads": 1, "machine": "node-7", "pid": 1}
 
-    def _load(self, _reference: str, _options: Any) -> Record:
+    def _load(self, _reference: str, _options: Any, judge: Any) -> Record:
         self.n_loaded += 1
-        return dict(self.loads)
+        return dict(self.loads) | ({} if judge is None else {"judge": self.judges})
 
     loads: Record
+    judges: Record
 
 
 @pytest.fixture
@@ -94,9 +99,11 @@ def made(tiny_model):
     """A function that starts a pool of two workers on a fake Ray."""
     info = model_info(tiny_model)
 
-    def make(fake: FakeRay) -> Pool:
+    def make(fake: FakeRay, judge: Judge | None = None, judges: str | None = None) -> Pool:
         fake.loads = {"weights_hash": info.weights_hash, "precision": info.precision}
-        pool = Pool(fake, info, WorkerSettings(workers=2), Placement())
+        fake.judges = {**fake.loads, "weights_hash": judges or info.weights_hash}
+        told = None if judge is None else judge.info
+        pool = Pool(fake, info, WorkerSettings(workers=2), Placement(), told)
         pool.start()
         return pool
 
@@ -185,6 +192,16 @@ def test_other_versions_are_refused_before_any_model_is_loaded(library, made):
     with pytest.raises(SteerlensError, match=re.escape(words)):
         made(fake)
     assert (fake.n_made, fake.n_loaded) == (2, 0)
+
+
+def test_workers_with_another_judge_are_refused_before_work_starts(tiny_model, made):
+    words = "the worker on node-7 holds another .* \\(weights_hash another, here"
+    with pytest.raises(SteerlensError, match=words):
+        made(FakeRay(answered), Judge(tiny_model), "another")
+    pool = made(FakeRay(answered), Judge(tiny_model))
+    piece = Judge(tiny_model).piece(["The sea is wide.", "Yes."], 64)
+    assert within(20, lambda: list(pool.perplexities([piece]))) == [(piece, [2.0, 2.0])]
+    pool.close()
 
 
 def test_prompts_and_directions_are_put_into_the_store_once(made):

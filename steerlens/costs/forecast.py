@@ -30,6 +30,8 @@ __all__ = ["COSTS_FILE", "Estimate", "Forecast", "estimate_costs"]
 COSTS_FILE = "costs.json"
 # A row of responses.jsonl beside prompt and response, and a row of pieces.jsonl beside its text.
 _RESPONSE_BYTES, _PIECE_BYTES = 700, 60
+# Parts that workers compute where there are any.
+_BY_WORKERS = ("answers", "cache", "judge")
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,9 @@ def estimate_costs(
         work: From `steerlens.costs.work`.
         rates: From `steerlens.costs.rates`.
         batch_size: Rows decoded together.
-        n_workers: Answers and residuals are divided among so many, each as fast as was measured;
-            parts that are computed by the driver alone are not. With 0 this process computes all.
+        n_workers: Answers, residuals and judging are divided among so many, each as fast as was
+            measured; parts that are computed by the driver alone are not. With 0 this process
+            computes all.
         cores: CPU cores that workers and driver share; ``None`` when the driver has its own.
     """
     answering, tokens = 0.0, 0
@@ -177,7 +180,7 @@ def estimate_costs(
         },
         "cache": {"seconds": cached, "rows": work.cached, "disk_bytes": numbers},
         "recovery": {"seconds": work.recovered * rates.recover, "rows": work.recovered},
-        "judge": {"seconds": work.judged * rates.judge, "rows": work.judged},
+        "judge": {"seconds": work.judged * rates.judge / divided, "rows": work.judged},
         "check": {
             "seconds": work.checked * rates.check,
             "rows": work.checked,
@@ -229,7 +232,7 @@ def _wall_time(
     at_once = min(work.instructions, 2 * n_workers)
     if at_once < 2:
         return everything
-    there = parts.get("answers", 0.0) + parts.get("cache", 0.0)
+    there = sum(parts.get(name, 0.0) for name in _BY_WORKERS)
     here = everything - there
     beside = max(there, here) + min(there, here) / at_once
     return max(beside, (there * threads + here) / cores) if cores else beside

@@ -106,8 +106,8 @@ def calibrate_rates(
         work: What will be done.
         batch_size: Rows decoded together.
         judge: Reads responses.
-        worker_threads: Threads of a worker, where workers answer and cache residuals; 0 where
-            this process does.
+        worker_threads: Threads of a worker, where workers answer, cache residuals and judge; 0
+            where this process does.
     """
     started = time.perf_counter()
     rows = tokenize_prompts(model, list(work.prompts))
@@ -115,13 +115,15 @@ def calibrate_rates(
         threads = torch.get_num_threads()
         answered = _answering(model, work, rows, batch_size) if work.askings else _Answering()
     total = max(sum(answered.lengths), 1)
-    # Residuals are cached where answers are; causal recovery is this process's.
+    texts = answered.texts
+    # Residuals are cached, and responses judged, where answers are; causal recovery is this
+    # process's.
     with _computing_with(worker_threads):
         cache = _cache_rate(model, rows) if work.cached else 0.0
+        reading = _judge_rate(judge, texts, work) if judge is not None else 0.0
     recover = cache
     if work.recovered and (worker_threads or not cache):
         recover = _cache_rate(model, rows)
-    texts = answered.texts
     return Rates(
         read=answered.read,
         read_steered=answered.read_steered,
@@ -134,7 +136,7 @@ def calibrate_rates(
         characters=sum(map(len, texts)) / total,
         cache=cache,
         recover=recover,
-        judge=_judge_rate(judge, texts, work) if judge is not None else 0.0,
+        judge=reading,
         check=_check_rate(work, texts),
         memory=peak_memory(),
         token_memory=_token_memory(model),

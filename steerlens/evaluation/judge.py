@@ -39,8 +39,9 @@ from steerlens.engine.batches import length_batches, right_padded
 from steerlens.engine.modules import device_of, fast_modules, fast_path, on_blocks, unembed
 from steerlens.errors import ModelError, SteerlensError, UnknownNameError
 from steerlens.models import ModelInfo, load_model, model_info
+from steerlens.runs import piece_name
 
-__all__ = ["DEFAULT_JUDGE", "Judge", "load_judge"]
+__all__ = ["DEFAULT_JUDGE", "Judge", "JudgePiece", "load_judge"]
 
 DEFAULT_JUDGE = "gemma-3-270m"
 # Logits held at once: 2^25 float32 are 134 MB, 128 positions of Gemma's vocabulary.
@@ -111,6 +112,15 @@ class Judge:
                 bar.update(len(batch))
         return [found.get(text) for text in responses]
 
+    def piece(self, responses: Sequence[str], max_tokens: int) -> "JudgePiece":
+        """Reading these responses as a unit of work, named by what it is."""
+        content = {
+            "judge": self.info.weights_hash,
+            "tokens": max_tokens,
+            "texts": list(responses),
+        }
+        return JudgePiece(piece_name(content), tuple(responses), max_tokens)
+
     def _start_token(self) -> int:
         tokenizer: Any = self.model.tokenizer
         for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
@@ -132,19 +142,41 @@ class Judge:
         return [list(ids) for ids in encoded["input_ids"]]
 
 
-def load_judge(reference: str = DEFAULT_JUDGE, dtype: str = "auto") -> Judge:
+@dataclass(frozen=True)
+class JudgePiece:
+    """Responses read together: the unit that is named, and computed anywhere.
+
+    Attributes:
+        name: See `steerlens.runs.piece_name`.
+        texts: The responses.
+        max_tokens: As for `Judge.perplexities`.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    max_tokens: int
+
+    def compute(self, judge: Judge) -> list[float | None]:
+        """Have them read; every engine comes down to this call."""
+        return judge.perplexities(self.texts, max_tokens=self.max_tokens, progress=False)
+
+
+def load_judge(
+    reference: str = DEFAULT_JUDGE, dtype: str = "auto", device: str | None = None
+) -> Judge:
     """Load a judge.
 
     Args:
         reference: Any reference `steerlens.models.load_model` takes.
         dtype: As there; "auto" is bfloat16 where that is fast.
+        device: As there.
 
     Raises:
         ModelError: "the judge … cannot be loaded: …", with how to get it, or how to do without.
         UnknownNameError: "unknown model …".
     """
     try:
-        return Judge(load_model(reference, dtype=dtype))
+        return Judge(load_model(reference, dtype=dtype, device=device))
     except UnknownNameError:
         raise
     except ModelError as error:

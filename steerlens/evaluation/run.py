@@ -15,7 +15,7 @@ from steerlens.errors import SteerlensError
 from steerlens.evaluation.checks import verdict
 from steerlens.evaluation.conditions import Asked, asked_of, conditions_for, left_out
 from steerlens.evaluation.fluency import fluency, why_degenerate
-from steerlens.evaluation.judge import Judge, load_judge
+from steerlens.evaluation.judge import load_judge
 from steerlens.evaluation.prompts import EvaluationPrompt, PromptFile
 from steerlens.evaluation.summary import summarise
 from steerlens.models import model_info
@@ -32,7 +32,6 @@ __all__ = ["EVALUATION_SCHEMA", "Evaluation", "EvaluationSettings", "evaluate"]
 EVALUATION_SCHEMA = "steerlens-evaluation/1"
 RESPONSES = "responses.jsonl"
 SUMMARY = "summary.json"
-_JUDGED_AT_ONCE = 256
 # Runs of versions before this setting had these pieces.
 _ADDED = {"settings": {"piece_rows": 192}}
 
@@ -166,7 +165,7 @@ def evaluate(
     }
     with (
         Run.open(folder, kind="evaluate", settings=described, resume=resume, added=_ADDED) as run,
-        elsewhere(model, workers, run) as pool,
+        elsewhere(model, workers, run, judge) as pool,
     ):
         answerer = Answerer(
             model, run, settings.batch_size, settings.piece_rows, progress is not False, pool
@@ -185,8 +184,10 @@ def evaluate(
             for condition in conditions_for(row, plan is not None)
         ]
         answers = _answers(answerer, asked, settings.max_new_tokens)
-        with answerer.ledger.part("judge"):
-            perplexities = _perplexities(run, judge, answers, settings)
+        perplexities: list[float | None] = [None] * len(answers)
+        if judge is not None:
+            texts = [answer.text for answer in answers]
+            perplexities = answerer.perplexities(judge, texts, settings.judge_tokens)
         with answerer.ledger.part("check"):
             records = [_record(*one) for one in zip(asked, answers, perplexities, strict=True)]
         summary = {
@@ -249,27 +250,6 @@ def _answers(answerer: Answerer, asked: Sequence[Asked], max_new_tokens: int) ->
     given = answerer.ask([distinct[name].question for name in order], max_new_tokens, "answering")
     found = dict(zip(order, given, strict=True))
     return [found[name] for name in names]
-
-
-def _perplexities(
-    run: Run, judge: Judge | None, answers: Sequence[Answer], settings: EvaluationSettings
-) -> list[float | None]:
-    """The judge's perplexity of every response, a piece at a time."""
-    if judge is None:
-        return [None] * len(answers)
-    texts = list(dict.fromkeys(answer.text for answer in answers))
-    found: dict[str, float | None] = {}
-    for start in range(0, len(texts), _JUDGED_AT_ONCE):
-        piece = texts[start : start + _JUDGED_AT_ONCE]
-        name = piece_name(
-            {"judge": judge.info.weights_hash, "tokens": settings.judge_tokens, "texts": piece}
-        )
-        records = run.finished(name)
-        if records is None:
-            values = judge.perplexities(piece, max_tokens=settings.judge_tokens, progress=False)
-            records = run.finish(name, [{"perplexity": value} for value in values])
-        found.update(zip(piece, [record["perplexity"] for record in records], strict=True))
-    return [found[answer.text] for answer in answers]
 
 
 def _record(one: Asked, answer: Answer, perplexity: float | None) -> dict[str, Any]:

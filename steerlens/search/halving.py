@@ -217,13 +217,8 @@ class _Search:
         )
 
     def _perplexities(self, judge: Judge, texts: Sequence[str]) -> list[float | None]:
-        answerer, judge_tokens = self.book.answerer, self.settings.judge_tokens
-        with answerer.alone, answerer.ledger.part("judge"):
-            return judge.perplexities(
-                texts,
-                max_tokens=min(self.tokens_to_tell or judge_tokens, judge_tokens),
-                progress=False,
-            )
+        most = self.settings.judge_tokens
+        return self.book.answerer.perplexities(judge, texts, min(self.tokens_to_tell or most, most))
 
     def _choice(self, scores: Sequence[Score]) -> tuple[Candidate, dict[str, Any]]:
         """The winner among a stage's candidates, the first of which is no steering."""

@@ -72,7 +72,7 @@ def search(
     }
     with (
         Run.open(folder, kind="search", settings=described, resume=resume, added=_ADDED) as run,
-        elsewhere(model, workers, run) as pool,
+        elsewhere(model, workers, run, judge) as pool,
     ):
         answerer = Answerer(
             model, run, settings.batch_size, settings.piece_rows, progress is not False, pool

@@ -1,8 +1,9 @@
 """Pieces of a run computed in several processes, on this machine or many, through Ray.
 
 ``--engine ray`` (or `WorkerSettings`) gives `search` and `evaluate` workers, each a Ray actor that
-holds the model. The driver, the process that was started, cuts the work into pieces as ever, keeps
-the run folder to itself, and fits vectors; what workers send back is written by the driver alone.
+holds the model, and the judge. The driver, the process that was started, cuts the work into pieces
+as ever, keeps the run folder to itself, and fits vectors; what workers send back is written by the
+driver alone.
 A piece is the unit computed alike by both engines (`steerlens.answers.answer_rows`): in float32 the
 files are byte for byte those of ``--engine local``.
 
@@ -26,6 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
+    from steerlens.evaluation.judge import Judge
     from steerlens.runs import Run
 
 __all__ = ["WorkerSettings", "check_workers", "elsewhere"]
@@ -45,7 +47,10 @@ def check_workers(settings: WorkerSettings | None) -> None:
 
 @contextmanager
 def elsewhere(
-    model: TransformerBridge, settings: WorkerSettings | None, run: "Run | None" = None
+    model: TransformerBridge,
+    settings: WorkerSettings | None,
+    run: "Run | None" = None,
+    judge: "Judge | None" = None,
 ) -> Iterator[Any]:
     """The pool of workers of a run as a context; without settings, nothing (computed here).
 
@@ -54,6 +59,7 @@ def elsewhere(
         settings: How many, with what, where.
         run: Its manifest says who the workers are: machines, versions, devices. A new one is
             withdrawn when there are no workers to be had.
+        judge: The driver's judge; workers load the same.
 
     Raises:
         SteerlensError: See `steerlens.workers.pool.worker_pool`.
@@ -65,7 +71,7 @@ def elsewhere(
 
     with ExitStack() as stack:
         try:
-            pool = stack.enter_context(worker_pool(model, settings))
+            pool = stack.enter_context(worker_pool(model, settings, judge))
         except BaseException:
             if run is not None:
                 run.withdraw()

@@ -1,4 +1,4 @@
-"""What runs in a worker: a model that computes pieces, loaded once the versions are compared."""
+"""What runs in a worker: models that compute pieces, loaded once the versions are compared."""
 
 import os
 import platform
@@ -10,6 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations import ResidualPiece
 from steerlens.answers import answer_rows
+from steerlens.evaluation.judge import Judge, JudgePiece, load_judge
 from steerlens.identity import model_placement
 from steerlens.models import load_model, model_info
 from steerlens.workers.equality import own_versions
@@ -19,10 +20,10 @@ __all__ = ["ModelWorker"]
 
 
 class ModelWorker:
-    """A model, and the directions and prompts seen so far; made a Ray actor by the pool.
+    """A model, a judge where the run has one, and the directions and prompts seen so far.
 
-    Making one loads nothing: the driver hears the versions first (`introduce`), then has the model
-    loaded (`load`).
+    Made a Ray actor by the pool. Making one loads nothing: the driver hears the versions first
+    (`introduce`), then has the models loaded (`load`).
 
     Args:
         threads: Threads to compute with.
@@ -31,6 +32,7 @@ class ModelWorker:
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._model: TransformerBridge | None = None
+        self._judge: Judge | None = None
         self._seen: dict[str, Any] = {}
 
     @property
@@ -49,17 +51,23 @@ class ModelWorker:
             "pid": os.getpid(),
         }
 
-    def load(self, reference: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Load the model; what the driver compares with its own.
+    def load(
+        self,
+        reference: str,
+        options: Mapping[str, Any],
+        judge: tuple[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, Any]:
+        """Load the model, and the judge; what the driver compares with its own.
 
         Args:
             reference: What `load_model` takes; a folder must be reachable from this machine.
             options: Further arguments of `load_model`.
+            judge: The same for `load_judge`; ``None`` where nothing is to be judged.
         """
         self._model = load_model(reference, **options)
         info = model_info(self._model)
         placement = model_placement(self._model)
-        return {
+        loaded = {
             "weights_hash": info.weights_hash,
             "precision": info.precision,
             "device": info.device,
@@ -67,6 +75,12 @@ class ModelWorker:
             "device_map": _textual(placement.device_map),
             "max_memory": _textual(placement.max_memory),
         }
+        if judge is not None:
+            name, more = judge
+            self._judge = load_judge(name, **more)
+            info = self._judge.info
+            loaded["judge"] = {"weights_hash": info.weights_hash, "precision": info.precision}
+        return loaded
 
     def answer(
         self,
@@ -108,6 +122,12 @@ class ModelWorker:
             cache.groups,
             dict(cache.metadata),
         )
+
+    def judge(self, piece: JudgePiece) -> list[float | None]:
+        """The perplexities of a piece."""
+        if self._judge is None:
+            raise RuntimeError("the worker has not loaded a judge")
+        return piece.compute(self._judge)
 
 
 def _kept(found: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How a worker loads the driver's model: the same reference, its devices the worker's own."""
+"""How a worker loads the driver's models: the same references, its devices the worker's own."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from steerlens.identity import ModelInfo
 from steerlens.placement import Placement
 from steerlens.workers.settings import WorkerSettings
 
-__all__ = ["load_arguments"]
+__all__ = ["judge_arguments", "load_arguments"]
 
 
 def load_arguments(
@@ -38,8 +38,23 @@ def load_arguments(
         options["max_memory"] = dict(max_memory)
     if placement.quantization_config is not None:
         options["quantization_config"] = placement.quantization_config
-    reference = info.reference
-    if Path(reference).expanduser().exists():
-        # A relative path means another place in a worker.
-        reference = str(Path(reference).expanduser().resolve())
-    return reference, options
+    return _reachable(info.reference), options
+
+
+def judge_arguments(info: ModelInfo, settings: WorkerSettings) -> tuple[str, dict[str, Any]]:
+    """Reference and further arguments of `load_judge` in a worker.
+
+    Args:
+        info: Of the driver's judge.
+        settings: What a worker may use.
+    """
+    options: dict[str, Any] = {"dtype": info.dtype}
+    if settings.gpus == 0:
+        options["device"] = "cpu"
+    return _reachable(info.reference), options
+
+
+def _reachable(reference: str) -> str:
+    """A path in full: a relative one means another place in a worker."""
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if path.exists() else reference

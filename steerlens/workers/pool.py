@@ -6,8 +6,9 @@ who is fast takes more. Several callers may ask at once (a search of several ins
 piece that two of them want is computed once. A caller has at most two pieces a worker on their way,
 so results that nobody has taken yet do not pile up.
 
-Pieces are of two kinds: questions (`steerlens.answers.Piece`), whose result is records, and
-contrast pairs (`steerlens.activations.ResidualPiece`), whose result is a `ResidualCache`.
+Pieces are of three kinds: questions (`steerlens.answers.Piece`), whose result is records, contrast
+pairs (`steerlens.activations.ResidualPiece`), whose result is a `ResidualCache`, and responses to
+judge (`steerlens.evaluation.judge.JudgePiece`), whose result is their perplexities.
 
 When an actor dies (killed, out of memory, its machine gone), its thread makes a new one and puts
 the piece back at the end of the queue, where another worker may have better luck. After
@@ -31,46 +32,52 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.activations import ResidualCache, ResidualPiece
 from steerlens.answers import Piece, Records
 from steerlens.errors import SteerlensError, first_line
+from steerlens.evaluation.judge import Judge, JudgePiece
 from steerlens.identity import ModelInfo, model_info, model_placement
 from steerlens.placement import Placement
 from steerlens.workers.cluster import connected
-from steerlens.workers.loading import load_arguments
+from steerlens.workers.loading import judge_arguments, load_arguments
 from steerlens.workers.packing import Sent
 from steerlens.workers.settings import WorkerSettings
 from steerlens.workers.starting import ready
 
 __all__ = ["Pool", "worker_pool"]
 
+AnyPiece = Piece | ResidualPiece | JudgePiece
 _AHEAD = 2
 
 
 @dataclass(eq=False)
 class _Task:
-    piece: Piece | ResidualPiece
+    piece: AnyPiece
     done: "Future[Any]" = field(default_factory=Future)
     attempts: int = 0
 
 
 @contextmanager
-def worker_pool(model: TransformerBridge, settings: WorkerSettings) -> Iterator["Pool"]:
+def worker_pool(
+    model: TransformerBridge, settings: WorkerSettings, judge: Judge | None = None
+) -> Iterator["Pool"]:
     """Workers that hold `model`, ready; gone when the block is left, however it is left.
 
     Args:
         model: The driver's model; workers load the same reference, quantised in the same way.
         settings: How many, with what, where.
+        judge: The driver's judge; workers load the same.
 
     Raises:
         SteerlensError: See `steerlens.workers.cluster.connected` and
             `steerlens.workers.starting.ready`; a model that was not made by `load_model`.
     """
-    info = model_info(model)
-    if info.kind == "given":
-        raise SteerlensError(
-            f"workers cannot load {info.reference}, which was not made by load_model; load it by "
-            "name or folder, or use --engine local"
-        )
+    infos = [model_info(model)] + ([judge.info] if judge is not None else [])
+    for info in infos:
+        if info.kind == "given":
+            raise SteerlensError(
+                f"workers cannot load {info.reference}, which was not made by load_model; load it "
+                "by name or folder, or use --engine local"
+            )
     with connected(settings) as ray:
-        pool = Pool(ray, info, settings, model_placement(model))
+        pool = Pool(ray, infos[0], settings, model_placement(model), *infos[1:])
         try:
             pool.start()
             yield pool
@@ -89,14 +96,21 @@ class Pool:
     """
 
     def __init__(
-        self, ray: Any, info: ModelInfo, settings: WorkerSettings, placement: Placement
+        self,
+        ray: Any,
+        info: ModelInfo,
+        settings: WorkerSettings,
+        placement: Placement,
+        judge: ModelInfo | None = None,
     ) -> None:
         from steerlens.workers.actor import ModelWorker
 
         self._ray = ray
         self._info = info
         self._settings = settings
-        self._load = load_arguments(info, placement, settings)
+        self._judge = judge
+        reading = None if judge is None else judge_arguments(judge, settings)
+        self._load = (*load_arguments(info, placement, settings), reading)
         # max_restarts stays 0: a new actor is made here, where its loading can be watched.
         self._class = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus)(ModelWorker)
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -161,6 +175,16 @@ class Pool:
                 ),
             )
 
+    def perplexities(
+        self, pieces: Sequence[JudgePiece]
+    ) -> Iterator[tuple[JudgePiece, list[float | None]]]:
+        """Each piece with the perplexity of its responses, as they are finished.
+
+        Raises:
+            SteerlensError: As `answers`.
+        """
+        yield from self._computed(pieces)
+
     def _computed(self, pieces: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
         """Pieces with what workers made of them; the next is sent when one has been taken."""
         if self._refusal is not None and pieces:
@@ -205,7 +229,7 @@ class Pool:
         for thread in self._threads:
             thread.join(timeout=5)
 
-    def _task(self, piece: Piece | ResidualPiece) -> _Task:
+    def _task(self, piece: AnyPiece) -> _Task:
         """The piece on its way to a worker; where none would take it, failed already."""
         task = _Task(piece)
         with self._lock:
@@ -304,11 +328,14 @@ class Pool:
         return self._class.remote(self._settings.threads)
 
     def _ready(self, actors: Sequence[Any]) -> list[dict[str, Any]]:
-        return ready(self._ray, actors, self._load, self._info, self._settings.start_timeout)
+        timeout = self._settings.start_timeout
+        return ready(self._ray, actors, self._load, self._info, timeout, self._judge)
 
-    def _sent(self, actor: Any, piece: Piece | ResidualPiece) -> Any:
+    def _sent(self, actor: Any, piece: AnyPiece) -> Any:
         if isinstance(piece, ResidualPiece):
             return actor.cache.remote(piece)
+        if isinstance(piece, JudgePiece):
+            return actor.judge.remote(piece)
         prompts, steerings, named = self.sent.packed(piece)
         return actor.answer.remote(
             prompts, steerings, named, piece.max_new_tokens, piece.batch_size

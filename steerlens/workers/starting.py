@@ -1,7 +1,8 @@
-"""From actors that have just been made to workers that hold the driver's model, or why not.
+"""From actors that have just been made to workers that hold the driver's models, or why not.
 
-In two steps, each for all actors at once: what they have installed is compared, then the model is
-loaded and compared. A worker of other versions never begins to load.
+In two steps, each for all actors at once: what they have installed is compared, then the model, and
+the judge where there is one, are loaded and compared. A worker of other versions never begins to
+load.
 """
 
 import time
@@ -18,18 +19,20 @@ __all__ = ["ready"]
 def ready(
     ray: Any,
     actors: Sequence[Any],
-    load: tuple[str, Mapping[str, Any]],
+    load: tuple[Any, ...],
     info: ModelInfo,
     timeout: int | float,
+    judge: ModelInfo | None = None,
 ) -> list[dict[str, Any]]:
     """What each actor says of itself, once it has loaded the model and it is the driver's.
 
     Args:
         ray: The module, connected.
         actors: Handles of `steerlens.workers.actor.ModelWorker`.
-        load: What a worker gives `load_model`; see `steerlens.workers.loading`.
+        load: What `ModelWorker.load` is given; see `steerlens.workers.loading`.
         info: Of the driver's model.
         timeout: Seconds until all must be ready.
+        judge: Of the driver's judge.
 
     Raises:
         SteerlensError: "the worker on … has torch …, this process …", "a worker cannot be started",
@@ -59,7 +62,9 @@ def ready(
         ) from error
     members = [{**one, **other} for one, other in zip(introduced, loaded, strict=True)]
     for said in members:
-        _check_model(said, info)
+        _check_model(said["machine"], said, info)
+        if judge is not None:
+            _check_model(said["machine"], said["judge"], judge)
     return members
 
 
@@ -69,11 +74,11 @@ def _all(ray: Any, references: Sequence[Any], deadline: float) -> list[dict[str,
     return found
 
 
-def _check_model(said: Mapping[str, Any], info: ModelInfo) -> None:
+def _check_model(machine: str, said: Mapping[str, Any], info: ModelInfo) -> None:
     for what, mine in (("weights_hash", info.weights_hash), ("precision", info.precision)):
         if said[what] != mine:
             raise SteerlensError(
-                f"the worker on {said['machine']} holds another {info.reference} ({what} "
+                f"the worker on {machine} holds another {info.reference} ({what} "
                 f"{said[what]}, here {mine}); give the same model to every machine"
             )
 
