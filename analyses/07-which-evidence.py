@@ -15,11 +15,11 @@
 # # Which evidence predicts where steering works?
 #
 # Behaviour first: `set_projection` with strength 1 (Stolfo et al. 2025, eq. 2) of the
-# `last_prompt` vector at every layer, no early stopping, for every instruction of the catalogue, on
-# prompts of the `report` split. Then the evidence, which saw none of them: separability from the
-# `fit` split, causal recovery on `select`. The regret of a kind of evidence is what is lost by
-# steering at the layer where it is highest instead of the best layer, the best chosen on one half
-# of the prompts and read from the other.
+# `last_prompt` vector at every second layer, no early stopping, for every instruction of the
+# catalogue, on prompts of the `report` split. Then the evidence, which saw none of them:
+# separability from the `fit` split, causal recovery on `select`. The regret of a kind of evidence
+# is what is lost by steering at the layer where it is highest instead of the best layer, the best
+# chosen on one half of the prompts and read from the other.
 
 # %%
 import pandas as pd

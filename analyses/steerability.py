@@ -67,8 +67,8 @@ if behaviour.SMALL:
 
 
 def steered_layers(model: Any) -> list[int]:
-    """All of them."""
-    return list(range(0, model.cfg.n_layers, 10 if behaviour.SMALL else 1))
+    """Every second layer from the first."""
+    return list(range(0, model.cfg.n_layers, 10 if behaviour.SMALL else 2))
 
 
 def behaviour_by_layer(
@@ -98,22 +98,19 @@ def behaviour_by_layer(
         "n_tokens": n_tokens,
     }
     folder = behaviour.run_folder(name)
-    layers = steered_layers(model)
-    settings_tried = [("none", -1)] + [(scope, layer) for scope in _SCOPES for layer in layers[::2]]
-    rest = [(scope, layer) for scope in _SCOPES for layer in layers[1::2]]
+    tried = [("none", -1)]
+    tried += [(scope, layer) for scope in _SCOPES for layer in steered_layers(model)]
     rows: list[dict[str, Any]] = []
     with Run.open(folder, kind="analysis", settings=settings, resume=folder.exists()) as run:
         answerer = Answerer(model, run)
         book = VectorBook(answerer, FitRecipe(n_pairs=4) if behaviour.SMALL else FitRecipe())
-        # Every second layer of every instruction first, then the layers between.
-        for tried in (settings_tried, rest):
-            for instruction in tqdm(instructions, desc="behaviour by layer", unit="instruction"):
-                task = sl.catalogue[instruction]
-                pairs = list(sl.contrast_pairs(task, n=n_prompts, split="report"))
-                vector = book.vector(task, {}, "last_prompt")
-                needed = tokens_to_tell(task, [pair.kwargs for pair in pairs]) or 0
-                longest = n_tokens if behaviour.SMALL else max(n_tokens, needed)
-                rows += _answered(answerer, task, pairs, vector, tried, longest)
+        for instruction in tqdm(instructions, desc="behaviour by layer", unit="instruction"):
+            task = sl.catalogue[instruction]
+            pairs = list(sl.contrast_pairs(task, n=n_prompts, split="report"))
+            vector = book.vector(task, {}, "last_prompt")
+            needed = tokens_to_tell(task, [pair.kwargs for pair in pairs]) or 0
+            longest = n_tokens if behaviour.SMALL else max(n_tokens, needed)
+            rows += _answered(answerer, task, pairs, vector, tried, longest)
         run.conclude()
     return pd.DataFrame(rows)
 
@@ -308,7 +305,7 @@ def evidence_costs(
         "probes from the cache": lambda: sl.rank_layers(cache, evidence=("probes",)),
         "first-token recovery": lambda: recovery(1),
         "32-token recovery": lambda: recovery(32),
-        "behaviour at every layer": answers,
+        "behaviour at every second layer": answers,
     }
     rows = []
     for kind, function in work.items():
