@@ -19,7 +19,7 @@
 # catalogue, on prompts of the `report` split. Then the evidence, which saw none of them:
 # separability from the `fit` split, causal recovery on `select`. The regret of a kind of evidence
 # is what is lost by steering at the layer where it is highest instead of the best layer, the best
-# chosen on one half of the prompts and read from the other.
+# chosen on all prompts but one and read from that one.
 
 # %%
 import pandas as pd
@@ -66,11 +66,20 @@ pd.concat({scope: one.by_instruction for scope, one in comparisons.items()}, nam
 # %% [markdown]
 # ## Is first-token recovery a better rule than AUROC?
 #
-# The rule of `best_layer` with causal evidence is first-token recovery. Its regret less that of the
-# highest AUROC, on the same instructions, and the share of that regret which is left.
+# The rule of `best_layer` with causal evidence is first-token recovery, fixed before most of these
+# instructions were measured; the other kinds are looked at beside it. Its regret less that of the
+# highest AUROC (of equals, the one with the highest held-out d′), on the same instructions, and
+# less half of it.
 
 # %%
-steerability.rule_verdict(comparisons)
+steerability.rule_verdict(comparisons).T.round(3)
+
+# %% [markdown]
+# Only instructions that some layer steers by a quarter of the prompts, not an eighth:
+
+# %%
+stricter = steerability.compared(model, frame, evidence, least_gain=0.25)
+steerability.rule_verdict(stricter).T.round(3)
 
 # %% [markdown]
 # The same where a response that falls into a loop counts as a failure:

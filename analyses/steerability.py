@@ -160,7 +160,7 @@ def evidence_by_layer(
     The run is kept, and resumed, beside that of `behaviour_by_layer`.
 
     Returns:
-        For each instruction one row a layer: ``layer`` and the `KINDS`.
+        For each instruction `LayerRanking.table` as numbers: ``layer`` and every kind.
     """
     n_fit, n_held_out = (8, 2) if behaviour.SMALL else (64, 16)
     info = model_info(model)
@@ -169,7 +169,6 @@ def evidence_by_layer(
         "dtype": info.dtype,
         "n_fit": n_fit,
         "n_held_out": n_held_out,
-        "kinds": list(KINDS),
     }
     folder = behaviour.run_folder(f"{name}-layers")
     tables = {}
@@ -179,8 +178,8 @@ def evidence_by_layer(
             rows = run.finished(piece)
             if rows is None:
                 found = _evidence(model, instruction, n_fit, n_held_out)
-                rows = run.finish(piece, found[["layer", *KINDS]].to_dict("records"))
-            tables[instruction] = pd.DataFrame(rows).astype(dict.fromkeys(KINDS, float))
+                rows = run.finish(piece, [row.to_dict() for _, row in found.iterrows()])
+            tables[instruction] = pd.DataFrame(rows).astype(float).astype({"layer": int})
         run.conclude()
     return tables
 
@@ -191,7 +190,8 @@ def _evidence(model: Any, instruction: str, n_fit: int, n_held_out: int) -> pd.D
     held_out = sl.contrast_pairs(task, n=n_held_out, split="select")
     cache = sl.cache_residuals(model, pairs, progress=False)
     kinds = ("separability", "probes", "causal")
-    return gather_evidence(model, cache, held_out, kinds, progress=False).ranking.table
+    table = gather_evidence(model, cache, held_out, kinds, progress=False).ranking.table
+    return table.select_dtypes("number")
 
 
 def outcomes(
@@ -208,11 +208,16 @@ def outcomes(
 
 
 def compared(
-    model: Any, frame: pd.DataFrame, evidence: Mapping[str, pd.DataFrame], clean: bool = False
+    model: Any,
+    frame: pd.DataFrame,
+    evidence: Mapping[str, pd.DataFrame],
+    clean: bool = False,
+    least_gain: float = 0.125,
 ) -> dict[str, EvidenceComparison]:
     """Evidence against behaviour, by scope; a scope in which nothing is steered is left out.
 
-    With `clean`, a response that loops does not pass.
+    With `clean`, a response that loops does not pass. Of layers with the same AUROC, held-out d′
+    decides, as it does in `steerlens.rank_layers`.
     """
     found = {}
     for scope in _SCOPES:
@@ -224,7 +229,8 @@ def compared(
                 unsteered,
                 steered_layers(model),
                 KINDS,
-                least_gain=-1.0 if behaviour.SMALL else 0.125,
+                least_gain=-1.0 if behaviour.SMALL else least_gain,
+                ties={"auroc": "d_prime_held_out"},
             )
         except ActivationError as error:
             print(f"scope {scope}: {error}")
@@ -247,21 +253,28 @@ def rule_verdict(
     rule: str = "first_token_recovery",
     other: str = "auroc",
 ) -> pd.DataFrame:
-    """The default rule beside separability: regrets, their difference, and half reached or not."""
+    """The default rule beside separability: regrets, and whether the one is half of the other.
+
+    The difference, and the rule's regret less half of the other's, have their intervals. Both
+    regrets are against a layer found by behaviour on few prompts, which flatters the second.
+    """
     rows = []
     for scope, one in comparisons.items():
         regret = one.table.set_index("kind").regret
-        difference, low, high = one.difference(rule, other)
+        difference, half = one.difference(rule, other), one.difference(rule, other, times=0.5)
         rows.append(
             {
                 "scope": scope,
                 "n_instructions": int(one.table.n_instructions.max()),
                 f"regret of {rule}": regret[rule],
                 f"regret of {other}": regret[other],
-                "difference": difference,
-                "low": low,
-                "high": high,
-                "at most half": bool(regret[rule] <= regret[other] / 2),
+                "difference": difference[0],
+                "low": difference[1],
+                "high": difference[2],
+                "less half": half[0],
+                "less half, low": half[1],
+                "less half, high": half[2],
+                "at most half": "yes" if half[2] <= 0 else "no" if half[1] > 0 else "open",
             }
         )
     return pd.DataFrame(rows).set_index("scope")

@@ -27,6 +27,8 @@ from steerlens.models import tokenize_prompts
 
 # Tokens a search of the catalogue's 31 instructions writes (docs/scaling.md).
 TOKENS = 3_028_407
+# And of the longest of them, whose stages, one or two pieces each, wait for each other.
+LONGEST = 243_000
 # Rows decoded together, and the positions each holds on average: prompt and half a response.
 ROWS, POSITIONS = 96, 160
 # Beside the answers of one worker: residuals to fit on, which workers compute, and the driver's own
@@ -96,7 +98,10 @@ def table() -> list[str]:
             for n in (8, 64):
                 workers = n // shape.gpus
                 one = [TOKENS / rate / 60 for rate in rates]
-                there = [t * (1 + CACHE) / workers for t in one]
+                # No sooner than the longest instruction, two pieces at a time.
+                least = [LONGEST / 2 / rate / 60 for rate in rates]
+                spread = [t * (1 + CACHE) / workers for t in one]
+                there = [max(pair) for pair in zip(spread, least, strict=True)]
                 cells = (
                     f"{rates[1]:,.0f} ({rates[0]:,.0f}–{rates[-1]:,.0f})",
                     f"{workers}",

@@ -33,10 +33,19 @@ from steerlens.steering import Steering
 if TYPE_CHECKING:
     from steerlens.evaluation.judge import Judge, JudgePiece
 
-__all__ = ["Answer", "Answerer", "Elsewhere", "Piece", "Question", "answer_rows"]
+__all__ = [
+    "JUDGED_AT_ONCE",
+    "Answer",
+    "Answerer",
+    "Elsewhere",
+    "Piece",
+    "Question",
+    "answer_rows",
+]
 
 Records = list[dict[str, Any]]
-_JUDGED_AT_ONCE = 256
+# Responses a judge reads as one piece.
+JUDGED_AT_ONCE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,8 +272,8 @@ class Answerer:
             SteerlensError: As `Judge.perplexities`; or pieces that workers could not read.
         """
         texts = list(dict.fromkeys(responses))
-        starts = range(0, len(texts), _JUDGED_AT_ONCE)
-        pieces = [judge.piece(texts[i : i + _JUDGED_AT_ONCE], max_tokens) for i in starts]
+        starts = range(0, len(texts), JUDGED_AT_ONCE)
+        pieces = [judge.piece(texts[i : i + JUDGED_AT_ONCE], max_tokens) for i in starts]
         records = {piece.name: self._known(piece.name) for piece in pieces}
         missing = [piece for piece in pieces if records[piece.name] is None]
         with self._bar.part(sum(len(piece.texts) for piece in missing), "judging") as advance:

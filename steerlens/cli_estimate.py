@@ -1,6 +1,7 @@
 """`steerlens estimate`: what a command will take on this machine, without running it."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def estimate(arguments: argparse.Namespace) -> None:
     model, judge, work = find(arguments)
     threads, n_workers = (workers.threads, workers.workers) if workers else (0, 0)
     rates = calibrate_rates(model, work, arguments.batch_size, judge, threads)
-    found = estimate_costs(work, rates, arguments.batch_size, n_workers)
+    # Workers are taken to be started on this machine, as they are without an address.
+    cores = os.cpu_count() if workers else None
+    found = estimate_costs(work, rates, arguments.batch_size, n_workers, cores)
     if arguments.json:
         print_json({**found.to_json(), "rates": rates.to_json()})
         return

@@ -93,7 +93,7 @@ def test_equal_unsteered_questions_are_counted_once():
 
 
 def test_longer_answers_take_more_memory_and_workers_less_time():
-    work = Work("evaluate", ("a",), (Asking(4, 8),))
+    work = Work("evaluate", ("a",), (Asking(4, 8, piece_rows=2),))
     here, one, two = (estimate_costs(work, rates(), 2, n) for n in (0, 1, 2))
     assert here.seconds == one.seconds
     assert two.seconds == pytest.approx(one.seconds / 2, abs=0.01)
@@ -110,17 +110,32 @@ def test_residuals_held_while_they_are_cached_are_memory():
 
 def test_residuals_are_divided_among_workers():
     shards, fitting = (Work(stage, ("a",), cached=12, held=50) for stage in ("cache", "search"))
-    found = [estimate_costs(work, rates(), 2, 3) for work in (shards, fitting)]
-    assert [one.seconds for one in found] == [12 * 2.0 / 3] * 2
-    assert [one.worker_memory for one in found] == [1000 + 4 * 50] * 2
+    # What one vector is fitted on is one piece; of four instructions three are fitted at once.
+    work = (shards, fitting, replace(fitting, instructions=4))
+    found = [estimate_costs(one, rates(), 2, 3) for one in work]
+    assert [one.seconds for one in found] == [12 * 2.0 / 3, 12 * 2.0, 12 * 2.0 / 3]
+    assert [one.worker_memory for one in found] == [1000 + 4 * 50] * 3
+
+
+def test_a_list_is_divided_among_no_more_workers_than_it_has_pieces():
+    whole = estimate_costs(Work("evaluate", ("a",), (Asking(4, 8),)), rates(), 2).seconds
+    for rows, pieces in ((4, 1), (2, 2), (1, 4)):
+        work = Work("evaluate", ("a",), (Asking(4, 8, piece_rows=rows),))
+        alone, three = (estimate_costs(work, rates(), 2, n).seconds for n in (1, 3))
+        assert three == pytest.approx(alone / min(pieces, 3), abs=0.02)
+    assert whole == estimate_costs(Work("evaluate", ("a",), (Asking(4, 8),)), rates(), 2, 3).seconds
+    judging = rates(judge=0.5)
+    few, many = (Work("evaluate", ("a",), judged=n) for n in (256, 512))
+    assert estimate_costs(few, judging, 2, 2).seconds == 128
+    assert estimate_costs(many, judging, 2, 2).seconds == 128
 
 
 def test_workers_and_driver_work_side_by_side_when_several_instructions_are_searched():
-    """(10 × 2 of caching + 8 × 0.5 of judging) / 3 are 8 s; recovery's 10 × 0.5 the driver's."""
+    """Caching, 10 × 2 s, and judging, 8 × 0.5 s, are theirs, recovery, 10 × 0.5 s, the driver's."""
     one = Work("search", ("a",), cached=10, judged=8, recovered=10)
     several = replace(one, instructions=4)
     recovering = rates(judge=0.5, recover=0.5)
-    assert estimate_costs(one, recovering, 2, 3).seconds == pytest.approx(8 + 5, abs=0.02)
+    assert estimate_costs(one, recovering, 2, 3).seconds == pytest.approx(24 + 5, abs=0.02)
     assert estimate_costs(several, recovering, 2, 3).seconds == pytest.approx(8 + 5 / 4, abs=0.02)
     # In turns without workers; on three cores that all share, no faster than all there is to do.
     assert estimate_costs(several, recovering, 2).seconds == 24 + 5

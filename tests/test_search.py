@@ -146,10 +146,9 @@ def test_hopeless_settings_are_spared_the_last_stage_and_the_judge(tiny_model, w
     """Answers are made up: only those steered at strength 1 have a title, or none has."""
     read: list[str] = []
 
-    class Reader(Judge):
-        def perplexities(self, responses, *_given, **_more):
-            read.extend(responses)
-            return [10.0] * len(responses)
+    def perplexities(_judge, responses, *_given):
+        read.extend(responses)
+        return [10.0] * len(responses)
 
     def ask(questions, *_given):
         titled = [
@@ -166,7 +165,8 @@ def test_hopeless_settings_are_spared_the_last_stage_and_the_judge(tiny_model, w
     book.available = lambda *_: ({"response_rewrite": vector}, {})  # type: ignore[method-assign]
     book.steering = lambda *_: None  # type: ignore[method-assign]
     book.answerer.ask = ask  # type: ignore[method-assign]
-    record = search_instruction(book, sl.catalogue[TITLE], SMALL, Reader(tiny_model)).record
+    book.answerer.perplexities = perplexities  # type: ignore[method-assign]
+    record = search_instruction(book, sl.catalogue[TITLE], SMALL, Judge(tiny_model)).record
     final = [row for row in record["table"] if row["stage"] == "final"]
     with_it = [row for row in record["table"] if row["stage"] == "instructed"]
     assert final[0]["parts"] == [] and (len(final) > 1) is works

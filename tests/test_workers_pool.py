@@ -33,7 +33,11 @@ class RayError(Exception):
 
 
 class RayTaskError(RayError):
-    pass
+    """What a worker raised is its cause."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 class GetTimeoutError(RayError):
@@ -151,6 +155,35 @@ def test_with_no_worker_left_all_pieces_and_later_ones_get_an_error_at_once(made
     # A piece that is asked for by a caller who had begun before is refused as well.
     with pytest.raises(SteerlensError, match="no worker is left"):
         within(20, pool._task(pieces(1)[0]).done.result)
+    pool.close()
+
+
+def test_a_worker_that_fails_for_reasons_of_its_own_is_replaced_and_that_is_said(made, caplog):
+    """A device that has failed once fails for every piece after, faster than others compute."""
+    broken = iter([True, True])
+
+    def answer(prompts: Any, *rest: Any) -> Any:
+        if next(broken, False):
+            raise RayTaskError(RuntimeError("CUDA error: device-side assert\nmore"))
+        return answered(prompts, *rest)
+
+    fake = FakeRay(answer)
+    pool = made(fake)
+    assert len(within(20, lambda: list(pool.answers(pieces(4))))) == 4
+    assert (pool.lost, fake.n_made, pool.set_aside) == (2, 4, {})
+    assert caplog.text.count("was lost (RuntimeError: CUDA error: device-side assert)") == 2
+    pool.close()
+
+
+def test_an_error_of_this_package_costs_no_worker(made):
+    def refuse(*_given: Any) -> Any:
+        raise RayTaskError(SteerlensError("no such layer"))
+
+    fake = FakeRay(refuse)
+    pool = made(fake)
+    with pytest.raises(SteerlensError, match=r"2 of 2 pieces were set aside.*no such layer"):
+        within(20, lambda: list(pool.answers(pieces(2))))
+    assert (pool.lost, fake.n_made) == (0, 2)
     pool.close()
 
 

@@ -13,8 +13,8 @@ the setting recovers is
 summed over pairs *i* the vector was **not** fitted on. 1 means that the steered model answers as
 the instructed one does, 0 that steering did nothing, below 0 that it moved the distribution
 elsewhere. A response that ends before *h* tokens counts to its end, the decision to end included.
-Intervals are 95 % percentile bootstrap intervals over base queries. The same is measured for a
-placebo, a random direction pushed as far.
+Intervals are 95 % intervals over base queries (`steerlens.attribution.intervals`). The same is
+measured for a placebo, a random direction pushed as far.
 
 `causal_recovery` measures a grid of settings over several horizons *h*; `first_token_recovery`
 one setting at :math:`h = 1`, for which no response is needed.
@@ -37,7 +37,8 @@ from einops import rearrange
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.attribution.resampling import INTERVAL, query_draws
+from steerlens.attribution.intervals import recovery_interval
+from steerlens.attribution.resampling import query_draws
 from steerlens.attribution.teacher_forcing import instructed_responses, kl_to_instructed
 from steerlens.errors import SteeringError
 from steerlens.models import tokenize_prompts
@@ -220,7 +221,8 @@ def causal_recovery(
         for kind in kinds
         for operation, strength, scope, layer in grid
     ]
-    draws = query_draws([pair.base_query for pair in pairs], seed=seed)
+    queries = [pair.base_query for pair in pairs]
+    draws = query_draws(queries, seed=seed)
     instructed, uninstructed = _tokenized(model, pairs, chat_format)
     responses = instructed_responses(model, instructed, uninstructed, horizons[-1], progress)
     kl = kl_to_instructed(model, instructed, uninstructed, responses, [None, *steerings], progress)
@@ -228,7 +230,7 @@ def causal_recovery(
     summed = kl.cumsum(-1)[..., [min(h, kl.shape[-1]) - 1 for h in horizons]]
     whole, remaining = summed[0], summed[1:].reshape(len(kinds), len(grid), *summed.shape[1:])
     _require_effect(whole[:, -1], f"first {horizons[-1]} response tokens")
-    table = _table(grid, horizons, whole, remaining, draws)
+    table = _table(grid, horizons, whole, remaining, queries)
     longest = table[table.horizon == horizons[-1]]
     return ResponseRecovery(
         table=table,
@@ -270,7 +272,7 @@ def first_token_recovery(
         strength: See `steerlens.steering`.
         scope: ``"all"`` and ``"prompt"`` touch the prompt; ``"response"`` has no effect here.
         batch_size: Rows a forward pass; a row is a prompt with its own layer.
-        seed: Seed of the bootstrap.
+        seed: Kept in the metadata; nothing is drawn.
         chat_format: See `steerlens.models`.
         progress: Show a progress bar on standard error; by default only in a terminal.
 
@@ -292,7 +294,7 @@ def first_token_recovery(
         )
     kinds = _fitting(model, vector, placebo)
     steerings = [kind.at(layer, operation, strength, scope) for kind in kinds for layer in layers]
-    draws = query_draws([pair.base_query for pair in pairs], seed=seed)
+    queries = [pair.base_query for pair in pairs]
     instructed, uninstructed = _tokenized(model, pairs, chat_format)
     # What is predicted first does not depend on what follows: any token stands for a response.
     anything = [(0,)] * len(pairs)
@@ -303,7 +305,7 @@ def first_token_recovery(
     _require_effect(whole, "first response token")
     table = pd.DataFrame({"layer": layers})
     for names, values in zip(_COLUMNS, remaining, strict=False):
-        table[list(names)] = _shares(values, whole, draws)
+        table[list(names)] = _shares(values, whole, queries)
     return RecoveryCurve(
         table=table,
         best_layer=layers[_highest(table)],
@@ -354,7 +356,7 @@ def _table(
     horizons: Sequence[int],
     whole: Float[Array, "pair horizon"],
     remaining: Float[Array, "kind setting pair horizon"],
-    draws: Float[Array, "resample pair"],
+    queries: Sequence[str],
 ) -> pd.DataFrame:
     """One row a setting and horizon, the horizons of a setting side by side."""
     settings = pd.DataFrame(grid, columns=["operation", "strength", "scope", "layer"])
@@ -362,7 +364,7 @@ def _table(
     for place, horizon in enumerate(horizons):
         part = settings[["layer", "operation", "strength", "scope"]].assign(horizon=horizon)
         for names, values in zip(_COLUMNS, remaining[..., place], strict=False):
-            part[list(names)] = _shares(values, whole[:, place], draws)
+            part[list(names)] = _shares(values, whole[:, place], queries)
         parts.append(part)
     return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
 
@@ -370,13 +372,11 @@ def _table(
 def _shares(
     remaining: Float[Array, "setting pair"],
     whole: Float[Array, "pair"],
-    draws: Float[Array, "resample pair"],
+    queries: Sequence[str],
 ) -> Float[Array, "setting three"]:
     """Recovery of each setting with the ends of its 95 % interval."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = 1 - remaining.sum(1) / whole.sum()
-        low, high = np.percentile(_resampled(remaining, whole, draws), INTERVAL, axis=0)
-    return np.column_stack([share, low, high])
+        return np.column_stack(recovery_interval(remaining.T, whole, queries))
 
 
 def _resampled(

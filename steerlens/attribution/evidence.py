@@ -44,8 +44,8 @@ from steerlens.activations import ResidualCache
 from steerlens.attribution.causal import ResponseRecovery, causal_recovery
 from steerlens.attribution.components import ComponentWriting, writing_components
 from steerlens.attribution.generalisation import generalise, pair_labels
+from steerlens.attribution.intervals import recovery_interval
 from steerlens.attribution.ranking import LayerRanking
-from steerlens.attribution.resampling import INTERVAL, query_draws
 from steerlens.attribution.separability import EVIDENCE, rank_layers
 from steerlens.errors import ActivationError, unknown_name
 from steerlens.pairs import ContrastSet
@@ -198,7 +198,7 @@ def gather_evidence(
             chat_format=chat_format,
             progress=progress,
         )
-        frame = _written(writing, held_out, seed)
+        frame = _written(writing, held_out)
         ranking = ranking.with_evidence("writing", frame)
     return Evidence(ranking, recovery, writing)
 
@@ -256,15 +256,14 @@ def _with_recovery(ranking: LayerRanking, recovery: ResponseRecovery, last: int)
     return result.best_by("first_token_recovery")
 
 
-def _written(writing: ComponentWriting, pairs: ContrastSet, seed: int) -> pd.DataFrame:
+def _written(writing: ComponentWriting, pairs: ContrastSet) -> pd.DataFrame:
     """Share of the projection's difference that each layer's heads, biases and MLP write."""
     by_pair = writing.contributions[0] - writing.contributions[1]
     layers = writing.table.layer.to_numpy(dtype=float)
-    draws = query_draws([pair.base_query for pair in pairs], seed=seed)
-    rows = []
-    for layer in range(writing.layer + 1):
-        own = by_pair[:, layers == layer].sum(axis=1)
-        share = own.sum() / by_pair.sum()
-        low, high = np.percentile((draws @ own) / (draws @ by_pair.sum(axis=1)), INTERVAL)
-        rows.append({"layer": layer, "writing": share, "low": low, "high": high})
-    return pd.DataFrame(rows)
+    whole = by_pair.sum(axis=1)
+    numbers = range(writing.layer + 1)
+    # What others write is what is left; the share of the rest is what recovery is.
+    others = np.stack([whole - by_pair[:, layers == layer].sum(axis=1) for layer in numbers], 1)
+    shares = recovery_interval(others, whole, [pair.base_query for pair in pairs])
+    columns = dict(zip(("writing", "low", "high"), shares, strict=True))
+    return pd.DataFrame({"layer": list(numbers), **columns})

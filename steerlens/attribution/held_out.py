@@ -100,6 +100,7 @@ def check_rankable(cache: Residuals, n_folds: int, seed: int) -> Folds:
 
 
 def _check_layers(cache: Residuals) -> None:
+    constant: dict[int, str] = {}
     for layer, runs in zip(cache.layers, layer_runs(cache), strict=True):
         if not np.isfinite(runs).all():
             side, pair = np.argwhere(~np.isfinite(runs))[0, :2]
@@ -111,16 +112,19 @@ def _check_layers(cache: Residuals) -> None:
         size = max(float(np.linalg.norm(one, axis=-1).max()) for one in runs)
         means = [one.mean(0, dtype=np.float64) for one in runs]
         if not np.ptp(runs, axis=(0, 1)).any():
-            what = "is the same in all runs (constant activations)"
+            constant[layer] = "is the same in all runs (constant activations)"
         elif np.linalg.norm(means[0] - means[1]) <= _MIN_RELATIVE_GAP * size:
-            what = "has the same mean with and without the instruction"
-        else:
-            continue
-        rest = len(cache.layers) - 1
-        raise ActivationError(
-            f"layer {layer} {what}, so no direction can be fitted there; the other {rest} "
-            "layers can be ranked: cache them alone (layers=…), or check that the pairs differ"
-        )
+            constant[layer] = "has the same mean with and without the instruction"
+    if not constant:
+        return
+    layer, what = next(iter(constant.items()))
+    more = f", and so it is at {len(constant) - 1} more" if len(constant) > 1 else ""
+    rest = len(cache.layers) - len(constant)
+    advice = f"the other {rest} layers can be ranked: cache them alone (layers=…), or "
+    raise ActivationError(
+        f"layer {layer} {what}{more}, so no direction can be fitted there; {advice if rest else ''}"
+        "check that the pairs differ"
+    )
 
 
 def layer_runs(cache: Residuals) -> Iterator[Float[Array, "side pair d_model"]]:

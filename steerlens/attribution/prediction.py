@@ -8,19 +8,21 @@ averaged over instructions.
 
 **Regret**: the rate at the best layer less the rate at the layer with the most evidence, in shares
 of prompts. The best layer is itself chosen from counts, and the highest of many noisy rates is too
-high; so prompts are split in two halves, the best layer is chosen on one and both rates are read
-from the other, and the same the other way round:
+high; so it is chosen on all prompts but one and read from that one, each prompt in turn:
 
-.. math:: r_k = \tfrac12 \sum_{h \in \{1, 2\}} \big(\bar p_{h}(l^*_{\bar h}) - \bar p_{h}(l_k)\big),
-   \quad l^*_{\bar h} = \arg\max_l \bar p_{\bar h}(l), \quad l_k = \arg\max_l e_k(l)
+.. math:: r_k = \frac1n \sum_i \big(p_i(l^*_{-i}) - p_i(l_k)\big),
+   \quad l^*_{-i} = \arg\max_l \bar p_{-i}(l), \quad l_k = \arg\max_l e_k(l)
 
-which can be negative: the evidence may find a better layer than half the behaviour does. Many
-random halves are averaged.
+with the mean over layers where several are best. It is the loss against a layer found by behaviour
+on :math:`n - 1` prompts, less than that against the best layer there is, by the same amount for
+every kind: it can be negative, as evidence may find a better layer than so few prompts do. The
+**difference** of two kinds' regrets does not have that amount in it.
 
-Intervals are 95 % percentile bootstrap intervals over instructions: they speak about other
+Intervals are 95 % intervals over instructions, by Student's *t*: they speak about other
 instructions of the same model, not about other models. An instruction that no layer steers (its
 best layer gains less than `least_gain` over no steering) has nothing to predict and is left out;
-which ones is part of the result.
+which ones is part of the result. That is a threshold, not a test: where plain responses pass at
+times, the best of many layers may gain so much by chance.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +34,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from steerlens.attribution.resampling import INTERVAL, N_RESAMPLES
+from steerlens.attribution.intervals import mean_interval
 from steerlens.errors import ActivationError
 
 if TYPE_CHECKING:
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["EvidenceComparison", "compare_evidence"]
 
 Array = np.ndarray
-_N_HALVES = 200
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,10 +82,17 @@ class EvidenceComparison:
 
         return summary(repr(self), table=self.table)
 
-    def difference(self, kind: str, minus: str, seed: int = 0) -> tuple[float, float, float]:
-        """Mean regret of one kind less that of another on the same instructions, with interval."""
+    def difference(self, kind: str, minus: str, times: float = 1.0) -> tuple[float, float, float]:
+        """Mean regret of one kind less that of another on the same instructions, with interval.
+
+        Args:
+            kind: The one.
+            minus: The other.
+            times: How often the other's regret is subtracted; with ½ the question is whether the
+                one loses at most half as much.
+        """
         wide = self.by_instruction.pivot(index="instruction", columns="kind", values="regret")
-        return _mean_interval((wide[kind] - wide[minus]).to_numpy(), seed)
+        return _mean_interval((wide[kind] - times * wide[minus]).to_numpy())
 
 
 def compare_evidence(
@@ -94,7 +102,7 @@ def compare_evidence(
     layers: Sequence[int],
     kinds: Sequence[str],
     least_gain: float = 0.125,
-    seed: int = 0,
+    ties: Mapping[str, str] | None = None,
 ) -> EvidenceComparison:
     """Compare kinds of evidence by the behaviour they were to predict.
 
@@ -107,7 +115,8 @@ def compare_evidence(
         kinds: Columns to compare.
         least_gain: Gain of the best layer over no steering, in shares of prompts, from which on an
             instruction counts as steerable.
-        seed: Draws halves and resamples.
+        ties: For a kind, the column that decides among layers where it is highest; without, and
+            where that is equal too, the first of them is taken.
 
     Raises:
         ActivationError: Instructions, layers or kinds that do not fit together, fewer than 2
@@ -115,7 +124,6 @@ def compare_evidence(
     """
     if set(evidence) != set(passed) or set(passed) != set(unsteered):
         raise ActivationError("evidence and behaviour must be of the same instructions")
-    rng = np.random.default_rng(seed)
     rows: list[dict[str, object]] = []
     left_out = []
     for name, found in passed.items():
@@ -130,10 +138,12 @@ def compare_evidence(
         if rates[best] - plain < least_gain:
             left_out.append(name)
             continue
-        halves = _halves(counts.shape[1], rng)
+        best_elsewhere = _best_without_each(counts)
         for kind in kinds:
             values = _values(evidence[name], kind, layers, name)
-            chosen = int(np.nanargmax(values))
+            deciding = (ties or {}).get(kind)
+            second = values if deciding is None else _values(evidence[name], deciding, layers, name)
+            chosen = _highest(values, second)
             rows.append(
                 {
                     "instruction": name,
@@ -144,7 +154,7 @@ def compare_evidence(
                     "best_rate": rates[best],
                     "unsteered": plain,
                     "spearman": _spearman(values, rates),
-                    "regret": _regret(counts, chosen, halves),
+                    "regret": float((best_elsewhere - counts[chosen]).mean()),
                 }
             )
     if not rows:
@@ -155,8 +165,8 @@ def compare_evidence(
     by_instruction = pd.DataFrame(rows)
     table = [
         {"kind": kind, "n_instructions": len(own)}
-        | _named("spearman", _mean_interval(own.spearman.to_numpy(), seed))
-        | _named("regret", _mean_interval(own.regret.to_numpy(), seed))
+        | _named("spearman", _mean_interval(own.spearman.to_numpy()))
+        | _named("regret", _mean_interval(own.regret.to_numpy()))
         for kind, own in by_instruction.groupby("kind", sort=False)
     ]
     ordered = pd.DataFrame(table).sort_values("regret", kind="stable").reset_index(drop=True)
@@ -174,23 +184,19 @@ def _values(
     return values
 
 
-def _halves(n: int, rng: np.random.Generator) -> Bool[Array, "split prompt"]:
-    """Random halves of the prompts; a split and its complement are both used."""
-    order = rng.permuted(np.tile(np.arange(n), (_N_HALVES, 1)), axis=1)
-    chosen: Array = order < n // 2
-    return chosen
+def _highest(values: Float[Array, " layer"], second: Float[Array, " layer"]) -> int:
+    """Place of the highest value; among equals, of the highest second one."""
+    tied = np.flatnonzero(values == np.nanmax(values))
+    among = np.where(np.isfinite(second[tied]), second[tied], -np.inf)
+    return int(tied[among.argmax()])
 
 
-def _regret(
-    counts: Float[Array, "layer prompt"], chosen: int, halves: Bool[Array, "split prompt"]
-) -> float:
-    total = 0.0
-    for one in (halves, ~halves):
-        here = counts @ one.T / one.sum(axis=1)
-        there = counts @ (~one).T
-        best = there.argmax(axis=0)
-        total += float((here[best, np.arange(len(one))] - here[chosen]).mean())
-    return total / 2
+def _best_without_each(counts: Float[Array, "layer prompt"]) -> Float[Array, " prompt"]:
+    """What each prompt gives at the layer that is best on all others; mean over equals."""
+    others = counts.sum(axis=1, keepdims=True) - counts
+    best = others == others.max(axis=0)
+    passed: Array = (counts * best).sum(axis=0) / best.sum(axis=0)
+    return passed
 
 
 def _spearman(values: Float[Array, " layer"], rates: Float[Array, " layer"]) -> float:
@@ -201,14 +207,14 @@ def _spearman(values: Float[Array, " layer"], rates: Float[Array, " layer"]) -> 
     return float(np.corrcoef(one, other)[0, 1])
 
 
-def _mean_interval(values: Float[Array, " n"], seed: int) -> tuple[float, float, float]:
+def _mean_interval(values: Float[Array, " n"]) -> tuple[float, float, float]:
     values = values[np.isfinite(values)]
     if not len(values):
         return (float("nan"),) * 3
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(N_RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, INTERVAL)
-    return float(values.mean()), float(low), float(high)
+    if len(values) == 1:
+        return (float(values[0]), float("nan"), float("nan"))
+    mean, low, high = mean_interval(values[:, None], range(len(values)))
+    return float(mean[0]), float(low[0]), float(high[0])
 
 
 def _named(name: str, interval: tuple[float, float, float]) -> dict[str, float]:

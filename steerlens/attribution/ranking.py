@@ -56,8 +56,9 @@ class LayerRanking:
             kinds add columns; see `rank_layers`.
         best_layer: The layer chosen by `rule`.
         rule: How it was chosen, in words.
-        selection_frequency: For each layer, the share of resamples of base queries, directions
-            fitted again in each, that choose it by `rule`; empty when it was not resampled.
+        selection_frequency: For each layer, the share of resamples of base queries that choose it
+            by `rule`; empty when it was not resampled. Of separability the directions are fitted
+            again in each; of recovery the held-out queries are drawn, and the vector stays.
         n_pairs: Pairs used.
         metadata: Provenance of the activations, with seed, folds and resamples.
         kinds: Columns of the table that are kinds of evidence, in the order they were joined.

@@ -6,6 +6,7 @@ and their ratio. Of a run that was resumed only what this process did is measure
 compared.
 """
 
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.answers import JUDGED_AT_ONCE
 from steerlens.costs.ledger import Ledger
 from steerlens.costs.rates import Rates, calibrate_rates, peak_memory
 from steerlens.costs.stream import stream
@@ -158,29 +160,38 @@ def estimate_costs(
         rates: From `steerlens.costs.rates`.
         batch_size: Rows decoded together.
         n_workers: Answers, residuals and judging are divided among so many, each as fast as was
-            measured; parts that are computed by the driver alone are not. With 0 this process
-            computes all.
+            measured, or among as many as there are pieces at once; parts that are computed by the
+            driver alone are not. With 0 this process computes all.
         cores: CPU cores that workers and driver share; ``None`` when the driver has its own.
     """
+    at_once = _at_once(work, n_workers)
+
+    def busy(pieces: int) -> int:
+        """Workers that a list of so many pieces keeps busy."""
+        return max(1, min(n_workers, pieces * at_once))
+
     answering, tokens = 0.0, 0
     for asking in work.askings:
         seconds, written = answer_costs(asking, rates, batch_size)
-        answering += seconds
+        answering += seconds / busy(math.ceil(asking.rows / asking.piece_rows))
         tokens += written
     rows = sum(one.rows for one in work.askings)
-    divided = max(n_workers, 1)
-    cached = work.cached * rates.cache / divided
+    # Shards are as many as one likes; what one vector is fitted on is one piece.
+    sharded = work.stage in ("cache", "rank")
+    cached = work.cached * rates.cache / (max(n_workers, 1) if sharded else busy(1))
+    judged = work.judged * rates.judge
+    judged /= busy(math.ceil(work.judged / JUDGED_AT_ONCE) if work.stage == "evaluate" else 1)
     pieces, responses, numbers = _disk(work, rates, tokens, rows)
     parts: dict[str, dict[str, float]] = {
         "answers": {
-            "seconds": answering / divided,
+            "seconds": answering,
             "rows": rows,
             "tokens": tokens,
             "disk_bytes": pieces,
         },
         "cache": {"seconds": cached, "rows": work.cached, "disk_bytes": numbers},
         "recovery": {"seconds": work.recovered * rates.recover, "rows": work.recovered},
-        "judge": {"seconds": work.judged * rates.judge / divided, "rows": work.judged},
+        "judge": {"seconds": judged, "rows": work.judged},
         "check": {
             "seconds": work.checked * rates.check,
             "rows": work.checked,
@@ -207,9 +218,14 @@ def estimate_costs(
         tokens=tokens,
         memory=rates.memory + held + (0 if n_workers else more),
         disk=pieces + responses + numbers,
-        workers=divided,
+        workers=max(n_workers, 1),
         worker_memory=rates.memory + max(held, more) if n_workers else 0,
     )
+
+
+def _at_once(work: Work, n_workers: int) -> int:
+    """Instructions that are searched side by side."""
+    return max(1, min(work.instructions, 2 * n_workers))
 
 
 def _wall_time(
@@ -229,7 +245,7 @@ def _wall_time(
         cores: Cores that they share with the driver, ``None`` when it has its own.
     """
     everything = sum(parts.values(), start=0.0)
-    at_once = min(work.instructions, 2 * n_workers)
+    at_once = _at_once(work, n_workers)
     if at_once < 2:
         return everything
     there = sum(parts.get(name, 0.0) for name in _BY_WORKERS)

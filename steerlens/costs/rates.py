@@ -58,7 +58,7 @@ class Rates:
         characters: Characters a response token makes.
         cache: Seconds to run a prompt for its residuals.
         recover: Seconds a row of causal recovery takes.
-        judge: Seconds the judge takes for a token.
+        judge: Seconds the judge takes for a response.
         check: Seconds to check a response.
         memory: Peak memory after calibration, in bytes.
         token_memory: Keys and values of a token, in bytes.

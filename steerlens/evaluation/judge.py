@@ -116,6 +116,7 @@ class Judge:
         """Reading these responses as a unit of work, named by what it is."""
         content = {
             "judge": self.info.weights_hash,
+            "dtype": self.info.precision,
             "tokens": max_tokens,
             "texts": list(responses),
         }

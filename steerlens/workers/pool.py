@@ -11,12 +11,15 @@ pairs (`steerlens.activations.ResidualPiece`), whose result is a `ResidualCache`
 judge (`steerlens.evaluation.judge.JudgePiece`), whose result is their perplexities.
 
 When an actor dies (killed, out of memory, its machine gone), its thread makes a new one and puts
-the piece back at the end of the queue, where another worker may have better luck. After
-`WorkerSettings.max_attempts` the piece is set aside. A piece that raises one of this package's own
-errors is set aside at once: it would raise it anywhere. When no actor can be replaced any more, and
-after `Pool.close`, whoever asks gets an error at once.
+the piece back at the end of the queue, where another worker may have better luck. So it does when
+an actor raises an error that is not this package's: a device that has failed once fails at once
+for every piece after. After `WorkerSettings.max_attempts` the piece is set aside. A piece that
+raises one of this package's own errors is set aside at once: it would raise it anywhere. Each loss
+is said in the log (`logging`, which prints warnings by default). When no actor can be replaced any
+more, and after `Pool.close`, whoever asks gets an error at once.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -43,6 +46,7 @@ from steerlens.workers.starting import ready
 
 __all__ = ["Pool", "worker_pool"]
 
+_log = logging.getLogger(__name__)
 AnyPiece = Piece | ResidualPiece | JudgePiece
 _AHEAD = 2
 
@@ -90,7 +94,7 @@ class Pool:
 
     Attributes:
         members: What each worker said of itself when it was ready: machine, process, versions.
-        lost: Actors that died and were replaced.
+        lost: Actors that died, or failed, and had to be replaced.
         set_aside: Pieces given up, with what was last said of each.
         sent: What the object store has been given.
     """
@@ -268,12 +272,15 @@ class Pool:
             said = f"{type(cause).__name__}: {cause}"
             if isinstance(cause, SteerlensError):
                 task.attempts = self._settings.max_attempts
+                self._again(task, said)
+                return True
+            self._lose(number, f"{type(cause).__name__}: {first_line(cause)}")
             self._again(task, said)
+            return False
         except exceptions.RayError as error:
             if self._closed:
                 return False
-            with self._lock:
-                self.lost += 1
+            self._lose(number, first_line(error))
             self._again(task, f"its worker died ({first_line(error)})")
             return False
         else:
@@ -283,8 +290,15 @@ class Pool:
                 task.done.set_result(result)
         return True
 
+    def _lose(self, number: int, why: str) -> None:
+        with self._lock:
+            self.lost += 1
+        _log.warning("worker %d was lost (%s); another takes its place", number, why)
+
     def _leave(self, why: str) -> None:
         """One worker fewer; without any, nobody is left waiting."""
+        if not self._closed:
+            _log.warning("worker could not be replaced and is missing from now on: %s", why)
         with self._lock:
             self._serving -= 1
             if self._serving > 0:
@@ -305,6 +319,7 @@ class Pool:
         with self._lock:
             self._open.pop(task.piece.name, None)
             self.set_aside[task.piece.name] = said
+        _log.warning("piece %s was set aside: %s", task.piece.name, said)
         _fail(task, said)
 
     def _replace(self, number: int) -> None:

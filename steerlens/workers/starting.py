@@ -56,9 +56,10 @@ def ready(
     except ray.exceptions.GetTimeoutError as error:
         raise _late(info, timeout) from error
     except ray.exceptions.RayError as error:
+        wanted = info.reference + (f" and the judge {judge.reference}" if judge else "")
         raise SteerlensError(
-            f"a worker cannot load {info.reference}: {_why(error)}; every machine of the cluster "
-            "must reach the same model (a folder on shared storage, or an installed package)"
+            f"a worker cannot load {wanted}: {_why(error)}; every machine of the cluster "
+            "must reach the same models (a folder on shared storage, or an installed package)"
         ) from error
     members = [{**one, **other} for one, other in zip(introduced, loaded, strict=True)]
     for said in members:
