@@ -83,6 +83,11 @@ def equal_means(plus, minus):
     plus[:, 1] = minus[:, 1].flip(0)
 
 
+def all_constant():
+    same = torch.ones(10, 3, 4)
+    return ResidualCache.from_tensors(same, same)
+
+
 def infinite(plus, minus):
     minus[5, 1, 0] = torch.inf
 
@@ -93,6 +98,7 @@ def infinite(plus, minus):
         (planted(n_pairs=6, groups=[1] * 6), r"one base query.*difference_of_means"),
         (planted(n_pairs=4), r"4 base queries cannot fill 5 folds.*n_folds=4"),
         (with_layer(constant), r"layer 1 .*constant activations.*other 2 layers can be ranked"),
+        (all_constant(), r"layer 0 .*so it is at 2 more, so no .*there; check that the pairs"),
         (with_layer(equal_means), r"layer 1 has the same mean .*other 2 layers can be ranked"),
         (with_layer(infinite), r"layer 1 holds NaN or infinity.*uninstructed run of pair 5"),
     ],
