@@ -73,7 +73,7 @@ def test_held_out_decisions_equal_scikit_learns_in_the_full_space(estimator, fit
     runs = wide_runs(d_model, decay)
     # when the work is done in the smaller space, the result is that of the full one.
     expected = decisions_of(runs, fit)
-    np.testing.assert_allclose(probe_scores(runs, folds(), estimator), expected, atol=2e-5)
+    np.testing.assert_allclose(probe_scores(runs, folds(), estimator), expected, atol=5e-5)
 
 
 def test_the_table_holds_scikit_learns_measures_of_those_decisions():
