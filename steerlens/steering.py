@@ -370,7 +370,8 @@ def _least_amounts(
     """0 where an intervention may only raise the projection; nothing when none is so."""
     if not any(one.only_below for one in ones):
         return None
-    return torch.tensor([0.0 if one.only_below else -math.inf for one in ones], device=device)
+    least = [0.0 if one.only_below else -math.inf for one in ones]
+    return torch.tensor(least, dtype=torch.float32, device=device)
 
 
 def _touched(

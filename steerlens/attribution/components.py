@@ -242,7 +242,8 @@ def component_contributions(
 
 def placebo_directions(n: int, d_model: int, seed: int) -> Float[Tensor, "direction d_model"]:
     """Random unit directions, uniform on the sphere."""
-    noise: Tensor = torch.randn(n, d_model, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    noise: Tensor = torch.randn(n, d_model, generator=generator, dtype=torch.float32)
     return torch.nn.functional.normalize(noise, dim=-1)
 
 

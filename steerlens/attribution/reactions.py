@@ -257,7 +257,8 @@ def logit_direction(
     moved = torch.zeros(model.cfg.d_vocab, dtype=torch.float64)
 
     def visit(batch: list[int], logits: Float[Tensor, "row vocab"]) -> None:
-        signs = torch.tensor([1.0 if i < n_pairs else -1.0 for i in batch], device=logits.device)
+        sides = [1.0 if i < n_pairs else -1.0 for i in batch]
+        signs = torch.tensor(sides, dtype=torch.float32, device=logits.device)
         moved.add_((signs @ logits.float().softmax(-1)).double().cpu(), alpha=1 / n_pairs)
 
     flow = [Row(i, tuple(tokens), None, 1) for i, tokens in enumerate(rows)]

@@ -138,8 +138,11 @@ class _Targets:
         done: Callable[[int], object],
     ) -> None:
         device = device_of(model)
-        self.probabilities = torch.empty(n_pairs, n_steps, model.cfg.d_vocab, device=device)
-        self.negative_entropy = torch.empty(n_pairs, n_steps, device=device)
+        size = (n_pairs, n_steps)
+        self.probabilities = torch.empty(
+            *size, model.cfg.d_vocab, dtype=torch.float32, device=device
+        )
+        self.negative_entropy = torch.empty(size, dtype=torch.float32, device=device)
         self.done = done
 
     def fill(

@@ -250,7 +250,7 @@ def _timed(call: Callable[[], Any]) -> float:
 def _steering(model: TransformerBridge) -> Steering:
     """An intervention that changes nothing, at three quarters of the depth."""
     width, depth = int(model.cfg.d_model), int(model.cfg.n_layers)
-    direction = torch.zeros(width)
+    direction = torch.zeros(width, dtype=torch.float32)
     direction[0] = 1.0
     layer = min(int(_DEPTH * depth), depth - 1)
     return Steering((Intervention(layer, direction, 0.0, 0.0, "add", 0.0, "all"),))

@@ -67,7 +67,7 @@ def compare(
     """
     n_tokens = len(tokens)
     ids = torch.tensor(list(tokens))
-    scalars = torch.full((5, n_tokens), torch.nan)
+    scalars = torch.full((5, n_tokens), torch.nan, dtype=torch.float32)
     kl, logprob_baseline, logprob_steered, entropy_baseline, entropy_steered = scalars
     promoted: list[RankedTokens] = []
     suppressed: list[RankedTokens] = []
@@ -112,7 +112,7 @@ def own_text(
     """Log-probability of each token (NaN for the first) and entropy after it, in nats."""
     n_tokens = len(tokens)
     ids = torch.tensor(list(tokens))
-    logprob, entropy = torch.full((2, n_tokens), torch.nan)
+    logprob, entropy = torch.full((2, n_tokens), torch.nan, dtype=torch.float32)
     for start in range(0, n_tokens, _CHUNK):
         rows = slice(start, min(start + _CHUNK, n_tokens))
         log_p = stream.logits(rows).float().log_softmax(-1)

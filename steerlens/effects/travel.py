@@ -137,10 +137,15 @@ class TravelRecorder:
         self.starts = tuple(one.layer for one in steering.interventions)
         self.directions = torch.stack([one.direction.float() for one in steering.interventions])
         n_layers, n_interventions = len(self.layers), len(self.starts)
-        self.change = torch.zeros(n_interventions, n_layers, n_tokens)
-        self.shift, self.norm_baseline, self.norm_steered = torch.zeros(3, n_layers, n_tokens)
+        kept = torch.float32
+        self.change = torch.zeros(n_interventions, n_layers, n_tokens, dtype=kept)
+        self.shift, self.norm_baseline, self.norm_steered = torch.zeros(
+            3, n_layers, n_tokens, dtype=kept
+        )
         # Projections at the interventions' own layers, as `TokenEffects` shows them.
-        self.baseline, self.before, self.after = torch.zeros(3, n_interventions, n_tokens)
+        self.baseline, self.before, self.after = torch.zeros(
+            3, n_interventions, n_tokens, dtype=kept
+        )
 
     def observe(
         self,

@@ -53,7 +53,7 @@ def ending_residuals(
     kept = torch.empty(
         len(rows), len(layers), n_last, model.cfg.d_model, dtype=dtype, device=device
     )
-    logits = torch.empty(len(rows), model.cfg.d_vocab)
+    logits = torch.empty(len(rows), model.cfg.d_vocab, dtype=torch.float32)
     place = {layer: i for i, layer in enumerate(layers)}
     if not choose_path(model).is_fast:
         for batch in length_batches([len(row) for row in rows], batch_size):

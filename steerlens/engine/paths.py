@@ -55,7 +55,8 @@ def _difference(model: TransformerBridge) -> str | None:
 def _probe(model: TransformerBridge, fast: bool) -> Tensor:
     """Log-probabilities of three rows over two steps, with tokens fixed beforehand."""
     n_layers, width = model.cfg.n_layers, model.cfg.d_model
-    direction = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(width, generator=generator, dtype=torch.float32)
     push = Intervention(
         layer=n_layers // 2,
         direction=direction / direction.norm(),

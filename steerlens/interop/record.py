@@ -150,12 +150,12 @@ def vector_of_shifts(
             directions.append((row.double() / gap).float())
     if not kept:
         raise FileFormatError(f"{source} holds nothing but zeros; there is no direction in it")
-    norms = torch.tensor(gaps)
+    norms = torch.tensor(gaps, dtype=torch.float32)
     return SteeringVector(
         directions=torch.stack(directions),
         gaps=norms,
         targets=norms.clone(),
-        baselines=torch.zeros(len(kept)),
+        baselines=torch.zeros(len(kept), dtype=torch.float32),
         layers=tuple(kept),
         metadata={"estimator": "imported", **metadata, "targets_known": False},
     )

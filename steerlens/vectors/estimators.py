@@ -338,7 +338,11 @@ def random_direction(
     real = difference_of_means(cache) if like is None else like
     if real.layers != cache.layers or real.d_model != cache.d_model:
         raise SteeringError(f"a placebo needs the layers of {real!r} in its cache; got {cache!r}")
-    noise = torch.randn(real.directions.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(
+        real.directions.shape,
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float32,  # whatever the user's default: another dtype draws other numbers
+    )
     directions = noise / noise.norm(dim=-1, keepdim=True)
     baselines = einsum(directions, cache.uninstructed.mean(0), "layer d, layer d -> layer")
     return SteeringVector(
