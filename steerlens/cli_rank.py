@@ -188,7 +188,7 @@ def _write(one: "Evidence", folder: Path) -> None:
     write_text(folder / "ranking.json", json.dumps(finite(one.to_json()), indent=1))
     write_text(folder / "ranking.csv", ranking.table.to_csv(index=False))
     figure = (
-        layer_curves(ranking.table, best_layer=ranking.best_layer)
+        layer_curves(ranking.table, best_layer=None if ranking.caveat else ranking.best_layer)
         if one.drawn == ("auroc",)
         else one.plot()
     )
@@ -208,7 +208,13 @@ def _print(one: "Evidence", name: object) -> None:
         *(["selection_frequency"] if ranking.selection_frequency else []),
     ]
     print(ranking.table[columns].to_string(index=False, float_format="{:.3f}".format, na_rep="–"))
-    print(f"best layer: {ranking.best_layer} ({ranking.rule})")
+    if ranking.caveat:
+        print(
+            f"best layer: none, {ranking.caveat}; the highest is layer {ranking.best_layer} "
+            f"({ranking.rule})"
+        )
+    else:
+        print(f"best layer: {ranking.best_layer} ({ranking.rule})")
     if ranking.p_value is not None:
         print(f"p = {ranking.p_value:.3g} that no layer separates")
     for row in one.agreement.itertuples():

@@ -186,13 +186,15 @@ def steer(arguments: argparse.Namespace) -> None:
                 "baseline": run.baseline,
                 "steered": run.steered,
                 "parts_at": run.parts_at,
+                "mean_kl": run.effects.mean_kl,
                 "settings": dict(run.settings),
                 "effects": frame.to_dict("records"),
             }
         )
         return
     print(f"baseline:\n{run.baseline}\n\nsteered ({steering.interventions[0].describe()}):")
-    print(f"{run.steered}\n\nlargest effects:")
+    print(f"{run.steered}\n\nmean KL over the response: {run.effects.mean_kl:.3f} nats")
+    print("largest effects:")
     columns = ["position", "token", "role", "kl", "projection_before", "projection_after"]
     strongest = frame.nlargest(10, "kl")[columns].sort_values("position")
     strongest["token"] = strongest["token"].map(repr)

@@ -62,7 +62,7 @@ from steerlens.sources import (
     available_models,
     find_source,
 )
-from steerlens.weights import quiet_progress, read_model
+from steerlens.weights import quiet_progress, read_model, without_advice
 
 __all__ = [
     "PACKAGED",
@@ -120,7 +120,7 @@ def load_model(
     torch_dtype, dtype_reason = resolve_dtype(dtype, target)
     reference = str(ref)
     source = find_source(reference)
-    with quiet_progress():
+    with quiet_progress(), without_advice():
         hf_model, tokenizer = _load_folder(source.folder, reference, torch_dtype, options)
         model = _boot(hf_model, tokenizer, reference, torch_dtype, target)
     model.eval()

@@ -28,7 +28,7 @@ import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import CacheNotFound, HfHubHTTPError
 
-from steerlens.errors import FileFormatError, ModelError, unknown_name
+from steerlens.errors import FileFormatError, ModelError, UnknownNameError, unknown_name
 from steerlens.weights import entry_is_whole, sha256_of_files, weights_entry, weights_from_gguf
 
 __all__ = [
@@ -143,7 +143,8 @@ def find_source(reference: str) -> ModelSource:
     """The model folder a reference stands for; converts or downloads what is not there yet.
 
     Raises:
-        UnknownNameError: "unknown model …" for a name that is neither packaged nor a path.
+        UnknownNameError: "unknown model … (a hub id is owner/name, such as openai-community/gpt2)"
+            for a name that is neither packaged nor a path.
         ModelError: "there is no file …", "… holds no *.safetensors file …", "… holds its weights
             only as a pickle …", "… cannot be had from the hub …", and the cache's own.
         FileFormatError: a GGUF file that is damaged, or another kind of file.
@@ -151,7 +152,7 @@ def find_source(reference: str) -> ModelSource:
     if reference in PACKAGED:
         return _packaged_source(reference)
     if not reference.strip():
-        raise unknown_name("model", reference, PACKAGED)
+        raise _unknown_model(reference)
     path = Path(reference).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
@@ -169,7 +170,15 @@ def find_source(reference: str) -> ModelSource:
         return ModelSource(folder, "hub", _hash_folder(folder, reference))
     if "/" in reference or "\\" in reference:
         raise ModelError(f"there is no folder {reference}; give a folder, a .gguf file or a hub id")
-    raise unknown_name("model", reference, PACKAGED)
+    raise _unknown_model(reference)
+
+
+def _unknown_model(reference: str) -> UnknownNameError:
+    """A name without a slash: perhaps a packaged one mistyped, perhaps half of a hub id."""
+    return UnknownNameError(
+        f"{unknown_name('model', reference, PACKAGED)} (a hub id is owner/name, such as "
+        "openai-community/gpt2)"
+    )
 
 
 def _packaged_source(name: str) -> ModelSource:

@@ -353,6 +353,7 @@ def _instruction_record(
         "n_pairs": one.ranking.n_pairs,
         "best_layer": one.ranking.best_layer,
         "best_layer_rule": one.ranking.rule,
+        "best_layer_caveat": one.ranking.caveat,
         "layers": ranking["layers"],
         "recovery": one.recovery.table.to_dict("records"),
         "steering": {
@@ -361,6 +362,7 @@ def _instruction_record(
             "strength": settings.strength,
             "scope": settings.scope,
             "rule": STEERING_RULE,
+            "caveat": one.recovery.caveat,
         },
         "evidence": None if one.evidence is None else _evidence_record(one.evidence),
         "samples": samples,

@@ -56,6 +56,7 @@ __all__ = [
     "sha256_of_files",
     "weights_entry",
     "weights_from_gguf",
+    "without_advice",
 ]
 
 GGUF_MAGIC = b"GGUF"
@@ -107,6 +108,29 @@ def quiet_progress() -> Iterator[None]:
     finally:
         if was_on:
             bars.enable_progress_bar()
+
+
+class _Unwanted(logging.Filter):
+    """Leaves out TransformerLens's advice to write another name, which is not the user's here."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "deprecated, model_name alias" not in record.getMessage()
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Within the block, TransformerLens does not advise on the name a model was asked for by.
+
+    It says so on the root logger, which by itself would also give that logger a handler for good.
+    """
+    root, unwanted, nothing = logging.getLogger(), _Unwanted(), logging.NullHandler()
+    root.addFilter(unwanted)
+    root.addHandler(nothing)
+    try:
+        yield
+    finally:
+        root.removeHandler(nothing)
+        root.removeFilter(unwanted)
 
 
 def read_model(folder: Path, name: str, **options: Any) -> Any:

@@ -133,6 +133,7 @@ def test_layer_curves_draw_value_and_band_whatever_the_order_of_rows() -> None:
     highs, lows = list(band.y[:9]), list(band.y[9:])[::-1]
     assert highs == pytest.approx([row["auroc_high"] for row in LAYERS], rel=1e-3)
     assert lows == pytest.approx([row["auroc_low"] for row in LAYERS], rel=1e-3)
+    assert named(figure, "split-half cosine, middle 95 % of splits"), "50 splits, no interval"
     vertical = [shape for shape in figure.layout.shapes if shape.x0 == shape.x1 == 5]
     assert len(vertical) == 4, "the best layer is marked in every panel"
 

@@ -1,11 +1,21 @@
 """Claims about pictures of the residual stream."""
 
+import re
+
 import numpy as np
 import pytest
+import torch
 from report_example import HOSTILE
 
+from steerlens.activations import ResidualCache
+from steerlens.effects.travel import Travel
 from steerlens.errors import SteerlensError
-from steerlens.plots import norm_curves, projection_histogram, survival_curve, vector_curves
+from steerlens.plots import (
+    kl_over_response,
+    projection_histogram,
+    survival_curve,
+    vector_curves,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -52,20 +62,26 @@ def test_a_vector_shows_its_gap_and_both_projections():
         vector_curves([{"layer": 0, "gap": 1.0}])
 
 
-def test_norms_have_their_spread_and_the_distance_of_the_means():
-    rows = [
-        {"layer": layer, "gap": 2.0, "instructed": 30.0, "instructed_low": 25.0,
-         "instructed_high": 40.0, "uninstructed": 28.0, "uninstructed_low": 24.0,
-         "uninstructed_high": 36.0}
-        for layer in range(3)
-    ]  # fmt: skip
-
-    figure = norm_curves(rows)
-
-    assert (
-        list(named(figure, "norm, instructed, 5th to 95th percentile").y) == [40.0] * 3 + [25.0] * 3
+def test_the_band_of_norms_is_the_percentiles_its_name_says():
+    # given residuals of 64 pairs, whose norms differ widely
+    instructed, uninstructed = (RNG.normal(mean, 2, (64, 3, 5)) for mean in (3.0, 1.0))
+    cache = ResidualCache.from_tensors(
+        *(torch.tensor(side, dtype=torch.float32) for side in (instructed, uninstructed))
     )
-    assert list(named(figure, "distance of the means").y) == [2.0] * 3
+
+    figure = cache.plot()
+
+    # then the name of each band holds the percentiles that numpy finds at its edges
+    for name, side in (("instructed", instructed), ("uninstructed", uninstructed)):
+        norms = np.linalg.norm(side, axis=2)
+        [band] = [t for t in figure.data if t.name.startswith(f"norm, {name},")]
+        low, high = map(int, re.search(r"(\d+)th to (\d+)th percentile", band.name).groups())
+        edges = [*np.percentile(norms, high, axis=0), *np.percentile(norms, low, axis=0)[::-1]]
+        assert list(band.y) == pytest.approx(edges, rel=1e-3)
+        line = named(figure, f"norm, {name}")
+        assert list(line.y) == pytest.approx(np.median(norms, axis=0), rel=1e-3)
+    gap = np.linalg.norm(instructed.mean(0) - uninstructed.mean(0), axis=1)
+    assert list(named(figure, "distance of the means").y) == pytest.approx(gap, rel=1e-3)
     assert figure.layout.yaxis.type == "log"
 
 
@@ -81,3 +97,30 @@ def test_survival_has_a_line_for_each_intervention():
     assert list(named(figure, "intervention 1").y) == [0.75, 0.75]
     assert "<img" not in figure.to_json()
     assert survival_curve([]).layout.annotations[0].text == "not measured"
+
+
+def test_the_band_of_survival_is_the_percentiles_its_name_says():
+    # given what is left of one intervention at two layers, on 40 tokens
+    share = RNG.gamma(2.0, 0.5, (1, 2, 40))
+    change = torch.tensor(share, dtype=torch.float32)
+    flat = torch.ones(2, 40)
+    travel = Travel((3, 4), (3,), change, flat, flat, flat, change)
+
+    band, line = travel.plot().data[:2]
+
+    low, high = map(int, re.search(r"(\d+)th to (\d+)th percentile", band.name).groups())
+    expected = [*np.percentile(share[0], high, axis=1), *np.percentile(share[0], low, axis=1)[::-1]]
+    assert list(band.y) == pytest.approx(expected, rel=1e-3)
+    assert list(line.y) == pytest.approx(np.median(share[0], axis=1), rel=1e-3)
+
+
+def test_the_band_of_kl_over_responses_is_the_middle_half_its_name_says():
+    values = RNG.gamma(1.0, 1.0, (12, 3))
+    rows = [{"position": t, "kl": kl} for own in values for t, kl in enumerate(own)]
+
+    band, line = kl_over_response(rows).data[:2]
+
+    assert band.name == "median KL, middle half of prompts"
+    edges = [*np.percentile(values, 75, axis=0), *np.percentile(values, 25, axis=0)[::-1]]
+    assert list(band.y) == pytest.approx(edges, rel=1e-3)
+    assert list(line.y) == pytest.approx(np.median(values, axis=0), rel=1e-3)

@@ -55,6 +55,8 @@ def test_length_has_its_band_and_unit():
     assert figure.layout.yaxis.title.text == "words a response"
     assert "<img" not in figure.to_json()
     assert "bands: middle half of responses" in [n.text for n in figure.layout.annotations]
+    bands = [trace.name for trace in figure.data if trace.fill == "toself"]
+    assert all(name.endswith(", middle half of responses") for name in bands), bands
 
 
 def test_no_rows_say_that_nothing_was_measured():

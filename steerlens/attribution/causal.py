@@ -39,6 +39,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.attribution.intervals import recovery_interval
 from steerlens.attribution.resampling import query_draws
+from steerlens.attribution.support import caveat
 from steerlens.attribution.teacher_forcing import instructed_responses, kl_to_instructed
 from steerlens.errors import SteeringError
 from steerlens.models import tokenize_prompts
@@ -66,7 +67,8 @@ class RecoveryCurve:
     Attributes:
         table: One row a layer: ``layer, recovery, low, high`` and, when a placebo was given,
             ``placebo, placebo_low, placebo_high``. Shares, no unit.
-        best_layer: The layer with the highest recovery.
+        best_layer: The layer with the highest recovery. It is there for programs that need one,
+            also where no interval is above 0 and the highest may be noise; `caveat` tells.
         n_pairs: Pairs scored.
         metadata: Operation, strength, scope, vector.
     """
@@ -76,23 +78,30 @@ class RecoveryCurve:
     n_pairs: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def caveat(self) -> str | None:
+        """ "No layer's interval … is above 0"; ``None`` where one is."""
+        return caveat("first_token_recovery", self.table["low"])
+
     def __repr__(self) -> str:
         row = self.table.set_index("layer").loc[self.best_layer]
+        which = f"{self.caveat}; highest at layer" if self.caveat else "best layer"
         return (
-            f"RecoveryCurve(best layer {self.best_layer}: {row.recovery:.2f} "
+            f"RecoveryCurve({which} {self.best_layer}: {row.recovery:.2f} "
             f"[{row.low:.2f}, {row.high:.2f}], {self.n_pairs} pairs)"
         )
 
     def plot(self) -> "go.Figure":
-        """Recovery over layers beside the placebo."""
+        """Recovery over layers beside the placebo; the best layer is marked where there is one."""
         from steerlens.plots.layers import recovery_curve
 
-        return recovery_curve(self.table, self.best_layer)
+        return recovery_curve(self.table, None if self.caveat else self.best_layer)
 
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.table)
+        best = self.table["layer"].tolist().index(self.best_layer)
+        return summary(repr(self), table=self.table, around=best)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -124,13 +133,21 @@ class ResponseRecovery:
 
     @property
     def best_layer(self) -> int:
-        """The layer of `best`."""
+        """The layer of `best`, also where `caveat` says that none is supported."""
         return int(self.best["layer"])
+
+    @property
+    def caveat(self) -> str | None:
+        """ "No layer's interval … is above 0" over the longest horizon; ``None`` where one is."""
+        longest = int(self.table["horizon"].max())
+        low = self.table.loc[self.table["horizon"] == longest, "low"]
+        return caveat("recovery", low, f"recovery over {longest} tokens")
 
     def __repr__(self) -> str:
         one = self.best
+        which = f"{self.caveat}; highest" if self.caveat else "best"
         return (
-            f"ResponseRecovery(best: layer {one['layer']}, {one['operation']} "
+            f"ResponseRecovery({which}: layer {one['layer']}, {one['operation']} "
             f"×{one['strength']:g} on {one['scope']}, {one['horizon']} tokens: "
             f"{one['recovery']:.2f} [{one['low']:.2f}, {one['high']:.2f}], {self.n_pairs} pairs)"
         )
@@ -153,12 +170,15 @@ class ResponseRecovery:
         same = self.table[self.table.horizon == horizon]
         for column in ("operation", "strength", "scope"):
             same = same[same[column] == self.best[column]]
-        return recovery_curve(same.reset_index(drop=True), self.best_layer)
+        best = None if self.caveat else self.best_layer
+        return recovery_curve(same.reset_index(drop=True), best)
 
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.table)
+        longest = self.table[self.table["horizon"] == self.table["horizon"].max()]
+        ranked = longest.sort_values("recovery", ascending=False, kind="stable")
+        return summary(repr(self), {"order": "highest recovery first"}, ranked)
 
 
 def causal_recovery(

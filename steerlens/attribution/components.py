@@ -120,7 +120,7 @@ class ComponentWriting:
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.table)
+        return summary(repr(self), table=self.table, largest="contribution")
 
 
 def writing_components(

@@ -23,7 +23,9 @@ activations and from what their pairs say of themselves (`fitted_on`).
 because separability is high at layers where steering does nothing; without, that of the highest
 AUROC, as where the instruction hardly changes the first token. The last layer takes no part in
 recovery: nothing follows that could carry the instruction on, and setting a projection there nearly
-shifts the logits themselves.
+shifts the logits themselves. Where no layer's interval is above the value of "nothing there" the
+highest is still taken, for programs that need a layer, and `LayerRanking.caveat`, the text, the
+page and the JSON (``best_layer_caveat``) say so.
 
 What the rule rests on (``analyses/07-which-evidence.ipynb``; every token steered, the 15 of 31
 instructions that some layer moves): steering where first-token recovery is highest costs 16 points
@@ -113,7 +115,8 @@ class Evidence:
         """A panel over layers for each kind of evidence; the chosen layer is marked."""
         from steerlens.plots.layers import evidence_curves
 
-        return evidence_curves(self.ranking.table, self.drawn, self.ranking.best_layer)
+        best = None if self.ranking.caveat else self.ranking.best_layer
+        return evidence_curves(self.ranking.table, self.drawn, best)
 
     def __repr__(self) -> str:
         also = [
@@ -126,7 +129,9 @@ class Evidence:
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.ranking.table[["layer", *self.drawn]])
+        table = self.ranking.table[["layer", *self.drawn]]
+        best = table["layer"].tolist().index(self.ranking.best_layer)
+        return summary(repr(self), table=table, around=best)
 
 
 def gather_evidence(

@@ -140,7 +140,8 @@ class LayerGeometry:
         from steerlens.plots.maps import cosine_matrix
 
         names = [f"layer {layer}" for layer in self.layers]
-        return cosine_matrix(names, np.clip(self.cosines.corrected, -1, 1).tolist())
+        matrix = np.clip(self.cosines.corrected, -1, 1).tolist()
+        return cosine_matrix(names, matrix, name="cosine, corrected for noise")
 
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
@@ -179,12 +180,13 @@ class InstructionGeometry:
         """Cosines between instructions, corrected for noise."""
         from steerlens.plots.maps import cosine_matrix
 
-        return cosine_matrix(self.ids, np.clip(self.cosines.corrected, -1, 1).tolist(), self.layer)
+        matrix = np.clip(self.cosines.corrected, -1, 1).tolist()
+        return cosine_matrix(self.ids, matrix, self.layer, name="cosine, corrected for noise")
 
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.table)
+        return summary(repr(self), table=self.table, largest="corrected")
 
 
 def layer_geometry(cache: ResidualCache, above: float = 0.5) -> LayerGeometry:

@@ -102,7 +102,7 @@ class PatchingMap:
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.table)
+        return summary(repr(self), table=self.table, largest="recovery")
 
 
 def activation_patching(

@@ -32,6 +32,7 @@ from jaxtyping import Float
 from scipy.stats import rankdata, spearmanr
 
 from steerlens.attribution.resampling import INTERVAL
+from steerlens.attribution.support import caveat
 from steerlens.errors import ActivationError, SteerlensError, unknown_name
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ __all__ = ["LayerRanking"]
 
 Array = np.ndarray
 _FEWEST_LAYERS = 4
+_ENDS = ("_low", "_high")
+# Columns that a view shows beside the kinds of evidence, where the table has them.
+_ALSO_SHOWN = ("d_prime", "split_half_cosine", "relative_gap", "selection_frequency")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,7 +58,8 @@ class LayerRanking:
             ``d_prime_held_out`` that of directions fitted on these pairs. ``gap`` is in
             residual-stream units, ``relative_gap`` in units of the mean residual norm. Further
             kinds add columns; see `rank_layers`.
-        best_layer: The layer chosen by `rule`.
+        best_layer: The layer chosen by `rule`. It is there for programs that need one, also where
+            no layer's interval lies above chance; `caveat` tells.
         rule: How it was chosen, in words.
         selection_frequency: For each layer, the share of resamples of base queries that choose it
             by `rule`; empty when it was not resampled. Of separability the directions are fitted
@@ -64,6 +69,7 @@ class LayerRanking:
         kinds: Columns of the table that are kinds of evidence, in the order they were joined.
         p_value: Chance of the best AUROC without any instruction; None when not tested.
         samples: Resamples of some kinds, over the same draws; what `best_by` recounts.
+        chosen_by: The column that `rule` looks at.
     """
 
     table: pd.DataFrame
@@ -75,6 +81,13 @@ class LayerRanking:
     kinds: tuple[str, ...] = ()
     p_value: float | None = None
     samples: Mapping[str, Float[Array, "layer resample"]] = field(default_factory=dict)
+    chosen_by: str = "auroc"
+
+    @property
+    def caveat(self) -> str | None:
+        """ "No layer's interval … is above …"; ``None`` where one is, or no interval is known."""
+        low = self.table.get(f"{self.chosen_by}_low")
+        return None if low is None else caveat(self.chosen_by, low)
 
     def with_evidence(
         self,
@@ -184,6 +197,7 @@ class LayerRanking:
             best_layer=layers[int(np.nanargmax(values))],
             rule=f"highest {kind}",
             selection_frequency=frequency,
+            chosen_by=kind,
         )
 
     def agreement(
@@ -241,6 +255,7 @@ class LayerRanking:
             ],
             "best_layer": self.best_layer,
             "best_layer_rule": self.rule,
+            "best_layer_caveat": self.caveat,
             "metadata": dict(self.metadata),
         }
 
@@ -251,7 +266,8 @@ class LayerRanking:
 
     def __repr__(self) -> str:
         row = self.table.set_index("layer").loc[self.best_layer]
-        parts = [f"best layer {self.best_layer} of {len(self.table)} by {self.rule}"]
+        which = f"{self.caveat}; highest is layer" if self.caveat else "best layer"
+        parts = [f"{which} {self.best_layer} of {len(self.table)} by {self.rule}"]
         if "auroc" in row and "auroc_low" in row:
             parts.append(f"AUROC {row.auroc:.3f} [{row.auroc_low:.3f}, {row.auroc_high:.3f}]")
         if self.selection_frequency:
@@ -262,16 +278,29 @@ class LayerRanking:
         return f"LayerRanking({', '.join(parts)}, {self.n_pairs} pairs)"
 
     def plot(self) -> "go.Figure":
-        """Every kind of evidence over layers with its interval; the chosen layer is marked."""
+        """Every kind of evidence over layers with its interval; a supported layer is marked."""
         from steerlens.plots.layers import evidence_curves
 
         kinds = [kind for kind in self.kinds if kind in self.table]
-        return evidence_curves(self.table, kinds or ["auroc"], self.best_layer)
+        best = None if self.caveat else self.best_layer
+        return evidence_curves(self.table, kinds or ["auroc"], best)
 
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.table)
+        best = self.table["layer"].tolist().index(self.best_layer)
+        return summary(repr(self), table=self._in_short(), around=best)
+
+    def _in_short(self) -> pd.DataFrame:
+        """For a view: one column a kind, its interval beside its value."""
+        from steerlens.plots.numbers import show_interval
+
+        known = [name for name in (*self.kinds, *_ALSO_SHOWN) if name in self.table]
+        short = {"layer": self.table["layer"].tolist()}
+        for name in dict.fromkeys(known or ["auroc"]):
+            ends = (self.table.get(f"{name}{end}", [None] * len(self.table)) for end in _ENDS)
+            short[name] = list(map(show_interval, self.table[name], *ends))
+        return pd.DataFrame(short)
 
 
 def _spearman_interval(

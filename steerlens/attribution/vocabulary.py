@@ -97,7 +97,9 @@ class VocabularyReadout:
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.table)
+        extreme = self.table[self.table["rank"] == 1]
+        wide = extreme.pivot(index="layer", columns="side", values="token").reset_index()
+        return summary(repr(self), table=wide)
 
 
 def vocabulary_readout(

@@ -137,7 +137,8 @@ class Calibration:
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.curve)
+        chosen = int((self.curve["strength"] - self.strength).abs().argmin())
+        return summary(repr(self), table=self.curve, around=chosen)
 
     def __repr__(self) -> str:
         met = f"{statistic_name(self.quantile)} KL {self.kl:.3g} [{self.kl_low:.3g}, "

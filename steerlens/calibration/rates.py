@@ -107,7 +107,8 @@ class RateCalibration:
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.curve)
+        chosen = int((self.curve["strength"] - self.strength).abs().argmin())
+        return summary(repr(self), table=self.curve, around=chosen)
 
     def __repr__(self) -> str:
         found = f"successes {self.rate.value:.0%} [{self.rate.low:.0%}, {self.rate.high:.0%}]"

@@ -122,6 +122,16 @@ class TokenEffects:
         return self.entropy_steered - self.entropy_baseline
 
     @property
+    def mean_kl(self) -> float:
+        """Mean of `kl` over the positions that predict the response, nats a token.
+
+        They begin at the last prompt token, which predicts the first response token, and end at
+        the last token of the response, which predicts that it ends or goes on. The prompt's other
+        positions say how it is read, not what is answered, and are left out.
+        """
+        return float(self.kl[max(self.n_prompt - 1, 0) :].mean())
+
+    @property
     def frame(self) -> pd.DataFrame:
         """One row a token; projections are those of the first intervention.
 
@@ -177,7 +187,7 @@ class TokenEffects:
     def __repr__(self) -> str:
         return (
             f"TokenEffects({self.n_prompt} prompt + {len(self) - self.n_prompt} response tokens, "
-            f"mean KL {float(self.kl.mean()):.3g} nats)"
+            f"mean KL over the response {self.mean_kl:.3g} nats)"
         )
 
 

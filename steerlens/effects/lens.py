@@ -102,7 +102,7 @@ class LensReadout:
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.frame)
+        return summary(repr(self), table=self.frame, largest="kl")
 
     def _words(self, ids: Int[Tensor, "layer pos top"]) -> list[tuple[str, ...]]:
         return [tuple(self.vocabulary[i] for i in row) for row in ids.flatten(0, 1).tolist()]

@@ -112,7 +112,9 @@ class Travel:
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.frame)
+        # Of several interventions what is left of each at the end; of one how it gets there.
+        ends = self.frame.groupby("intervention").tail(1)
+        return summary(repr(self), table=self.frame if len(ends) == 1 else ends)
 
     def __repr__(self) -> str:
         last = self.frame.groupby("intervention").tail(1)

@@ -21,6 +21,7 @@ from steerlens.evaluation.summary import summarise
 from steerlens.models import model_info
 from steerlens.plans.fitting import VectorBook
 from steerlens.plans.plan import Plan
+from steerlens.progress import shown
 from steerlens.runs import Run, piece_name
 from steerlens.workers import WorkerSettings, check_workers, elsewhere
 
@@ -168,7 +169,7 @@ def evaluate(
         elsewhere(model, workers, run, judge) as pool,
     ):
         answerer = Answerer(
-            model, run, settings.batch_size, settings.piece_rows, progress is not False, pool
+            model, run, settings.batch_size, settings.piece_rows, shown(progress), pool
         )
         costs = None
         if estimate:

@@ -37,9 +37,8 @@ def _row(number: int, pin: Pin, limit: float) -> str:
         pin.tokens, limit=limit, parts_at=pin.parts_at, styled=False, legend=False
     )
     said = html.escape(f"{number}. {pin.setting.describe()}")
-    changes = [float(token["kl"]) for token in pin.tokens]
-    if changes:
-        said += f"<br>mean KL {show(sum(changes) / len(changes), 3)} nats/token"
+    if pin.mean_kl is not None:
+        said += f"<br>mean KL over the response {show(pin.mean_kl, 3)} nats"
     return (
         f'<tr><td style="{_CELL};max-width:18em">{said}</td>'
         f'<td style="{_CELL};{_TEXT};max-width:24em" dir="auto">{html.escape(pin.baseline)}</td>'

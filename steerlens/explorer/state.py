@@ -58,6 +58,7 @@ class Pin:
         steered: The steered response.
         tokens: Rows of `TokenEffects.frame`, those of the steered response.
         parts_at: The first of them that the baseline does not have; ``None`` where there is none.
+        mean_kl: `TokenEffects.mean_kl`; ``None`` where it is not known.
     """
 
     setting: Setting
@@ -65,6 +66,7 @@ class Pin:
     steered: str
     tokens: tuple[dict[str, Any], ...] = ()
     parts_at: int | None = None
+    mean_kl: float | None = None
 
     @classmethod
     def of(cls, setting: Setting, run: SteeredRun) -> "Pin":
@@ -72,4 +74,6 @@ class Pin:
         frame = run.effects.frame
         rows = frame[frame["role"] == "response"].to_dict("records")
         kept = tuple({str(name): value for name, value in row.items()} for row in rows)
-        return cls(setting, run.baseline, run.steered, kept, run.parts_at)
+        return cls(
+            setting, run.baseline, run.steered, kept, run.parts_at, mean_kl=run.effects.mean_kl
+        )

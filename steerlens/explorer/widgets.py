@@ -191,14 +191,16 @@ class Explorer:
     def _changed(self, _: Any) -> None:
         self.session.cancel()
         self.run = None
-        # Strips of the setting before would stand beside the new one's text.
+        # What the setting before gave would stand as this one's, for good where this one fails.
+        self.baseline.value = self.steered.value = self.details.value = ""
         self.strips.children = ()
-        self.details.value = ""
         if self.python.layout.display != "none":
             self.python.value = self.to_python()
         if self.source.value.strip():
             self._say("answering …")
             self.session.start(self.setting, self._vector_of)
+        else:
+            self._say("")
 
     def _show_text(self, baseline: str, steered: str) -> None:
         for box, name, text in (

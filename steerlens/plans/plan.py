@@ -195,7 +195,9 @@ class Plan:
         from steerlens.plots.summaries import summary
 
         columns = ["instruction", "context", "choice", "rate", "low", "high", "unsteered_rate"]
-        return summary(repr(self), table=self.table[columns])
+        table = self.table[columns]
+        gained = table["rate"] - table["unsteered_rate"]
+        return summary(repr(self), table=table.assign(gain=gained), largest="gain")
 
     def __repr__(self) -> str:
         return f"Plan({self.data['model']['reference']}, {len(self.instructions)} instructions)"

@@ -250,12 +250,11 @@ def _contribution_rows(found: TokenContributions) -> pd.DataFrame:
 def summary_of_effects(effects: TokenEffects) -> str:
     """See `TokenEffects`: a few numbers, and the text shaded by KL."""
     n_response = len(effects) - effects.n_prompt
-    response_kl = effects.kl[max(effects.n_prompt - 1, 0) :]
     facts = {
         "prompt tokens": effects.n_prompt,
         "response tokens": n_response,
-        "mean KL over the response (nats)": float(response_kl.mean()),
-        "largest": float(effects.kl.max()),
+        "mean KL over the response (nats)": effects.mean_kl,
+        "largest anywhere": float(effects.kl.max()),
     }
     heading = f"Effects, both models scoring the same text: {'; '.join(effects.interventions)}"
     return summary(heading, facts, body=_shortened(effects.frame, "kl"))

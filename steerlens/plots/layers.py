@@ -48,6 +48,9 @@ RECOVERY_COLUMNS = ("recovery", "low", "high", "placebo", "placebo_low", "placeb
 # Shown with a point of the panel on hover, where the table has them.
 _ALSO = {"auroc": ("accuracy", "relative_gap")}
 _NAMES = {"auroc": "AUROC", "d_prime": "d′", "d_prime_held_out": "d′ of held-out directions"}
+_INTERVAL = "95 % interval"
+# What a band is where it is another thing.
+_BANDS = {"split_half_cosine": "middle 95 % of splits"}
 # (column, panel title, row, column of the grid, value of "nothing there")
 _PANELS = (
     ("auroc", "AUROC", 1, 1, 0.5),
@@ -59,7 +62,10 @@ _PANELS = (
 def layer_curves(
     table: Rows, best_layer: int | None = None, *, title: str | None = None
 ) -> go.Figure:
-    """Four panels over layers: AUROC, d′, split-half cosine (95 % bands), selection frequency.
+    """Four panels over layers: AUROC, d′, split-half cosine, selection frequency.
+
+    The bands of AUROC and d′ are 95 % intervals, that of the split-half cosine is the middle 95 %
+    of the splits.
 
     Args:
         table: one row a layer with `layer` and `LAYER_COLUMNS`; missing values leave gaps.
@@ -85,7 +91,8 @@ def layer_curves(
     for column, name, row, col, nothing in _PANELS:
         said = [extra for extra in _ALSO.get(column, ()) if extra in rows]
         ends = (f"{column}_low", f"{column}_high")
-        for trace in banded(rows, "layer", column, *ends, name, BLUE, also=said):
+        options: dict[str, Any] = {"also": said, "band_name": _BANDS.get(column, _INTERVAL)}
+        for trace in banded(rows, "layer", column, *ends, name, BLUE, **options):
             figure.add_trace(trace, row=row, col=col)
         reference_line(figure, nothing, row, col)
     frequency = go.Bar(
@@ -181,7 +188,8 @@ def evidence_curves(
     for place, (kind, name) in enumerate(zip(kinds, names, strict=True)):
         row, col = place // n_columns + 1, place % n_columns + 1
         band = (f"{kind}_low", f"{kind}_high")
-        for trace in banded(rows, "layer", kind, *band, plain_text(name), BLUE):
+        said = _BANDS.get(kind, _INTERVAL)
+        for trace in banded(rows, "layer", kind, *band, plain_text(name), BLUE, band_name=said):
             figure.add_trace(trace, row=row, col=col)
         if place + n_columns >= len(kinds):  # the lowest panel of its column
             figure.update_xaxes(title_text="layer", showticklabels=True, row=row, col=col)

@@ -105,6 +105,7 @@ def cosine_matrix(
     matrix: Sequence[Sequence[Any]],
     layer: int | None = None,
     *,
+    name: str = "cosine",
     title: str | None = None,
 ) -> go.Figure:
     """Cosines between instructions' directions at `layer`, two-sided around zero.
@@ -112,7 +113,8 @@ def cosine_matrix(
     Args:
         ids: the instructions, in the order of the matrix's rows and columns.
         matrix: `len(ids)` rows of `len(ids)` cosines in [−1, 1]; `None` or NaN where unknown.
-        layer: where the directions were taken, for the colour bar.
+        layer: where the directions were taken, for the title.
+        name: what is shown, for the colour bar and on hover.
         title: above the map, if given.
 
     Raises:
@@ -140,8 +142,8 @@ def cosine_matrix(
             xgap=1,
             ygap=1,
             texttemplate="%{z:.2f}" if size <= 12 else None,
-            colorbar=_colorbar("cosine"),
-            hovertemplate="%{y}<br>%{x}<br>cosine %{z:.2f}<extra></extra>",
+            colorbar=_colorbar(name),
+            hovertemplate=f"%{{y}}<br>%{{x}}<br>{name} %{{z:.2f}}<extra></extra>",
         )
     )
     figure.update_xaxes(type="category", showgrid=False, tickangle=-60, dtick=1)

@@ -143,8 +143,9 @@ def norm_curves(rows: Rows, *, title: str | None = None) -> go.Figure:
     """Length of residuals on both sides over layers, and the distance between their means.
 
     Args:
-        rows: one row a layer with `layer`, `instructed`, `uninstructed` (mean norms, each with
-            `…_low` and `…_high`) and `gap`, in residual-stream units.
+        rows: one row a layer with `layer`, `instructed`, `uninstructed` (median norms, each with
+            the 10th and 90th percentile as `…_low` and `…_high`) and `gap`, in residual-stream
+            units; `ResidualCache.table` has them.
         title: above the curves.
 
     Raises:
@@ -163,7 +164,7 @@ def norm_curves(rows: Rows, *, title: str | None = None) -> go.Figure:
         options: dict[str, Any] = {
             "dash": dash,
             "symbol": symbol,
-            "band_name": "5th to 95th percentile",
+            "band_name": "10th to 90th percentile",
         }
         figure.add_traces(banded(table, "layer", side, *ends, f"norm, {side}", colour, **options))
     name = "distance of the means"

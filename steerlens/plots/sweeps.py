@@ -76,7 +76,7 @@ def strength_sweep(
         figure=Picture(), rows=len(panels), cols=1, shared_xaxes=True, vertical_spacing=0.06
     )
     for row, panel in enumerate(panels, start=1):
-        _lines(figure, tables, panel, row)
+        _lines(figure, tables, panel, row, interval)
         label, scale = SWEEP_VALUES[panel]
         scales: Mapping[str, dict[str, Any]] = {
             "share": {"tickformat": ".0%", "range": [-0.03, 1.03]},
@@ -117,7 +117,7 @@ def length_over_strength(
     for name, table in tables.items():
         if unit not in table and not table.empty:
             raise SteerlensError(f"length over strength: {name!r} has no column {unit!r}")
-    _lines(figure, tables, unit, 1)
+    _lines(figure, tables, unit, 1, interval)
     figure.update_xaxes(title_text="strength")
     figure.update_yaxes(title_text=f"{unit} a response", rangemode="tozero")
     _legend_of_bands(figure, tables, interval)
@@ -140,7 +140,9 @@ def _tables(sweeps: Mapping[str, Rows] | Rows, what: str) -> dict[str, pd.DataFr
     return tables
 
 
-def _lines(figure: go.Figure, tables: Mapping[str, pd.DataFrame], panel: str, row: int) -> None:
+def _lines(
+    figure: go.Figure, tables: Mapping[str, pd.DataFrame], panel: str, row: int, interval: str
+) -> None:
     """A banded line for each table that has the panel's column."""
     colours = [colour for colour in SERIES if colour != GREY]
     for number, (name, table) in enumerate(tables.items()):
@@ -159,6 +161,7 @@ def _lines(figure: go.Figure, tables: Mapping[str, pd.DataFrame], panel: str, ro
             dash="dot" if placebo else _DASHES[number % len(_DASHES)],
             symbol=_SYMBOLS[number % len(_SYMBOLS)],
             showlegend=row == 1 and len(tables) > 1,
+            band_name=plain_text(interval),
         ):
             figure.add_trace(trace, row=row, col=1)
     if not any(panel in table and len(table) for table in tables.values()):
@@ -177,7 +180,7 @@ def _known(tables: Mapping[str, pd.DataFrame], panel: str) -> list[float]:
 
 
 def _legend_of_bands(figure: go.Figure, tables: Mapping[str, pd.DataFrame], interval: str) -> None:
-    """Says what the bands are, below the last axis, where there is any band."""
+    """Says what the bands are, above the panels, where there is any band."""
     if any(str(column).endswith("_low") for table in tables.values() for column in table):
         figure.add_annotation(
             text=f"bands: {plain_text(interval)}",

@@ -104,7 +104,11 @@ def evidence_section(data: Mapping[str, Any] | None) -> EvidenceSection | None:
             rows, rows[::-1], quantity=f"contribution at layer {data['best_layer']}"
         )
     return EvidenceSection(
-        figure=evidence_curves(data["layers"], shown, data["best_layer"]),
+        figure=evidence_curves(
+            data["layers"],
+            shown,
+            None if data.get("best_layer_caveat") else data["best_layer"],
+        ),
         readings=tuple(_READINGS[kind] for kind in shown),
         choice=_choice(data),
         agreement=agreement,
@@ -118,4 +122,7 @@ def _choice(data: Mapping[str, Any]) -> str:
     sure = "" if frequency is None else f", chosen in {frequency:.0%} of resamples of the pairs"
     p_value = finite(data.get("p_value"))
     tested = "" if p_value is None else f"; p = {p_value:.2g} that no layer separates"
-    return f"Layer {data['best_layer']} ({data['best_layer_rule']}{sure}){tested}."
+    layer = f"layer {data['best_layer']} ({data['best_layer_rule']}{sure}){tested}."
+    caveat = data.get("best_layer_caveat")
+    chosen = f"{caveat}; the highest is {layer}" if caveat else layer
+    return f"{chosen[:1].upper()}{chosen[1:]}"

@@ -31,7 +31,12 @@ from steerlens.plots.tokens import strip_css
 from steerlens.report.details import pack_details
 from steerlens.report.html import environment, nonce_of, package_text, writable
 from steerlens.report.schema import check
-from steerlens.report.sections import group_names, instruction_section, run_tables
+from steerlens.report.sections import (
+    group_names,
+    instruction_section,
+    run_tables,
+    supported_layer,
+)
 
 __all__ = ["render_report"]
 
@@ -78,7 +83,7 @@ def _maps(data: Mapping[str, Any]) -> dict[str, go.Figure | None]:
     instructions = data["instructions"]
     readable = [_cell(i, row, "auroc") for i in instructions for row in i["layers"]]
     causal = [_cell(i, row, "recovery") for i in instructions for row in i["recovery"]]
-    best = {i["id"]: i["best_layer"] for i in instructions}
+    best = {i["id"]: i["best_layer"] for i in instructions if supported_layer(i) is not None}
     steered = {i["id"]: i["steering"]["layer"] for i in instructions}
     auroc = instruction_layer_heatmap(readable, "auroc", marked=best)
     recovery = None

@@ -29,6 +29,7 @@ __all__ = [
     "instruction_section",
     "passes",
     "run_tables",
+    "supported_layer",
 ]
 
 CONDITIONS = ("baseline", "steered", "placebo")
@@ -88,6 +89,7 @@ def instruction_section(
     steering = data["steering"]
     recovery = None
     if data["recovery"]:
+        # The line marks where the samples were steered, which the caption says beside any caveat.
         recovery = recovery_curve(data["recovery"], steering["layer"])
     return InstructionSection(
         anchor=f"instruction-{number}",
@@ -98,7 +100,7 @@ def instruction_section(
         summary=_summary(data),
         reading=_reading(data),
         steering=_steering(data),
-        layers=layer_curves(data["layers"], data["best_layer"]),
+        layers=layer_curves(data["layers"], supported_layer(data)),
         recovery=recovery,
         evidence=evidence_section(data.get("evidence")),
         samples=tuple(_sample(sample, strips) for sample in data["samples"]),
@@ -142,6 +144,15 @@ def _plain(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
+def supported_layer(data: Mapping[str, Any]) -> int | None:
+    """The best layer; ``None`` where no layer's interval is above chance."""
+    return None if data.get("best_layer_caveat") else data["best_layer"]
+
+
+def _sentence(caveat: str) -> str:
+    return f"{caveat[:1].upper()}{caveat[1:]}"
+
+
 def _row_at(rows: Sequence[Mapping[str, Any]], layer: int) -> Mapping[str, Any]:
     return next((row for row in rows if row["layer"] == layer), {})
 
@@ -165,14 +176,19 @@ def _summary(data: Mapping[str, Any]) -> tuple[Cell, ...]:
     placebo = _interval(causal, "placebo", "placebo_low", "placebo_high")
     counts = (passes(data["samples"], condition) for condition in CONDITIONS)
     return (
-        Cell(str(data["best_layer"]), float(data["best_layer"])),
+        _layer_cell(data["best_layer"], data.get("best_layer_caveat")),
         Cell(auroc, finite(best.get("auroc"))),
         Cell(_percent(frequency), finite(frequency)),
-        Cell(str(data["steering"]["layer"]), float(data["steering"]["layer"])),
+        _layer_cell(data["steering"]["layer"], data["steering"].get("caveat")),
         Cell(recovery, finite(causal.get("recovery"))),
         Cell(placebo, finite(causal.get("placebo"))),
         *(Cell(count, None if count == MISSING else float(count.split()[0])) for count in counts),
     )
+
+
+def _layer_cell(layer: int, caveat: str | None) -> Cell:
+    """A layer; in brackets where nothing shows that it is better than another."""
+    return Cell(f"({layer})" if caveat else str(layer), float(layer))
 
 
 def _reading(data: Mapping[str, Any]) -> str:
@@ -180,11 +196,14 @@ def _reading(data: Mapping[str, Any]) -> str:
     best = _row_at(data["layers"], data["best_layer"])
     auroc = _interval(best, "auroc", "auroc_low", "auroc_high")
     frequency = _percent(best.get("selection_frequency"))
+    which = "Best layer by separability:"
+    if data.get("best_layer_caveat"):
+        which = f"{_sentence(data['best_layer_caveat'])}; the highest is layer"
     return (
-        f"Best layer by separability: {data['best_layer']} ({data['best_layer_rule']}), "
-        f"AUROC {auroc} on held-out pairs; resampling the pairs chose this layer {frequency} of "
-        "the time (a low share means that neighbouring layers do as well). Bands: 95 % intervals; "
-        "dashed: no signal."
+        f"{which} {data['best_layer']} ({data['best_layer_rule']}), "
+        f"AUROC {auroc} on held-out pairs; resampling the base queries chose this layer "
+        f"{frequency} of the time (a low share means that neighbouring layers do as well). Bands: "
+        "95 % intervals, of the split-half cosine the middle 95 % of the splits; dashed: no signal."
     )
 
 
@@ -197,6 +216,11 @@ def _steering(data: Mapping[str, Any]) -> str:
     causal = ""
     if row:
         causal = f" Recovery there is {recovery}, the placebo's {placebo}."
+    if steering.get("caveat"):
+        causal += (
+            f" {_sentence(steering['caveat'])}: nothing shows that steering works better at this "
+            "layer than at another."
+        )
     return (
         f"Samples steered at layer {steering['layer']} ({steering['rule']}): operation "
         f"{steering['operation']}, strength {_plain(steering['strength'])}, scope "

@@ -16,6 +16,7 @@ from steerlens.instructions import Instruction, catalogue
 from steerlens.models import model_info
 from steerlens.plans.fitting import VectorBook
 from steerlens.plans.plan import PLAN_FILE, PLAN_SCHEMA, Plan, vector_file
+from steerlens.progress import shown
 from steerlens.runs import Run
 from steerlens.search.halving import Found, search_instruction
 from steerlens.search.settings import SearchSettings
@@ -75,7 +76,7 @@ def search(
         elsewhere(model, workers, run, judge) as pool,
     ):
         answerer = Answerer(
-            model, run, settings.batch_size, settings.piece_rows, progress is not False, pool
+            model, run, settings.batch_size, settings.piece_rows, shown(progress), pool
         )
         costs = None
         if estimate:

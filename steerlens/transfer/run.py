@@ -82,7 +82,9 @@ class Transfer:
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.table)
+        usable = self.table["cosine_own"].where(self.table["usable"], -1)
+        best = int(usable.argmax())
+        return summary(repr(self), table=self.table, around=best)
 
     def __repr__(self) -> str:
         usable = self.table[self.table.usable]

@@ -1,0 +1,20 @@
+"""Progress bars: drawn on standard error, by default only in a terminal.
+
+A bar in a file or a pipe is a thousand lines that nobody reads. Every function with an argument
+``progress`` means by ``None`` what `shown` says.
+
+>>> shown(True), shown(False)
+(True, False)
+"""
+
+import sys
+
+__all__ = ["shown"]
+
+
+def shown(progress: bool | None) -> bool:
+    """Whether bars are drawn: as asked, else only where standard error is a terminal."""
+    if progress is not None:
+        return progress
+    # A process without a console has no standard error.
+    return sys.stderr is not None and sys.stderr.isatty()
