@@ -26,7 +26,7 @@ about 1e-5 relative in float32 and 1e-2 in bfloat16.
 ResidualCache(4 pairs, 2 layers 0–1, d_model 3)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,11 +38,15 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.checked import layer_numbers, whole_number
+from steerlens.control_tokens import literal_ids
 from steerlens.engine.residuals import Span, residuals_at
 from steerlens.errors import ActivationError, FileFormatError, PairsError, unknown_name
 from steerlens.files import library_versions, read_tensors, write_tensors
+from steerlens.identity import attached_tokenizer, digest_of_rows
 from steerlens.models import model_info, tokenize_prompts
 from steerlens.pairs import ContrastPair, ContrastSet
+from steerlens.remembered import naming_key
 from steerlens.runs.plain import piece_name
 
 if TYPE_CHECKING:
@@ -211,10 +215,11 @@ def cache_residuals(
     model: TransformerBridge,
     pairs: Any,
     position: Position = "last_prompt",
-    layers: Sequence[int] | None = None,
+    layers: Iterable[int] | None = None,
     batch_size: int = 16,
     chat_format: str = "auto",
     progress: bool | None = None,
+    control_tokens: str = "escape",
 ) -> ResidualCache:
     """Run the model over both sides of the pairs and keep one residual vector a side and layer.
 
@@ -227,6 +232,8 @@ def cache_residuals(
         batch_size: Prompts a forward pass.
         chat_format: ``"auto"``, ``"template"`` or ``"plain"``; see `steerlens.models`.
         progress: Show a progress bar on standard error; by default only in a terminal.
+        control_tokens: ``"escape"`` reads control tokens that a prompt or a response spells as
+            text, ``"keep"`` lets them act; see `steerlens.control_tokens`.
 
     Returns:
         A `ResidualCache` in float32 on the CPU.
@@ -241,7 +248,10 @@ def cache_residuals(
             f"pairs must be a ContrastSet; got {type(pairs).__name__}; see ContrastSet.from_prompts"
         )
     chosen = check_layers(model, layers)
-    rows, spans = _rows_and_spans(model, pairs, position, chat_format)
+    if not isinstance(position, str):
+        position = whole_number("position", position, error=ActivationError)
+    batch_size = whole_number("batch_size", batch_size, least=1, error=ActivationError)
+    rows, spans = _rows_and_spans(model, pairs, position, chat_format, control_tokens)
     distinct: dict[tuple[tuple[int, ...], Span], int] = {}
     places = [
         distinct.setdefault((tuple(r), s), len(distinct)) for r, s in zip(rows, spans, strict=True)
@@ -257,7 +267,7 @@ def cache_residuals(
     gathered = residuals[torch.tensor(places)]
     query_numbers: dict[str, int] = {}
     groups = [query_numbers.setdefault(pair.base_query, len(query_numbers)) for pair in pairs]
-    info = model_info(model)
+    info = model_info(model, exact=True)
     return ResidualCache.from_tensors(
         gathered[: len(pairs)],
         gathered[len(pairs) :],
@@ -266,10 +276,12 @@ def cache_residuals(
         metadata={
             "model": info.reference,
             "weights_hash": info.weights_hash,
+            "configuration_hash": info.configuration_hash,
             "dtype": info.dtype,
             "n_layers": info.n_layers,
             "d_model": info.d_model,
             "chat_format": info.chat_format if chat_format == "auto" else chat_format,
+            "control_tokens": control_tokens,
             "position": position,
             "n_pairs": len(pairs),
             "n_prompts_run": len(distinct),
@@ -293,6 +305,7 @@ class ResidualPiece:
         layers: The layers kept, none of them negative.
         batch_size: Prompts a forward pass.
         chat_format: See `steerlens.models`.
+        tokens: Hash of the token ids that `name` stands for.
     """
 
     name: str
@@ -301,6 +314,7 @@ class ResidualPiece:
     layers: tuple[int, ...]
     batch_size: int
     chat_format: str
+    tokens: str
 
     @classmethod
     def of(
@@ -323,21 +337,53 @@ class ResidualPiece:
             batch_size: Prompts a forward pass.
             chat_format: See `steerlens.models`.
             more: What else is done with the residuals, for the name.
+
+        Raises:
+            SteerlensError: As `cache_residuals`, of prompts and positions.
         """
-        info = model_info(model)
-        content = {
-            "weights": info.weights_hash,
-            "dtype": info.precision,
-            "data": pairs.data_hash,
-            "position": position,
-            "layers": list(layers),
-            "chat_format": chat_format,
-            **more,
-        }
-        return cls(piece_name(content), pairs, position, layers, batch_size, chat_format)
+        return cls.several(model, [pairs], position, layers, batch_size, chat_format, **more)[0]
+
+    @classmethod
+    def several(
+        cls,
+        model: TransformerBridge,
+        parts: Sequence[ContrastSet],
+        position: Position,
+        layers: tuple[int, ...],
+        batch_size: int,
+        chat_format: str = "auto",
+        **more: Any,
+    ) -> "list[ResidualPiece]":
+        """As `of`, for several sets of pairs; the model's weights are read once."""
+        key = naming_key(model)
+        pieces = []
+        for pairs in parts:
+            tokens = _tokens_read(model, pairs, position, chat_format)
+            content = {
+                **key,
+                "tokens": tokens,
+                "data": pairs.data_hash,
+                "position": position,
+                "layers": list(layers),
+                "chat_format": chat_format,
+                **more,
+            }
+            name = piece_name(content)
+            pieces.append(cls(name, pairs, position, layers, batch_size, chat_format, tokens))
+        return pieces
 
     def compute(self, model: TransformerBridge) -> ResidualCache:
-        """Run the model over the pairs; every engine comes down to this call."""
+        """Run the model over the pairs; every engine comes down to this call.
+
+        Raises:
+            ActivationError: "the prompts of this piece are now read as other tokens …".
+        """
+        if _tokens_read(model, self.pairs, self.position, self.chat_format) != self.tokens:
+            raise ActivationError(
+                "the prompts of this piece are now read as other tokens than when it was named; a "
+                "chat template that writes the date or the time does so: begin again, and all "
+                "pieces are computed with what it writes then"
+            )
         return cache_residuals(
             model,
             self.pairs,
@@ -349,46 +395,62 @@ class ResidualPiece:
         )
 
 
-def check_layers(model: TransformerBridge, layers: Sequence[int] | None) -> tuple[int, ...]:
+def _tokens_read(
+    model: TransformerBridge, pairs: ContrastSet, position: Position, chat_format: str
+) -> str:
+    """Hash of the token ids that are run for some pairs, and of where each row is read."""
+    rows, spans = _rows_and_spans(model, pairs, position, chat_format, "escape")
+    return digest_of_rows([*rows, *spans])
+
+
+def check_layers(model: TransformerBridge, layers: Iterable[int] | None) -> tuple[int, ...]:
     """Layer numbers checked against the model; all layers when none are given.
 
     Raises:
-        ActivationError: "layer 40 is out of range: the model has 30 layers, 0 to 29".
+        ActivationError: "layer 40 is out of range: the model has 30 layers, 0 to 29", "every one
+            of layers must be a whole number; got True", "no layers were asked for …".
     """
     n_layers = model.cfg.n_layers
     if layers is None:
         return tuple(range(n_layers))
-    for layer in layers:
+    numbers = layer_numbers(layers, error=ActivationError)
+    for layer in numbers:
         if not -n_layers <= layer < n_layers:
             raise ActivationError(
                 f"layer {layer} is out of range: the model has {n_layers} layers, "
                 f"0 to {n_layers - 1}"
             )
-    if not layers:
+    if not numbers:
         raise ActivationError("no layers were asked for; give at least one, or None for all")
-    return tuple(sorted({layer % n_layers for layer in layers}))
+    return tuple(sorted({layer % n_layers for layer in numbers}))
 
 
 def _rows_and_spans(
-    model: TransformerBridge, pairs: ContrastSet, position: Position, chat_format: str
+    model: TransformerBridge,
+    pairs: ContrastSet,
+    position: Position,
+    chat_format: str,
+    control_tokens: str,
 ) -> tuple[list[list[int]], list[Span]]:
     """Token rows (all instructed, then all uninstructed) and the span each is read at."""
     prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
-    rows = tokenize_prompts(model, prompts, chat_format=chat_format)
+    rows = tokenize_prompts(model, prompts, chat_format, control_tokens)
     if position == "last_prompt":
         return rows, [(len(row) - 1, len(row)) for row in rows]
     if position in _OF_RESPONSES:
-        responses = [
-            _response(model, pairs, side, i, str(position))
-            for side in _SIDES
-            for i in range(len(pairs))
-        ]
+        which = [(side, i) for side in _SIDES for i in range(len(pairs))]
+        responses = literal_ids(
+            attached_tokenizer(model),
+            [_response(pairs, side, i, str(position)) for side, i in which],
+            [f"the {side} response of pair {i}" for side, i in which],
+            control_tokens,
+        )
         whole = [p + r for p, r in zip(rows, responses, strict=True)]
         _check_context(model, whole, len(pairs))
         if position == "last_response":
             return whole, [(len(row) - 1, len(row)) for row in whole]
         return whole, [(len(p), len(row)) for p, row in zip(rows, whole, strict=True)]
-    if isinstance(position, bool) or not isinstance(position, int):
+    if isinstance(position, str):
         raise unknown_name("position", str(position), POSITIONS)
     for i, row in enumerate(rows):
         if not -len(row) <= position < len(row):
@@ -402,18 +464,14 @@ def _rows_and_spans(
 _SIDES = ("instructed", "uninstructed")
 
 
-def _response(
-    model: TransformerBridge, pairs: ContrastSet, side: str, i: int, position: str
-) -> list[int]:
+def _response(pairs: ContrastSet, side: str, i: int, position: str) -> str:
     pair: ContrastPair = pairs[i]
     text = pair.instructed_response if side == "instructed" else pair.uninstructed_response
     if not text:
         raise PairsError(
             f"position {position!r} needs a response on both sides; pair {i} has no {side}_response"
         )
-    tokenizer: Any = model.tokenizer
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokens
+    return text
 
 
 def _check_context(model: TransformerBridge, rows: Sequence[Sequence[int]], n_pairs: int) -> None:

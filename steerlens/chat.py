@@ -4,17 +4,27 @@ An instruction-tuned model reads its own chat template, generation marker includ
 template) reads the plain format ``"Q: {text}\\nA:"``. Positions count from this rendered text, so
 everything that reads or writes activations renders with `render_prompt` or `tokenize_prompts`.
 
+What a user typed is text: the ``<|im_end|>`` of a question about chat templates does not end the
+turn, unless ``control_tokens="keep"`` asks for it; see `steerlens.control_tokens`.
+
 >>> render_prompt(model, "Tell me about Rome.")[-14:]                        # doctest: +SKIP
 'm_start|>assistant\\n'
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import jinja2
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens import checked
+from steerlens.control_tokens import (
+    check_control_tokens,
+    control_tokens_of,
+    holds_control_token,
+    rendered_ids,
+)
 from steerlens.errors import ModelError, first_line, unknown_name
 from steerlens.identity import attached_tokenizer, model_info
 
@@ -41,12 +51,22 @@ def render_prompt(
             … refuses this conversation: …".
         UnknownNameError: "unknown chat_format …".
     """
+    contents = [checked.text("the prompt", text, ModelError)]
+    if system is not None:
+        contents.append(checked.text("the system message", system, ModelError))
     if not text.strip():
         raise ModelError("the prompt is empty; give at least one character that is not a space")
-    if _chosen_format(model, chat_format) == "plain":
-        plain = PLAIN_FORMAT.format(text=text)
-        return plain if system is None else f"{system}\n\n{plain}"
-    messages = [] if system is None else [{"role": "system", "content": system}]
+    return _rendered(model, contents, _chosen_format(model, chat_format))
+
+
+def _rendered(
+    model: TransformerBridge, contents: Sequence[str], chosen: Literal["template", "plain"]
+) -> str:
+    """The whole text of a user's message and, if there is one, the system message after it."""
+    text, *system = contents
+    if chosen == "plain":
+        return "\n\n".join([*system, PLAIN_FORMAT.format(text=text)])
+    messages = [{"role": "system", "content": one} for one in system]
     messages.append({"role": "user", "content": text})
     try:
         rendered = attached_tokenizer(model).apply_chat_template(
@@ -61,7 +81,11 @@ def render_prompt(
 
 
 def tokenize_prompts(
-    model: TransformerBridge, prompts: Sequence[str], chat_format: str = "auto"
+    model: TransformerBridge,
+    prompts: Iterable[str],
+    chat_format: str = "auto",
+    control_tokens: str = "escape",
+    system: str | None = None,
 ) -> list[list[int]]:
     """Token ids of each prompt as the model reads it, rendered, unpadded.
 
@@ -70,30 +94,49 @@ def tokenize_prompts(
 
     Args:
         model: The model whose tokenizer and format are used.
-        prompts: Users' messages.
+        prompts: Users' messages: a list, or anything else that gives strings (an array, a column
+            of a table, a generator).
         chat_format: As in `render_prompt`.
+        control_tokens: "escape" reads a control token that a prompt spells ("<|im_end|>") as
+            text; "keep" lets it be one.
+        system: As in `render_prompt`.
 
     Returns:
         One list of ids a prompt, in order.
 
     Raises:
-        ModelError: "prompt 3 is empty …", "prompt 3 has 9000 tokens …", "prompt 3 is not valid
-            Unicode …", or as in `render_prompt`.
+        ModelError: "prompts is one string …", "entry 3 of prompts is …", "prompt 3 is empty …",
+            "prompt 3 has 9000 tokens …", "prompt 3 is not valid Unicode …", "prompt 3 spells a
+            control token …", or as in `render_prompt`.
+        UnknownNameError: "unknown chat_format …", "unknown control_tokens …".
     """
-    if isinstance(prompts, str):
-        raise ModelError("prompts is one string; give a list of strings")
-    for index, prompt in enumerate(prompts):
+    check_control_tokens(control_tokens)
+    given = checked.texts("prompts", prompts, ModelError)
+    more = [] if system is None else [checked.text("the system message", system, ModelError)]
+    for index, prompt in enumerate(given):
         if re.search("[\ud800-\udfff]", prompt):
             raise ModelError(f"prompt {index} is not valid Unicode text; give it in UTF-8")
         if not prompt.strip():
             raise ModelError(f"prompt {index} is empty; every prompt needs some text")
-    if not prompts:
+    if not given:
         return []
-    rendered = [render_prompt(model, prompt, chat_format) for prompt in prompts]
+    chosen = _chosen_format(model, chat_format)
     tokenizer = attached_tokenizer(model)
+    known = control_tokens_of(tokenizer) if control_tokens == "escape" else {}
+    special = [i for i, one in enumerate(given) if holds_control_token(known, [one, *more])]
+    rendered = [_rendered(model, [prompt, *more], chosen) for prompt in given]
     tokens = [list(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]]
+    if special:
+        escaped = rendered_ids(
+            tokenizer,
+            [[given[i], *more] for i in special],
+            lambda contents: _rendered(model, contents, chosen),
+            [f"prompt {i}" for i in special],
+        )
+        for i, ids in zip(special, escaped, strict=True):
+            tokens[i] = ids
     info = model_info(model)
-    if _chosen_format(model, chat_format) == "plain" and info.prepends_bos:
+    if chosen == "plain" and info.prepends_bos:
         tokens = [[int(tokenizer.bos_token_id), *ids] for ids in tokens]
     for index, ids in enumerate(tokens):
         if len(ids) > info.context_length:

@@ -11,8 +11,7 @@ In float32 the greedy tokens of a batch are those of one prompt at a time. In bf
 change a rounding and with it a close argmax.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine import Choose, FinishReason, Row, choose_path, decode_rows, slots_for
+from steerlens.checked import finite_number, texts, whole_number
+from steerlens.engine import Choose, FinishReason, Row, decode_rows, running, slots_for
 from steerlens.engine.plain import decode_rows_plainly
-from steerlens.errors import SteeringError, SteerlensError
+from steerlens.errors import ModelError, SteeringError, SteerlensError
 from steerlens.models import end_token_ids, model_info, tokenize_prompts
 from steerlens.steering import Steering
 
@@ -89,7 +89,7 @@ class Generations:
 
 def generate(
     model: TransformerBridge,
-    prompts: str | Sequence[str],
+    prompts: str | Iterable[str],
     steering: Any = None,
     max_new_tokens: int = 128,
     batch_size: int | None = None,
@@ -98,34 +98,42 @@ def generate(
     seed: int = 0,
     chat_format: str = "auto",
     progress: bool | None = None,
+    control_tokens: str = "escape",
 ) -> Generations:
     """Generate one response a prompt, steered or not.
 
     Args:
         model: A hooked model.
-        prompts: User messages as plain text; rendered with the model's chat format.
+        prompts: User messages as plain text, rendered with the model's chat format: one string,
+            a list, or anything else that gives strings (an array, a column of a table).
         steering: One `Steering` for all prompts, a sequence of one (or ``None``) a prompt, or
             ``None``. Checked here, not by annotation, so that a vector gets a sentence.
         max_new_tokens: Longest response, in tokens.
         batch_size: Prompts decoded together at most; by default as many as memory allows.
-        temperature: 0 decodes greedily; otherwise samples at this temperature.
+        temperature: 0 decodes greedily; otherwise samples at this temperature. The nearer to 0,
+            the nearer to greedy: below every gap between logits they are the same.
         top_p: When sampling, keep the smallest set of tokens with this probability.
         seed: Seed of the sampling; each prompt has its own stream.
         chat_format: ``"auto"``, ``"template"`` or ``"plain"``; see `steerlens.models`.
         progress: Show a progress bar on standard error; by default only in a terminal.
+        control_tokens: ``"escape"`` reads control tokens that a prompt spells as text, ``"keep"``
+            lets them act; see `steerlens.control_tokens`.
 
     Raises:
+        SteerlensError: "max_new_tokens must be a whole number of at least 1; got …", and so for
+            the other numbers.
         SteeringError: A steering does not fit the model, or their number differs from the
             prompts'.
-        ModelError: An empty prompt, or one longer than the model's context.
+        ModelError: Prompts that are no texts; an empty one, or one longer than the model's context.
     """
-    if isinstance(prompts, str):
-        prompts = [prompts]
-    if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
-        raise SteerlensError(
-            f"temperature must be at least 0 and top_p in (0, 1]; got {temperature} and {top_p}"
-        )
-    rows = tokenize_prompts(model, prompts, chat_format=chat_format)
+    given = texts("prompts", [prompts] if isinstance(prompts, str) else prompts, ModelError)
+    max_new_tokens, batch_size = _sizes(max_new_tokens, batch_size)
+    seed = whole_number("seed", seed)
+    temperature = finite_number("temperature", temperature, least=0.0)
+    top_p = finite_number("top_p", top_p)
+    if not 0 < top_p <= 1:
+        raise SteerlensError(f"top_p must be above 0 and at most 1; got {top_p:g}")
+    rows = tokenize_prompts(model, given, chat_format, control_tokens)
     steerings = _one_per_prompt(model, steering, len(rows))
     choose = _greedy if temperature == 0 else _sampler(len(rows), temperature, top_p, seed)
     finished, how = generate_from_tokens(
@@ -134,7 +142,7 @@ def generate(
     tokenizer: Any = model.tokenizer
     info = model_info(model)
     return Generations(
-        prompts=tuple(prompts),
+        prompts=given,
         texts=tuple(tokenizer.decode(r.produced, skip_special_tokens=True) for r in finished),
         tokens=tuple(tuple(row.produced) for row in finished),
         prompt_tokens=tuple(tuple(row) for row in rows),
@@ -146,6 +154,7 @@ def generate(
             "dtype_reason": info.dtype_reason,
             **how,
             "chat_format": info.chat_format if chat_format == "auto" else chat_format,
+            "control_tokens": control_tokens,
             "steering": _described(steerings),
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
@@ -186,10 +195,7 @@ def generate_from_tokens(
         The finished rows in order, and how they were run: ``attention``, ``attention_reason``,
         ``batch_size``.
     """
-    if max_new_tokens < 1 or (batch_size is not None and batch_size < 1):
-        raise SteerlensError(
-            f"max_new_tokens and batch_size must be at least 1; got {max_new_tokens}, {batch_size}"
-        )
+    max_new_tokens, batch_size = _sizes(max_new_tokens, batch_size)
     context = model_info(model).context_length
     flow = [
         Row(i, tuple(tokens), steering, min(max_new_tokens, context - len(tokens)))
@@ -202,21 +208,31 @@ def generate_from_tokens(
             "follow it; shorten it"
         )
     longest = max((len(row.tokens) + row.max_new_tokens for row in flow), default=0)
-    path = choose_path(model)
-    together = slots_for(model, longest, max(len(flow), 1), batch_size)
     disable = None if progress is None else not progress
-    with tqdm(total=len(flow), desc="generating", unit="prompt", disable=disable) as bar:
+    with (
+        running(model, longest) as path,
+        tqdm(total=len(flow), desc="generating", unit="prompt", disable=disable) as bar,
+    ):
+        together = slots_for(model, longest, max(len(flow), 1), batch_size)
+        ends = end_token_ids(model)
 
         def finished(row: Row) -> None:
             bar.update()
 
-        decode = decode_rows if path.is_fast else decode_rows_plainly
-        decode(model, flow, together, end_token_ids(model), choose, finished)
+        if path.is_fast:
+            decode_rows(model, flow, together, ends, choose, finished)
+        else:
+            decode_rows_plainly(model, flow, together, ends, choose, finished, path)
     return flow, {
         "attention": path.attention,
         "attention_reason": path.reason,
         "batch_size": together,
     }
+
+
+def _sizes(max_new_tokens: Any, batch_size: Any) -> tuple[int, int | None]:
+    checked = whole_number("max_new_tokens", max_new_tokens, least=1)
+    return checked, None if batch_size is None else whole_number("batch_size", batch_size, least=1)
 
 
 def _described(steerings: Sequence[Steering | None]) -> list[list[str]]:
@@ -231,7 +247,7 @@ def _one_per_prompt(
 ) -> list[Steering | None]:
     if steering is None or isinstance(steering, Steering):
         steerings: list[Steering | None] = [steering] * n_prompts
-    elif not isinstance(steering, Sequence):
+    elif not isinstance(steering, Sequence) or isinstance(steering, str):
         raise SteeringError(
             f"steering must be a Steering; got {type(steering).__name__}; a vector becomes one "
             "with vector.at(layer=…)"
@@ -243,6 +259,11 @@ def _one_per_prompt(
                 f"one steering a prompt is needed: got {len(steerings)} for {n_prompts} prompts"
             )
     for one in {id(s): s for s in steerings if s is not None}.values():
+        if not isinstance(one, Steering):
+            raise SteeringError(
+                f"every steering must be a Steering or None; got {type(one).__name__}; a vector "
+                "becomes one with vector.at(layer=…)"
+            )
         one.check_model(model)
     return steerings
 
@@ -260,8 +281,11 @@ def _sampler(n_prompts: int, temperature: float, top_p: float, seed: int) -> Cho
         # A row without a distribution gives its NaN or infinity, and the engine ends it.
         broken = ~torch.isfinite(logits).all(-1, keepdim=True)
         peak = logits.max(-1).indices
-        scaled = (logits.float() / temperature).masked_fill(broken, 0.0)
-        probabilities = scaled.softmax(-1).cpu()
+        # The peak is taken off before the division, so that no temperature turns it into NaN;
+        # float64, where 1e-40 is a number like any other, is the CPU's (MPS has none).
+        wide = logits.float()
+        below = (wide - wide.max(-1, keepdim=True).values).masked_fill(broken, 0.0)
+        probabilities = (below.cpu().double() / temperature).softmax(-1).float()
         ordered, order = probabilities.sort(dim=-1, descending=True)
         # Keep tokens until the mass before them reaches top_p: at least one always stays.
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0

@@ -71,6 +71,7 @@ def steer(
     layers: Sequence[int] | None = None,
     lens_layers: Sequence[int] = (),
     read_at: str | int | None = None,
+    control_tokens: str = "escape",
 ) -> SteeredRun:
     """Answer a prompt without and with steering, and record what steering did to each token.
 
@@ -86,6 +87,7 @@ def steer(
         layers: See `token_effects`.
         lens_layers: See `token_effects`.
         read_at: See `token_effects`.
+        control_tokens: "escape" or "keep"; see `steerlens.control_tokens`.
 
     Raises:
         SteeringError: The steering is none, holds no intervention, does not fit the model, or is
@@ -100,6 +102,7 @@ def steer(
         "temperature": temperature,
         "seed": seed,
         "chat_format": chat_format,
+        "control_tokens": control_tokens,
         "progress": False,
     }
     if temperature == 0:

@@ -1,0 +1,145 @@
+"""Arguments checked where they arrive: numbers that are numbers, texts that are texts.
+
+Python's own rules let through what nobody means: ``True`` is the layer 1, NaN passes every
+comparison but the one that would catch it, and a string is a sequence of prompts. They also keep
+out what is meant: numpy's integers, and the 12.0 that a layer becomes in a table with gaps.
+
+>>> whole_number("layer", 12.0)
+12
+>>> whole_number("layer", True)
+Traceback (most recent call last):
+    ...
+steerlens.errors.SteerlensError: layer must be a whole number; got True
+>>> texts("prompts", (text for text in ("Hi.", "Why?")))
+('Hi.', 'Why?')
+"""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from steerlens.errors import SteerlensError
+
+__all__ = ["finite_number", "layer_numbers", "text", "texts", "whole_number"]
+
+
+def whole_number(
+    name: str,
+    value: Any,
+    least: int | None = None,
+    error: type[SteerlensError] = SteerlensError,
+) -> int:
+    """The value as an int: Python's and numpy's integers, and floats that are whole.
+
+    Args:
+        name: The argument's name.
+        value: What was given.
+        least: The smallest value allowed.
+        error: The kind of error to raise.
+
+    Raises:
+        SteerlensError: "layer must be a whole number; got True", "… of at least 1; got 0".
+    """
+    found: int | None = None
+    if not isinstance(value, bool | np.bool_) and "bool" not in str(getattr(value, "dtype", "")):
+        try:
+            found = operator.index(value)
+        except (TypeError, RuntimeError):  # RuntimeError: a tensor of several numbers
+            if isinstance(value, Real) and math.isfinite(value) and float(value).is_integer():
+                found = int(value)
+    if found is None or (least is not None and found < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise error(f"{name} must be a whole number{bound}; got {_shown(value)}")
+    return found
+
+
+def finite_number(
+    name: str,
+    value: Any,
+    least: float | None = None,
+    error: type[SteerlensError] = SteerlensError,
+) -> float:
+    """The value as a float: any real number but NaN and infinity, no truth value and no text.
+
+    Args:
+        name: The argument's name.
+        value: What was given.
+        least: The smallest value allowed.
+        error: The kind of error to raise.
+
+    Raises:
+        SteerlensError: "strength must be a finite number; got nan", "… of at least 0; got -1".
+    """
+    found = math.nan
+    single = not isinstance(value, bool | np.bool_ | str | bytes) and getattr(value, "ndim", 0) == 0
+    if single and "bool" not in str(getattr(value, "dtype", "")):
+        try:
+            found = float(value)
+        except (TypeError, ValueError, OverflowError):
+            found = math.nan
+    if not math.isfinite(found) or (least is not None and found < least):
+        bound = "" if least is None else f" of at least {least:g}"
+        raise error(f"{name} must be a finite number{bound}; got {_shown(value)}")
+    return found
+
+
+def layer_numbers(
+    layers: Any, name: str = "layers", error: type[SteerlensError] = SteerlensError
+) -> tuple[int, ...]:
+    """Layer numbers from any iterable of whole numbers: a list, a range, a column of a table.
+
+    Raises:
+        SteerlensError: "layers must be whole numbers; got …".
+    """
+    if isinstance(layers, str | bytes | Mapping) or not isinstance(layers, Iterable):
+        raise error(f"{name} must be a list of whole numbers; got {_shown(layers)}")
+    return tuple(whole_number(f"every one of {name}", layer, error=error) for layer in layers)
+
+
+def text(name: str, value: Any, error: type[SteerlensError] = SteerlensError) -> str:
+    """The value as a plain string; subclasses of ``str``, such as numpy's, count.
+
+    Raises:
+        SteerlensError: "prompt is a chat of messages with roles; …", "prompt is a value of …".
+    """
+    if not isinstance(value, str):
+        raise error(_no_text(name, value, "a string"))
+    return str.__str__(value)
+
+
+def texts(name: str, values: Any, error: type[SteerlensError] = SteerlensError) -> tuple[str, ...]:
+    """Texts from any iterable of them, read once: a list, an array, a column, a generator.
+
+    Args:
+        name: The argument's name.
+        values: What was given.
+        error: The kind of error to raise.
+
+    Raises:
+        SteerlensError: one string instead of several, a dictionary or a list of them (a chat),
+            anything that is no text; the message says which.
+    """
+    if isinstance(values, str):
+        raise error(f"{name} is one string; give a list of strings")
+    if isinstance(values, Mapping | bytes) or not isinstance(values, Iterable):
+        raise error(_no_text(name, values, "a list of strings"))
+    return tuple(text(f"entry {i} of {name}", value, error) for i, value in enumerate(values))
+
+
+def _no_text(name: str, value: Any, expected: str) -> str:
+    one = value[0] if isinstance(value, list | tuple) and value else value
+    if isinstance(one, Mapping) and "role" in one:
+        return (
+            f"{name} is a chat of messages with roles; give {expected}, the user's message alone, "
+            "which is put into the model's chat template here"
+        )
+    return f"{name} is a value of type {type(value).__name__}; give {expected}"
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"a value of type {type(value).__name__}"
