@@ -14,9 +14,14 @@ hooked models from TransformerLens::
     run.effects.frame
 
 Names are imported on first use, so ``import steerlens`` and the command line start at once.
+
+``sl.search`` is the function, and `steerlens.search` also the package it is in: ``from
+steerlens.search import …`` and ``import steerlens.search`` read the package.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,7 +77,7 @@ if TYPE_CHECKING:
     from steerlens.models import available_models, load_model, model_info
     from steerlens.pairs import ContrastPair, ContrastSet, contrast_pairs
     from steerlens.plans import Plan
-    from steerlens.search import SearchSettings
+    from steerlens.search import SearchSettings, search
     from steerlens.shards import ShardedResiduals, shard_residuals, write_shards
     from steerlens.steering import Intervention, Steering
     from steerlens.transfer import LayerMaps, Transfer, fit_maps, map_texts, transfer_vector
@@ -176,7 +181,10 @@ _HOMES = {
         "contrast_pairs",
     ),
     "steerlens.plans": ("Plan",),
-    "steerlens.search": ("SearchSettings",),
+    "steerlens.search": (
+        "SearchSettings",
+        "search",
+    ),
     "steerlens.steering": (
         "Intervention",
         "Steering",
@@ -277,6 +285,7 @@ __all__ = [
     "reading_components",
     "response_kl",
     "save_library",
+    "search",
     "shard_residuals",
     "steer",
     "token_contributions",
@@ -296,3 +305,24 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """Keeps public functions that have the name of a package inside.
+
+    Importing a package sets it as an attribute here, in the place of a function of that name. The
+    function stays, and has the package's names and modules, for ``import steerlens.search`` and
+    then ``steerlens.search.SearchSettings``.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOME_OF.get(name) == value.__name__:
+            function = getattr(value, name)
+            for inside, item in vars(value).items():
+                if not inside.startswith("_"):
+                    setattr(function, inside, item)
+            value = function
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

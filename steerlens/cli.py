@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import steerlens
-from steerlens import cli_estimate, cli_rank, cli_runs, cli_vectors
+from steerlens import cli_calibrate, cli_estimate, cli_rank, cli_runs, cli_vectors
 from steerlens.cli_common import (
+    DEFAULT_PAIRS,
     EVIDENCE_HELP,
     add_placement,
     evidence_kinds,
@@ -22,6 +23,7 @@ from steerlens.cli_common import (
     instruction_ids,
     load,
     local_path,
+    positive,
     print_json,
 )
 from steerlens.errors import SteerlensError
@@ -90,10 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(steer)
     cli_vectors.add_steering(steer)
     calibrate = command(
-        "calibrate", cli_vectors.calibrate, "find the strength for a KL budget or an instruction"
+        "calibrate", cli_calibrate.calibrate, "find the strength for a KL budget or an instruction"
     )
     _add_model(calibrate)
-    cli_vectors.add_calibrate(calibrate)
+    cli_calibrate.add_calibrate(calibrate)
     convert = command("convert", cli_vectors.convert, "write a vector in another tool's format")
     cli_vectors.add_convert(convert)
     transfer = command("transfer", cli_vectors.transfer, "carry a vector to another model")
@@ -140,14 +142,18 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instruction", action="append", default=[], metavar="ID", help="repeats")
     parser.add_argument("--all", action="store_true", help="every instruction of the catalogue")
     parser.add_argument("--pairs", type=Path, metavar="FILE", help="contrast pairs (JSONL or CSV)")
-    parser.add_argument("--n", type=int, default=64, help="contrast pairs (default: 64)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--n",
+        type=int,
+        help=f"contrast pairs of each instruction (default: {DEFAULT_PAIRS}); not with --pairs",
+    )
+    parser.add_argument("--seed", type=int, help="of everything drawn (default: 0)")
     parser.add_argument(
         "--position",
         default="last_prompt",
         help="last_prompt, response_mean, last_response or a token index",
     )
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=positive, default=16)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +162,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=local_path, required=True, help="folder to write")
     parser.add_argument("--n", type=int, default=64, help="contrast pairs an instruction")
     parser.add_argument("--samples", type=int, help="prompts shown an instruction")
-    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--max-new-tokens", type=positive, default=96)
     parser.add_argument("--evidence", help=f"shown side by side; {EVIDENCE_HELP}")
     parser.add_argument("--seed", type=int, default=0)
 

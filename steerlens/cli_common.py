@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from steerlens.pairs import ContrastSet
 
 __all__ = [
+    "DEFAULT_PAIRS",
     "EVIDENCE_HELP",
     "add_placement",
     "caches",
@@ -28,10 +29,15 @@ __all__ = [
     "max_memory_of",
     "pair_sets",
     "position_of",
+    "positive",
     "print_json",
+    "refuse",
+    "remark",
     "run_place",
+    "seed_of",
 ]
 
+DEFAULT_PAIRS = 64
 EVIDENCE_HELP = "comma-separated: separability, probes, null, dimension, causal, components; or all"
 
 
@@ -62,6 +68,47 @@ def local_path(said: str) -> Path:
             f"{said} is a URL; only search and evaluate write to one, give a path of this machine"
         )
     return Path(said)
+
+
+def positive(said: str) -> int:
+    """A count: a whole number of at least 1."""
+    if not re.fullmatch(r"[0-9]+", said) or int(said) < 1:
+        raise argparse.ArgumentTypeError(f"{said} is not a whole number of at least 1")
+    return int(said)
+
+
+def refuse(arguments: argparse.Namespace, options: Sequence[str], because: str) -> None:
+    """Refuse options that would have no effect beside the others.
+
+    Args:
+        arguments: The parsed command; an option that was not given is None, False or empty.
+        options: As they are written, such as ``--n``.
+        because: Goes on from the option's name: what it is for, or what takes its place.
+
+    Raises:
+        SteerlensError: "--n draws pairs of an instruction, …; leave it out".
+    """
+    for option in options:
+        value = getattr(arguments, option[2:].replace("-", "_"))
+        if value is not None and value is not False and value != []:
+            raise SteerlensError(f"{option} {because}; leave it out")
+
+
+def remark(sentence: str) -> None:
+    """Something worth knowing that stops nothing, on standard error."""
+    print(f"steerlens: note: {sentence}", file=sys.stderr)
+
+
+def seed_of(arguments: argparse.Namespace, unused: str | None = None) -> int:
+    """The seed asked for, 0 by default; where nothing is drawn with it, that is said.
+
+    Args:
+        arguments: The parsed command.
+        unused: Why nothing is drawn, where nothing is: goes on from "--seed has no effect".
+    """
+    if arguments.seed is not None and unused is not None:
+        remark(f"--seed has no effect {unused}")
+    return 0 if arguments.seed is None else int(arguments.seed)
 
 
 def run_place(said: str) -> Path | str:
@@ -166,9 +213,15 @@ def pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
     """Contrast pairs of the file, or of each instruction asked for."""
     from steerlens.pairs import ContrastSet, contrast_pairs
 
+    position_of(arguments)
     if arguments.pairs is not None:
         if arguments.instruction or arguments.all:
             raise SteerlensError("give either --pairs or --instruction, not both")
+        refuse(
+            arguments,
+            ["--n"],
+            "is how many pairs of an instruction are drawn, and all pairs of --pairs FILE are used",
+        )
         read = (
             ContrastSet.from_csv
             if arguments.pairs.suffix.lower() == ".csv"
@@ -176,7 +229,12 @@ def pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
         )
         return [read(arguments.pairs)]
     return [
-        contrast_pairs(name, n=arguments.n, seed=arguments.seed, split="fit")
+        contrast_pairs(
+            name,
+            n=DEFAULT_PAIRS if arguments.n is None else arguments.n,
+            seed=seed_of(arguments),
+            split="fit",
+        )
         for name in instruction_ids(arguments)
     ]
 
@@ -202,9 +260,19 @@ def caches(
 
 
 def position_of(arguments: argparse.Namespace) -> int | str:
-    """Where residuals are read: a name, or the number of a token."""
+    """Where residuals are read: a name, or the number of a token; checked before the model loads.
+
+    Raises:
+        UnknownNameError: A name that is no position.
+    """
     said: str = arguments.position
-    return int(said) if re.fullmatch(r"-?[0-9]+", said) else said
+    if re.fullmatch(r"-?[0-9]+", said):
+        return int(said)
+    from steerlens.activations import POSITIONS
+
+    if said not in POSITIONS:
+        raise unknown_name("position", said, POSITIONS)
+    return said
 
 
 def print_json(value: Any) -> None:

@@ -3,9 +3,18 @@
 import argparse
 from typing import Any
 
-from steerlens.cli_common import device_map_of, max_memory_of
+from steerlens.cli_common import device_map_of, max_memory_of, refuse
 
 __all__ = ["add_engine", "workers_of"]
+
+_OF_RAY = (
+    "--workers",
+    "--worker-cpus",
+    "--worker-gpus",
+    "--worker-device-map",
+    "--worker-max-memory",
+    "--address",
+)
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +29,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
         help="where pieces are computed; the files are the same",
     )
     ray = parser.add_argument_group("with --engine ray")
-    ray.add_argument("--workers", type=int, default=2, help="processes, each with the model")
-    ray.add_argument("--worker-cpus", type=float, default=1, help="logical CPUs of each")
+    ray.add_argument("--workers", type=int, help="processes, each with the model (default: 2)")
+    ray.add_argument("--worker-cpus", type=float, help="logical CPUs of each (default: 1)")
     ray.add_argument(
-        "--worker-gpus", type=float, default=0, help="GPUs of each: a part of one, or whole ones"
+        "--worker-gpus",
+        type=float,
+        help="GPUs of each: a part of one, or whole ones (default: none)",
     )
     ray.add_argument(
         "--worker-device-map",
@@ -42,15 +53,20 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def workers_of(arguments: argparse.Namespace) -> Any:
-    """The workers asked for; None for the local engine."""
+    """The workers asked for; None for the local engine.
+
+    Raises:
+        SteerlensError: "--workers is for --engine ray, …".
+    """
     if arguments.engine == "local":
+        refuse(arguments, _OF_RAY, "is for --engine ray, and everything is computed here")
         return None
     from steerlens.workers import WorkerSettings
 
     return WorkerSettings(
-        workers=arguments.workers,
-        cpus=arguments.worker_cpus,
-        gpus=arguments.worker_gpus,
+        workers=2 if arguments.workers is None else arguments.workers,
+        cpus=1 if arguments.worker_cpus is None else arguments.worker_cpus,
+        gpus=0 if arguments.worker_gpus is None else arguments.worker_gpus,
         address=arguments.address,
         device_map=device_map_of("--worker-device-map", arguments.worker_device_map),
         max_memory=max_memory_of("--worker-max-memory", arguments.worker_max_memory),

@@ -5,7 +5,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from steerlens.cli_common import instruction_ids, load, print_json, run_place
+from steerlens.cli_common import (
+    DEFAULT_PAIRS,
+    instruction_ids,
+    load,
+    positive,
+    print_json,
+    refuse,
+    run_place,
+    seed_of,
+)
+from steerlens.cli_runs import DEFAULT_PROMPTS, PROMPTS_OF_DATA
 from steerlens.errors import SteerlensError
 
 __all__ = ["add_estimate", "estimate"]
@@ -20,27 +30,34 @@ def add_estimate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every instruction of the catalogue")
     parser.add_argument("--data", type=Path, help="evaluate: IFEval-shaped prompts (JSONL)")
     parser.add_argument("--plan", type=run_place, help="evaluate: folder that a search wrote")
-    parser.add_argument("--n", type=int, default=16, help="pairs, or report prompts an instruction")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="evaluate")
-    parser.add_argument("--judge", default="auto", help="as for search and evaluate")
-    parser.add_argument("--batch-size", type=int, default=96)
+    parser.add_argument(
+        "--n",
+        type=int,
+        help="cache, rank: pairs of each instruction; evaluate: its report prompts (as by default "
+        "there)",
+    )
+    parser.add_argument("--max-new-tokens", type=positive, help="evaluate (default: 256)")
+    parser.add_argument("--judge", help="as for search and evaluate")
+    parser.add_argument("--batch-size", type=positive, help="as by default in the command")
     parser.add_argument(
         "--workers", type=int, help="by so many of --engine ray (default: by this process)"
     )
-    parser.add_argument("--worker-cpus", type=float, default=1, help="logical CPUs of each")
-    parser.add_argument("--skip-unknown", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--worker-cpus", type=float, help="logical CPUs of each (default: 1)")
+    parser.add_argument("--skip-unknown", action="store_true", help="evaluate")
+    parser.add_argument("--seed", type=int)
 
 
 def estimate(arguments: argparse.Namespace) -> None:
     """`steerlens estimate`."""
-    if arguments.batch_size < 1:
-        raise SteerlensError(f"--batch-size must be at least 1; got {arguments.batch_size}")
+    _check_used(arguments)
+    if arguments.batch_size is None:
+        arguments.batch_size = 96 if arguments.stage in ("search", "evaluate") else 16
     workers = None
     if arguments.workers is not None:
         from steerlens.workers import WorkerSettings
 
-        workers = WorkerSettings(workers=arguments.workers, cpus=arguments.worker_cpus)
+        cpus = 1 if arguments.worker_cpus is None else arguments.worker_cpus
+        workers = WorkerSettings(workers=arguments.workers, cpus=cpus)
     from steerlens.costs.forecast import estimate_costs
     from steerlens.costs.rates import calibrate_rates
 
@@ -65,6 +82,24 @@ def estimate(arguments: argparse.Namespace) -> None:
     print(f"(calibrated in {rates.seconds:.0f} s)")
 
 
+def _check_used(arguments: argparse.Namespace) -> None:
+    """Refuse what the stage does not take."""
+    stage = arguments.stage
+    if stage != "evaluate":
+        only = ["--data", "--plan", "--max-new-tokens", "--skip-unknown"]
+        refuse(arguments, only, f"is for evaluate, not for {stage}")
+    if stage in ("cache", "rank"):
+        refuse(arguments, ["--judge"], f"is for search and evaluate, not for {stage}")
+    if stage == "search":
+        refuse(arguments, ["--n"], "has no meaning for search, which says itself how many it tries")
+    if stage == "evaluate":
+        refuse(arguments, ["--all"], "is not for evaluate, which takes --data or --instruction")
+        if arguments.data is not None:
+            refuse(arguments, ["--n"], PROMPTS_OF_DATA)
+    if arguments.workers is None:
+        refuse(arguments, ["--worker-cpus"], "is of each of the --workers, and there are none")
+
+
 def _other(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Search, cache and rank: by instructions of the catalogue."""
     names = instruction_ids(arguments)
@@ -78,13 +113,14 @@ def _other(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
         settings = SearchSettings(
             judge=judge.info.reference if judge else None,
             batch_size=arguments.batch_size,
-            seed=arguments.seed,
+            seed=seed_of(arguments),
         )
         model = load(arguments)
         return model, judge, search_work(model, [catalogue[name] for name in names], settings)
     prompts = []
     for name in names:
-        pairs = contrast_pairs(name, n=arguments.n, seed=arguments.seed, split="fit")
+        n = DEFAULT_PAIRS if arguments.n is None else arguments.n
+        pairs = contrast_pairs(name, n=n, seed=seed_of(arguments), split="fit")
         prompts += [text for pair in pairs for text in (pair.instructed, pair.uninstructed)]
     model = load(arguments)
     return model, None, cache_work(model, prompts, rank=arguments.stage == "rank")
@@ -101,10 +137,16 @@ def _evaluation(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     from steerlens.evaluation.run import EvaluationSettings
     from steerlens.plans.plan import Plan
 
+    of_file = "with --data FILE: no prompt is drawn" if arguments.data is not None else None
+    seed = seed_of(arguments, unused=of_file)
     rows = list(
         read_prompts(arguments.data, skip_unknown=arguments.skip_unknown).prompts
         if arguments.data is not None
-        else catalogue_prompts(arguments.instruction, arguments.n, seed=arguments.seed)
+        else catalogue_prompts(
+            arguments.instruction,
+            DEFAULT_PROMPTS if arguments.n is None else arguments.n,
+            seed=seed,
+        )
     )
     plan = Plan.load(arguments.plan) if arguments.plan else None
     if plan is not None:
@@ -117,7 +159,7 @@ def _evaluation(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
         raise SteerlensError("there is no prompt to evaluate")
     judge = _judge(arguments)
     settings = EvaluationSettings(
-        max_new_tokens=arguments.max_new_tokens,
+        max_new_tokens=256 if arguments.max_new_tokens is None else arguments.max_new_tokens,
         judge=judge.info.reference if judge else None,
         batch_size=arguments.batch_size,
     )
@@ -128,5 +170,7 @@ def _judge(arguments: argparse.Namespace) -> Any:
     from steerlens.cli_runs import chosen_judge
     from steerlens.evaluation.judge import load_judge
 
+    if arguments.judge is None:
+        arguments.judge = "auto"
     name = chosen_judge(arguments)
     return load_judge(name) if name else None

@@ -16,6 +16,7 @@ from steerlens.cli_common import (
     pair_sets,
     position_of,
     print_json,
+    seed_of,
 )
 from steerlens.cli_engine import add_engine, workers_of
 from steerlens.errors import PairsError, SteerlensError
@@ -87,7 +88,7 @@ def rank(arguments: argparse.Namespace) -> None:
                 cache,
                 rest,
                 wanted,
-                seed=arguments.seed,
+                seed=seed_of(arguments),
                 chat_format=arguments.chat_format,
                 fitted_on=pairs,
             )
@@ -144,7 +145,7 @@ def _from_shards(
         workers=workers,
         estimate=not arguments.no_estimate,
     )
-    return Evidence(rank_layers(shards, seed=arguments.seed))
+    return Evidence(rank_layers(shards, seed=seed_of(arguments)))
 
 
 def _held_out(
@@ -163,7 +164,7 @@ def _held_out(
 
         name = str(pairs.instruction_id)
         n = min(_N_HELD_OUT, most_pairs(catalogue[name], "select"))
-        return pairs, contrast_pairs(name, n=n, seed=arguments.seed, split="select")
+        return pairs, contrast_pairs(name, n=n, seed=seed_of(arguments), split="select")
     queries = list(dict.fromkeys(pair.base_query for pair in pairs))
     n_kept = min(_N_HELD_OUT, len(queries) // 4)
     if n_kept < 2:

@@ -7,14 +7,28 @@ from typing import Any
 from steerlens.cli_common import (
     instruction_ids,
     load,
+    positive,
     print_json,
+    refuse,
     run_place,
 )
 from steerlens.cli_engine import add_engine, workers_of
 from steerlens.errors import SteerlensError
 
-__all__ = ["add_evaluate", "add_search", "chosen_judge", "evaluate", "search"]
+__all__ = [
+    "DEFAULT_PROMPTS",
+    "PROMPTS_OF_DATA",
+    "add_evaluate",
+    "add_search",
+    "chosen_judge",
+    "evaluate",
+    "search",
+]
 
+DEFAULT_PROMPTS = 16
+PROMPTS_OF_DATA = (
+    "is how many prompts of each --instruction are drawn, and all rows of --data FILE are answered"
+)
 _NO_JUDGE = "none"
 
 
@@ -31,8 +45,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="a model that scores fluency; none; by default Gemma-3-270M where it is installed",
     )
-    parser.add_argument("--batch-size", type=int, default=96)
-    parser.add_argument("--piece-rows", type=int, default=192, help="rows computed by one worker")
+    parser.add_argument("--batch-size", type=positive, default=96)
+    parser.add_argument(
+        "--piece-rows", type=positive, default=192, help="rows computed by one worker"
+    )
     parser.add_argument("--seed", type=int, default=0)
     add_engine(parser)
 
@@ -50,11 +66,13 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instruction", action="append", default=[], metavar="ID", help="report prompts; repeats"
     )
-    parser.add_argument("--n", type=int, default=16, help="report prompts an instruction")
+    parser.add_argument(
+        "--n", type=int, help="report prompts of each --instruction (default: 16); not with --data"
+    )
     parser.add_argument(
         "--plan", type=run_place, help="folder, or URL, that `steerlens search` wrote"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--max-new-tokens", type=positive, default=256)
     parser.add_argument(
         "--skip-unknown", action="store_true", help="leave out rows that cannot be handled"
     )
@@ -107,6 +125,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise SteerlensError(
             "give either --data FILE or --instruction ID (its prompts of the report split)"
         )
+    if arguments.data is not None:
+        refuse(arguments, ["--n"], PROMPTS_OF_DATA)
     from steerlens.evaluation import catalogue_prompts, read_prompts
     from steerlens.evaluation.run import EvaluationSettings
     from steerlens.evaluation.run import evaluate as run_evaluation
@@ -117,7 +137,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     prompts: Any = (
         read_prompts(arguments.data, skip_unknown=arguments.skip_unknown)
         if arguments.data is not None
-        else catalogue_prompts(arguments.instruction, arguments.n, seed=arguments.seed)
+        else catalogue_prompts(
+            arguments.instruction,
+            DEFAULT_PROMPTS if arguments.n is None else arguments.n,
+            seed=arguments.seed,
+        )
     )
     plan = Plan.load(arguments.plan) if arguments.plan else None
     settings = EvaluationSettings(

@@ -1,11 +1,20 @@
-"""The commands about vectors: `vector`, `steer`, `calibrate`, `convert` and `transfer`."""
+"""The commands about vectors: `vector`, `steer`, `convert` and `transfer`."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steerlens.cli_common import caches, load, local_path, pair_sets, print_json
+from steerlens.cli_common import (
+    caches,
+    load,
+    local_path,
+    pair_sets,
+    positive,
+    print_json,
+    refuse,
+    seed_of,
+)
 from steerlens.errors import SteerlensError, unknown_name
 
 if TYPE_CHECKING:
@@ -13,13 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
-    "add_calibrate",
     "add_convert",
+    "add_intervention",
     "add_steering",
     "add_transfer",
     "add_vector",
-    "calibrate",
     "convert",
+    "operation_of",
     "steer",
     "transfer",
     "vector",
@@ -61,33 +70,12 @@ def add_vector(parser: argparse.ArgumentParser) -> None:
 
 def add_steering(parser: argparse.ArgumentParser) -> None:
     """Options of `steerlens steer`."""
-    _add_intervention(parser)
+    add_intervention(parser)
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--prompt", required=True)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
-
-
-def add_calibrate(parser: argparse.ArgumentParser) -> None:
-    """Options of `steerlens calibrate`."""
-    _add_intervention(parser)
-    parser.add_argument("--target-kl", type=float, default=0.1, help="budget, nats a token")
-    parser.add_argument(
-        "--quantile", type=float, help="the quantile over tokens that meets it; the mean by default"
-    )
-    parser.add_argument(
-        "--instruction", help="find the strength at which responses follow it, not a KL budget"
-    )
-    parser.add_argument(
-        "--target-rate", type=float, help="share that must follow it; the most by default"
-    )
-    parser.add_argument("--n", type=int, default=24, help="prompts of the select split")
-    parser.add_argument(
-        "--max-new-tokens", type=int, help="longest response; 64, or 128 with --instruction"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=local_path, help="write the vector with its calibration here")
+    parser.add_argument("--max-new-tokens", type=positive, default=64)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
+    parser.add_argument("--seed", type=int, help="of sampling, at a --temperature above 0")
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
@@ -110,15 +98,18 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
     """Options of `steerlens transfer`, besides the target model and its pairs."""
     parser.add_argument("--vector", type=Path, required=True, help="a vector of another model")
     parser.add_argument("--out", type=local_path, required=True, help="the vector to write")
-    parser.add_argument("--source", help="the model it was made for; needed to fit a map")
+    parser.add_argument(
+        "--source",
+        help="the model it was made for, needed to fit a map; loaded with --dtype and --device",
+    )
     parser.add_argument(
         "--method", help=f"{', '.join(_METHODS)}; ridge with --source, else same-shape"
     )
-    parser.add_argument("--match", default="depth", help="layers by relative depth, or by cka")
-    parser.add_argument("--texts", type=int, default=256, help="texts the map is fitted on")
+    parser.add_argument("--match", help="layers by relative depth (default), or by cka")
+    parser.add_argument("--texts", type=positive, help="texts a map is fitted on (default: 256)")
 
 
-def _add_intervention(parser: argparse.ArgumentParser) -> None:
+def add_intervention(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vector", type=Path, required=True, help="a vector in any known format")
     parser.add_argument("--layer", type=int, required=True)
     parser.add_argument(
@@ -135,6 +126,8 @@ def vector(arguments: argparse.Namespace) -> None:
     """`steerlens vector`: one file, or a library of several."""
     _check_format(arguments.format)
     sets = pair_sets(arguments)
+    if arguments.pairs is not None:
+        seed_of(arguments, unused="with --pairs FILE: no pair is drawn")
     folder = arguments.all or len(sets) > 1
     if folder and arguments.out.suffix.lower() in (".safetensors", ".gguf"):
         raise SteerlensError(
@@ -167,15 +160,17 @@ def steer(arguments: argparse.Namespace) -> None:
 
     vector = load_vector(arguments.vector)
     steering = vector.at(
-        arguments.layer, _operation(arguments, vector), arguments.strength, arguments.scope
+        arguments.layer, operation_of(arguments, vector), arguments.strength, arguments.scope
     )
+    greedy = "at --temperature 0: no token is drawn" if arguments.temperature == 0 else None
+    seed = seed_of(arguments, unused=greedy)
     run = run_steer(
         load(arguments),
         arguments.prompt,
         steering,
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
-        seed=arguments.seed,
+        seed=seed,
         chat_format=arguments.chat_format,
     )
     frame = run.effects.frame
@@ -199,77 +194,6 @@ def steer(arguments: argparse.Namespace) -> None:
     strongest = frame.nlargest(10, "kl")[columns].sort_values("position")
     strongest["token"] = strongest["token"].map(repr)
     print(strongest.to_string(index=False, float_format="{:.3f}".format))
-
-
-def calibrate(arguments: argparse.Namespace) -> None:
-    """`steerlens calibrate`: the strength that meets a divergence budget, or an instruction."""
-    from steerlens.files import check_writable
-    from steerlens.interop import load_vector
-
-    if arguments.target_rate is not None and arguments.instruction is None:
-        raise SteerlensError("--target-rate needs --instruction, whose check counts the responses")
-    if arguments.quantile is not None and arguments.instruction is not None:
-        raise SteerlensError("--quantile is of a KL budget; leave it out with --instruction")
-    vector = load_vector(arguments.vector)
-    steering = vector.at(arguments.layer, _operation(arguments, vector), 1.0, arguments.scope)
-    if arguments.out is not None:
-        check_writable(arguments.out)
-    by = _by_budget if arguments.instruction is None else _by_rate
-    found = by(arguments, vector, steering)
-    if arguments.out is not None:
-        found.saved_with(vector).save(arguments.out)
-    if arguments.json:
-        print_json({**found.record, "reason": found.reason})
-        return
-    print(found)
-    if arguments.out is not None:
-        print(f"the vector with its calibration: {arguments.out}")
-
-
-def _by_budget(arguments: argparse.Namespace, vector: Any, steering: Any) -> Any:
-    from steerlens.calibration import calibrate as run_calibrate
-    from steerlens.generation import generate
-    from steerlens.instructions import base_queries
-
-    queries = [query.text for query in base_queries("select")]
-    if not 2 <= arguments.n <= len(queries):
-        raise SteerlensError(
-            f"--n must be 2 to {len(queries)}, the queries of the select split; got {arguments.n}"
-        )
-    model = load(arguments)
-    vector.check_model(model)
-    answers = generate(
-        model,
-        queries[: arguments.n],
-        max_new_tokens=arguments.max_new_tokens or 64,
-        chat_format=arguments.chat_format,
-    )
-    return run_calibrate(
-        model,
-        steering,
-        answers,
-        target_kl=arguments.target_kl,
-        quantile=arguments.quantile,
-        seed=arguments.seed,
-    )
-
-
-def _by_rate(arguments: argparse.Namespace, vector: Any, steering: Any) -> Any:
-    from steerlens.calibration import calibrate_rate
-    from steerlens.instructions import catalogue
-
-    task = catalogue[arguments.instruction]
-    model = load(arguments)
-    vector.check_model(model)
-    return calibrate_rate(
-        model,
-        steering,
-        task,
-        arguments.target_rate,
-        n_prompts=arguments.n,
-        max_new_tokens=arguments.max_new_tokens or 128,
-        seed=arguments.seed,
-    )
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -303,24 +227,36 @@ def transfer(arguments: argparse.Namespace) -> None:
     from steerlens.interop import load_vector
     from steerlens.models import load_model
     from steerlens.transfer import fit_maps, map_texts, transfer_vector
+    from steerlens.transfer.maps import MATCHES
 
+    match = arguments.match or "depth"
+    if match not in MATCHES:
+        raise unknown_name("match", match, MATCHES)
+    if method == "same-shape":
+        refuse(arguments, ["--match", "--texts"], "is for fitting a map, and same-shape fits none")
+    elif arguments.chat_format != "auto":
+        raise SteerlensError(
+            "--chat-format has no effect on the texts a map is fitted on, which each model reads "
+            "in its own format; leave it out with --source"
+        )
     vector = load_vector(arguments.vector)
     if not (arguments.instruction or arguments.all or arguments.pairs):
         arguments.instruction = _carried(vector)
     [pairs] = _only_one(pair_sets(arguments))
+    nothing = arguments.pairs is not None and method == "same-shape"
+    seed = seed_of(arguments, unused="with --pairs FILE: nothing is drawn" if nothing else None)
     check_writable(arguments.out)
-    [cache] = caches(arguments, [pairs], model := load(arguments))
-    maps = None
+    model = load(arguments)
+    source = None
     if arguments.source is not None:
+        n_texts = 256 if arguments.texts is None else arguments.texts
+        texts = map_texts(n_texts, without=pairs.instruction_id, seed=seed)
         source = load_model(arguments.source, dtype=arguments.dtype, device=arguments.device)
         vector.check_model(source)
-        maps = fit_maps(
-            source,
-            model,
-            map_texts(arguments.texts, without=pairs.instruction_id, seed=arguments.seed),
-            method=method,
-            match=arguments.match,
-        )
+    [cache] = caches(arguments, [pairs], model)
+    maps = None
+    if source is not None:
+        maps = fit_maps(source, model, texts, method=method, match=match)
     found = transfer_vector(vector, cache, maps)
     found.vector.save(arguments.out)
     if arguments.json:
@@ -339,7 +275,7 @@ def _check_format(name: str) -> None:
         raise unknown_name("format", name, FORMATS)
 
 
-def _operation(arguments: argparse.Namespace, vector: "SteeringVector") -> str:
+def operation_of(arguments: argparse.Namespace, vector: "SteeringVector") -> str:
     """The operation asked for; by default one that the vector can do."""
     if arguments.operation is not None:
         return str(arguments.operation)

@@ -127,6 +127,7 @@ def calibrate_rate(
     split: str = "select",
     max_new_tokens: int = 128,
     seed: int = 0,
+    chat_format: str = "auto",
 ) -> RateCalibration:
     """The strength at which unasked responses follow an instruction.
 
@@ -140,6 +141,7 @@ def calibrate_rate(
         split: Where they are from; report on another one.
         max_new_tokens: Longest response, in tokens.
         seed: Draws prompts and resamples.
+        chat_format: See `steerlens.models`.
 
     Raises:
         SteeringError: A number out of range, or a steering that does not fit the model.
@@ -161,6 +163,7 @@ def calibrate_rate(
         [pair.uninstructed for _ in tried for pair in pairs],
         [steering.scaled(s) if s else None for s in tried for _ in pairs],
         max_new_tokens=max_new_tokens,
+        chat_format=chat_format,
     ).texts
     shape = (len(tried), len(pairs))
     kwargs = [pair.kwargs for _ in tried for pair in pairs]
@@ -188,6 +191,7 @@ def calibrate_rate(
             "weights_hash": info.weights_hash,
             "dtype": info.dtype,
             "max_new_tokens": max_new_tokens,
+            "chat_format": chat_format,
             "seed": seed,
             "versions": library_versions(),
         },

@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from typing import Any
 from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
 from steerlens.evaluation.checks import is_known, verdict
 
-__all__ = ["EvaluationPrompt", "PromptFile", "read_prompts"]
+__all__ = ["EvaluationPrompt", "PromptFile", "check_prompts", "read_prompts", "unknown_ids"]
 
 REQUIRED = ("key", "prompt", "instruction_id_list", "kwargs")
 
@@ -105,11 +105,9 @@ def read_prompts(path: str | os.PathLike[str], skip_unknown: bool = False) -> Pr
     rows = [(line, _row(file, line, text)) for line, text in _lines(file, data)]
     if not rows:
         raise FileFormatError(f"{file} holds no prompt; give one JSON object a line")
-    unknown: Counter[str] = Counter(
-        i for _, row in rows for i in set(row["instruction_id_list"]) if not is_known(i)
-    )
+    unknown = unknown_ids(row["instruction_id_list"] for _, row in rows)
     if unknown and not skip_unknown:
-        raise UnknownNameError(_unknown_sentence(file, unknown))
+        raise UnknownNameError(_unknown_sentence(f"{file} asks for", unknown))
     known = [(line, row) for line, row in rows if not unknown.keys() & row["instruction_id_list"]]
     if not known:
         raise FileFormatError(
@@ -125,6 +123,41 @@ def read_prompts(path: str | os.PathLike[str], skip_unknown: bool = False) -> Pr
         left_out=dict(sorted(unknown.items())),
         left_out_lines=tuple(line for line, _ in rows if line not in kept),
     )
+
+
+def unknown_ids(asked: Iterable[Sequence[str]]) -> Counter[str]:
+    """Ids that no check here knows, and how many rows ask for each."""
+    return Counter(i for ids in asked for i in set(ids) if not is_known(i))
+
+
+def check_prompts(prompts: Sequence[EvaluationPrompt]) -> None:
+    """Refuse prompts whose responses could not be scored, before anything is answered.
+
+    Prompts that `read_prompts` and `steerlens.evaluation.drawing` give were checked there; others
+    may hold anything.
+
+    Raises:
+        UnknownNameError: "the prompts ask for an instruction that is not known: 'x:y' (3 rows); …".
+        SteerlensError: "prompt 'a/3': …" for arguments that a check cannot use, no instruction, a
+            blank text, or a name that another prompt has as well.
+    """
+    unknown = unknown_ids(prompt.instruction_ids for prompt in prompts)
+    if unknown:
+        raise UnknownNameError(_unknown_sentence("the prompts ask for", unknown))
+    taken: set[str] = set()
+    for prompt in prompts:
+        name = f"prompt {prompt.row!r}"
+        # Conditions are compared row by row, and rows are told apart by this name.
+        if prompt.row in taken:
+            raise SteerlensError(f"{name} comes twice; give each prompt a row of its own")
+        taken.add(prompt.row)
+        without = prompt.prompt_without_instruction
+        if not prompt.prompt.strip() or (without is not None and not without.strip()):
+            raise SteerlensError(f"{name} has a text that is blank; give a text or leave it out")
+        try:
+            verdict("A response.", prompt.instruction_ids, prompt.kwargs, prompt.prompt)
+        except SteerlensError as error:
+            raise SteerlensError(f"{name}: {error}") from error
 
 
 def _lines(file: Path, data: bytes) -> list[tuple[int, str]]:
@@ -224,12 +257,12 @@ def _fault(file: Path, line: int, name: str, what: str) -> FileFormatError:
     return FileFormatError(f"{file}, line {line}, field {name!r}: {what}")
 
 
-def _unknown_sentence(file: Path, unknown: Mapping[str, int]) -> str:
+def _unknown_sentence(who: str, unknown: Mapping[str, int]) -> str:
     listed = ", ".join(
         f"{name!r} ({n} {'row' if n == 1 else 'rows'})" for name, n in sorted(unknown.items())
     )
     which = "an instruction that is" if len(unknown) == 1 else "instructions that are"
     return (
-        f"{file} asks for {which} not known: {listed}; leave those rows out with --skip-unknown "
+        f"{who} {which} not known: {listed}; leave those rows out with --skip-unknown "
         "(skip_unknown=True)"
     )

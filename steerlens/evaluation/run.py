@@ -16,12 +16,19 @@ from steerlens.evaluation.checks import verdict
 from steerlens.evaluation.conditions import Asked, asked_of, conditions_for, left_out
 from steerlens.evaluation.fluency import fluency, why_degenerate
 from steerlens.evaluation.judge import load_judge
-from steerlens.evaluation.prompts import EvaluationPrompt, PromptFile
+from steerlens.evaluation.prompts import (
+    EvaluationPrompt,
+    PromptFile,
+    check_prompts,
+    unknown_ids,
+)
 from steerlens.evaluation.summary import summarise
-from steerlens.models import model_info
+from steerlens.identity import model_identity
+from steerlens.models import model_info, tokenize_prompts
 from steerlens.plans.fitting import VectorBook
 from steerlens.plans.plan import Plan
 from steerlens.progress import shown
+from steerlens.remembered import rendered_example
 from steerlens.runs import Run, piece_name
 from steerlens.workers import WorkerSettings, check_workers, elsewhere
 
@@ -47,7 +54,8 @@ class EvaluationSettings:
         judge_tokens: Tokens of a response that the judge reads.
         batch_size: Rows decoded together.
         piece_rows: Rows a piece: what is computed by one worker, and lost with it.
-        skip_unknown: Leave rows out whose instruction the plan has no choice for.
+        skip_unknown: Leave rows out whose instruction no check knows, or the plan has no choice
+            for.
         seed: Seed of the intervals.
     """
 
@@ -145,32 +153,35 @@ def evaluate(
             what it took.
 
     Raises:
-        SteerlensError: No prompt; a plan from another model; a row whose instruction the plan has
-            no choice for (all are named), unless `skip_unknown`; a folder that cannot be used.
+        UnknownNameError: Prompts ask for instructions that no check knows (all are named), unless
+            `skip_unknown`.
+        SteerlensError: No prompt; a prompt that could not be scored (`check_prompts`) or fills the
+            context; a plan from another model; a row whose instruction the plan has no choice for
+            (all are named), unless `skip_unknown`; a folder that cannot be used. All but the last
+            before the folder is made.
         ModelError: The judge is not installed.
     """
     settings = settings or EvaluationSettings()
     check_workers(workers)
     rows, missing = _checked(model, prompts, plan, settings)
     judge = load_judge(settings.judge) if settings.judge else None
-    info = model_info(model)
+    identity = model_identity(model)
     described = {
-        "model": {
-            "reference": info.reference,
-            "weights_hash": info.weights_hash,
-            "dtype": info.precision,
-        },
+        "model": identity.settings,
         "data": _described_data(prompts, rows, missing),
         "plan": None if plan is None else piece_name(dict(plan.data)),
         "settings": asdict(settings),
     }
+    # What earlier versions did not name is taken as it is now; pieces are named by it all the same.
+    added = {**_ADDED, "model": identity.added_settings}
     with (
-        Run.open(folder, kind="evaluate", settings=described, resume=resume, added=_ADDED) as run,
+        Run.open(folder, kind="evaluate", settings=described, resume=resume, added=added) as run,
         elsewhere(model, workers, run, judge) as pool,
     ):
         answerer = Answerer(
             model, run, settings.batch_size, settings.piece_rows, shown(progress), pool
         )
+        run.note(rendered_example(model))
         costs = None
         if estimate:
             wanted = evaluation_work(rows, plan, settings)
@@ -222,9 +233,30 @@ def _checked(
                 f"the plan has no choice for {named}; search for them, or leave their rows out "
                 "with --skip-unknown"
             )
+    elif settings.skip_unknown:
+        missing = dict(unknown_ids(row.instruction_ids for row in rows))
+        rows = [row for row in rows if not missing.keys() & set(row.instruction_ids)]
     if not rows:
         raise SteerlensError("there is no prompt to evaluate")
+    check_prompts(rows)
+    _check_lengths(model, rows)
     return rows, missing
+
+
+def _check_lengths(model: TransformerBridge, rows: Sequence[EvaluationPrompt]) -> None:
+    """Every prompt leaves room for an answer, or none is answered."""
+    context = model_info(model).context_length
+    for row in rows:
+        texts = [row.prompt, row.prompt_without_instruction]
+        try:
+            given = tokenize_prompts(model, [text for text in texts if text is not None])
+        except SteerlensError as error:
+            raise SteerlensError(f"row {row.row!r}: {error}") from error
+        if max(map(len, given)) >= context:
+            raise SteerlensError(
+                f"prompt {row.row!r} fills the model's context of {context} tokens; nothing can "
+                "follow it; shorten it"
+            )
 
 
 def _described_data(

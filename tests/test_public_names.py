@@ -1,0 +1,76 @@
+"""Claims about the names that a user writes after `import steerlens as sl`."""
+
+import inspect
+import subprocess
+import sys
+from types import ModuleType
+
+import steerlens as sl
+
+# Called at the top level by notebooks and checks; those that exist are exported.
+CALLED = (
+    "cache_residuals",
+    "ceiling",
+    "choice_curve",
+    "contrast_pairs",
+    "difference_of_means",
+    "evaluate",
+    "explore",
+    "first_token_recovery",
+    "generate",
+    "load_model",
+    "load_task",
+    "rank_layers",
+    "report",
+    "search",
+    "specificity",
+    "steer",
+    "train_direction",
+)
+
+
+def test_every_public_callable_is_a_function_of_the_package() -> None:
+    exported = [name for name in CALLED if name in sl.__all__]
+    assert {"evaluate", "generate", "search", "steer"} <= set(exported)
+    for name in exported:
+        assert inspect.isfunction(getattr(sl, name)), name
+
+
+def test_all_public_names_are_there_and_none_is_a_module() -> None:
+    for name in sl.__all__:
+        assert not isinstance(getattr(sl, name), ModuleType), name
+
+
+def test_public_names_are_the_same_after_every_module_was_imported() -> None:
+    # given a fresh process, because what is imported here already hides the order
+    code = """
+import importlib, pkgutil
+import steerlens as sl
+for found in pkgutil.walk_packages(sl.__path__, "steerlens."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)
+for name in sl.__all__:
+    home = importlib.import_module(sl._HOME_OF[name])
+    assert getattr(sl, name) is vars(home)[name] or name == "__version__", name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+
+
+def test_search_is_the_function_and_its_package_is_imported_as_before() -> None:
+    code = """
+import sys
+import steerlens.search
+import steerlens as sl
+from steerlens.search import SearchSettings, run, search
+import steerlens.search as alias
+import steerlens.search.halving
+
+assert sl.search is search is alias is steerlens.search
+assert callable(sl.search) and sl.search.__name__ == "search"
+assert steerlens.search.SearchSettings is alias.SearchSettings is SearchSettings
+assert sys.modules["steerlens.search"].SearchSettings is SearchSettings
+assert run is sys.modules["steerlens.search.run"] is steerlens.search.run
+assert steerlens.search.halving is sys.modules["steerlens.search.halving"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert list(inspect.signature(sl.search).parameters)[:3] == ["model", "instructions", "folder"]
