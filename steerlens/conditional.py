@@ -49,6 +49,7 @@ from steerlens.activations import ResidualCache, check_layers
 from steerlens.engine.residuals import residuals_at
 from steerlens.errors import FileFormatError, SteeringError
 from steerlens.evaluation.statistics import Interval, wilson
+from steerlens.exclusion import exclusively
 from steerlens.files import library_versions, read_tensors, write_tensors
 from steerlens.models import model_info, tokenize_prompts
 from steerlens.roles import TokenRoles, observed_roles
@@ -137,7 +138,7 @@ class Condition:
         held: list[Bool[Tensor, row]] = []
         direction = self.direction.float().to(model.cfg.device)
         rows = RowSteering([steering], device=model.cfg.device)
-        with observed_roles(model, prompt_lengths) as roles:
+        with exclusively(model), observed_roles(model, prompt_lengths) as roles:
 
             def decide(resid: Tensor, hook: Any) -> None:
                 prompt = roles().prompt

@@ -52,7 +52,7 @@ from steerlens.attribution.components import (
     provenance,
 )
 from steerlens.attribution.resampling import numbered_queries
-from steerlens.engine import Row, choose_path, first_logits
+from steerlens.engine import Row, first_logits, running
 from steerlens.engine.parts import Parts, Vary, check_components, varied_parts
 from steerlens.engine.plain import first_logits_plainly
 from steerlens.engine.shares import through_final_norm
@@ -121,7 +121,7 @@ class ComponentReading:
     def _repr_html_(self) -> str:
         from steerlens.plots.summaries import summary
 
-        return summary(repr(self), table=self.table)
+        return summary(repr(self), table=self.table, largest="reaction")
 
 
 def reading_components(
@@ -262,8 +262,11 @@ def logit_direction(
         moved.add_((signs @ logits.float().softmax(-1)).double().cpu(), alpha=1 / n_pairs)
 
     flow = [Row(i, tuple(tokens), None, 1) for i, tokens in enumerate(rows)]
-    run = first_logits if choose_path(model).is_fast else first_logits_plainly
-    run(model, flow, batch_size, visit)
+    with running(model, max(map(len, rows))) as path:
+        if path.is_fast:
+            first_logits(model, flow, batch_size, visit)
+        else:
+            first_logits_plainly(model, flow, batch_size, visit, path)
     share = float(moved.abs().sum()) / 2
     if share < _MIN_MOVED:
         raise SteeringError(

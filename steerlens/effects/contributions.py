@@ -33,7 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.effects.forced import TokenEffects, decoder
 from steerlens.effects.streams import run_blocks
 from steerlens.engine.modules import device_of, fast_modules, unembed
-from steerlens.engine.paths import choose_path
+from steerlens.engine.paths import running
 from steerlens.errors import SteerlensError
 from steerlens.steering import RowSteering, TokenRoles
 
@@ -148,8 +148,9 @@ def token_contributions(
     on = torch.zeros(len(spans) + 1, position, dtype=torch.bool)
     for row, (start, stop) in enumerate(spans, start=1):
         on[row:, start:stop] = True
-    run = _run_fast if choose_path(model).is_fast else _run_plainly
-    logprobs = run(model, effects, effects.token_ids[:position], on, target)
+    with running(model, position) as path:
+        run = _run_fast if path.is_fast else _run_plainly
+        logprobs = run(model, effects, effects.token_ids[:position], on, target)
     return TokenContributions(
         position=position,
         target=decoder(model)(target),
@@ -219,7 +220,7 @@ def _run_fast(
 
             moved = after(start, trunk[start].expand(len(roles.prompt), -1, -1))
             if later:
-                run_blocks(model, start + 1, later, after, inputs_embeds=moved)
+                run_blocks(model, start + 1, later, after, resid=moved)
             found[rows] = _logprob(unembed(model, final[0][:, -1]), target)
     return found
 

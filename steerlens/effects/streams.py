@@ -24,8 +24,15 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
-from steerlens.engine.modules import device_of, fast_modules, on_blocks, only_blocks, unembed
-from steerlens.engine.paths import choose_path
+from steerlens.engine.modules import (
+    device_of,
+    fast_modules,
+    no_words,
+    on_blocks,
+    only_blocks,
+    unembed,
+)
+from steerlens.engine.paths import running
 from steerlens.engine.reading import Reading, read
 from steerlens.errors import ModelError
 from steerlens.models import model_info
@@ -109,11 +116,12 @@ def both_streams(
     check_text(model, tokens)
     ids = torch.tensor([list(tokens)], device=device_of(model))
     run = _Steered(model, ids, n_prompt, steering, frozenset(layers), observe, frozenset(kept))
-    if not choose_path(model).is_fast:
-        yield run.plainly()
-        return
-    with fast_modules(model):
-        yield run.fast(remember)
+    with running(model, len(tokens)) as path:
+        if not path.is_fast:
+            yield run.plainly()
+            return
+        with fast_modules(model):
+            yield run.fast(remember)
 
 
 @torch.inference_mode()
@@ -211,7 +219,7 @@ class _Steered:
             hooked = {
                 layer for layer in {*self.layers, *self.kept, *self.touched, last} if layer > start
             }
-            run_blocks(model, start + 1, hooked, self.after, inputs_embeds=moved)
+            run_blocks(model, start + 1, hooked, self.after, resid=moved)
         memory = None
         if cache is not None:
             memory = {n: (one.keys[0], one.values[0]) for n, one in enumerate(cache.layers)}
@@ -242,7 +250,8 @@ def run_blocks(
     function: Callable[[int, Tensor], Tensor | None],
     stop: int | None = None,
     cache: Any = None,
-    **inputs: Tensor,
+    input_ids: Tensor | None = None,
+    resid: Tensor | None = None,
 ) -> None:
     """One pass through the blocks ``first ≤ l < stop``, without logits.
 
@@ -256,13 +265,16 @@ def run_blocks(
         function: See `steerlens.engine.modules.on_blocks`.
         stop: Where to stop; by default all blocks are run.
         cache: An empty Hugging Face cache that is to keep keys and values.
-        inputs: ``input_ids``, or residuals as ``inputs_embeds``.
+        input_ids: Token ids to read.
+        resid: Instead of these, residuals that enter block `first`.
     """
     root: Any = model.original_model
     body = getattr(root, root.base_model_prefix, None)
     stop = model.cfg.n_layers if stop is None else stop
-    options = {"past_key_values": cache, "use_cache": cache is not None, **inputs}
-    with on_blocks(model, layers, function), only_blocks(model, first, stop):
+    if resid is not None:
+        input_ids = no_words(resid)
+    options = {"past_key_values": cache, "use_cache": cache is not None, "input_ids": input_ids}
+    with on_blocks(model, layers, function), only_blocks(model, first, stop, resid):
         if body is None:
             root(logits_to_keep=1, **options)
         else:

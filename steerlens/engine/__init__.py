@@ -7,8 +7,8 @@ the bridge's own path, and `paths` chooses between the two. Nothing here knows t
 """
 
 from steerlens.engine.decoding import Choose, FinishReason, Row, decode_rows, first_logits
-from steerlens.engine.modules import FastPath, fast_modules
-from steerlens.engine.paths import choose_path, slots_for
+from steerlens.engine.modules import fast_modules
+from steerlens.engine.paths import FastPath, choose_path, running, slots_for
 
 __all__ = [
     "Choose",
@@ -19,5 +19,6 @@ __all__ = [
     "decode_rows",
     "fast_modules",
     "first_logits",
+    "running",
     "slots_for",
 ]

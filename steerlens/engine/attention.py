@@ -15,8 +15,11 @@ model's dtype, the fused kernel keeps them in float32; either is as far from a f
 but the two are apart from each other. So while a generation reads prompts in bfloat16 on a CPU,
 `read_attention` rounds as the bridge does, and greedy text follows TransformerLens's more closely.
 
-Both functions are registered with Hugging Face's attention interface, under `DECODE` and `READ`,
-and chosen for a time only.
+**Attention without a fused kernel.** Soft-capped scores (Gemma 2) and attention sinks (GPT-OSS)
+are no part of the fused kernel; both functions here have them, and serve such models throughout.
+
+Both functions, and the masks that go with them, are registered with Hugging Face's attention
+interface, under `DECODE` and `READ`, and chosen for a time only.
 """
 
 from collections.abc import Iterator
@@ -27,11 +30,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
 __all__ = [
     "DECODE",
     "READ",
+    "attention_chosen",
     "decode_attention",
     "decoding_attention",
     "read_attention",
@@ -50,6 +55,7 @@ def decode_attention(
     attention_mask: Float[Tensor, "#row 1 1 pos"],
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Float[Tensor, "head"] | None = None,
     **_options: Any,
 ) -> tuple[Float[Tensor, "row one head d_v"], None]:
     """Attention of one query token a row; the signature is Hugging Face's.
@@ -62,6 +68,8 @@ def decode_attention(
         attention_mask: 0 where a key may be seen, minus infinity elsewhere; float32.
         scaling: Factor of the scores; ``d_head ** -0.5`` by default.
         softcap: Soft limit of the scores (Gemma 2).
+        s_aux: Attention sink of each head, a score that takes its share and gives nothing
+            (GPT-OSS).
     """
     n_rows, n_heads, _, width = query.shape
     n_shared = key.shape[1]
@@ -73,7 +81,8 @@ def decode_attention(
         scores = softcap * torch.tanh(scores.float() / softcap)
     # The mask is float32, so the sum and its softmax are too.
     seen = scores.view(n_rows, n_shared, *scores.shape[1:]) + attention_mask
-    pattern = seen.softmax(-1).to(value.dtype)
+    sinks = None if s_aux is None else s_aux.view(1, n_shared, -1, 1)
+    pattern = _softmax(seen, sinks).to(value.dtype)
     out = torch.bmm(pattern.flatten(0, 1), value.flatten(0, 1))
     return out.view(n_rows, 1, n_heads, value.shape[-1]), None
 
@@ -83,9 +92,10 @@ def read_attention(
     query: Float[Tensor, "row head query d_head"],
     key: Float[Tensor, "row kv_head pos d_head"],
     value: Float[Tensor, "row kv_head pos d_v"],
-    attention_mask: Float[Tensor, "#row 1 query pos"],
+    attention_mask: Float[Tensor, "#row 1 query pos"] | None,
     scaling: float | None = None,
     softcap: float | None = None,
+    s_aux: Float[Tensor, "head"] | None = None,
     **_options: Any,
 ) -> tuple[Float[Tensor, "row query head d_v"], None]:
     """Attention of many query tokens a row, with scores and pattern in the model's dtype.
@@ -95,9 +105,10 @@ def read_attention(
         query: Queries of the tokens being read.
         key: Keys of all tokens so far.
         value: Values of all tokens so far.
-        attention_mask: 0 where a key may be seen, minus infinity elsewhere.
+        attention_mask: 0 where a key may be seen, minus infinity elsewhere; ``None``: all may.
         scaling: Factor of the scores; ``d_head ** -0.5`` by default.
         softcap: Soft limit of the scores (Gemma 2).
+        s_aux: Attention sink of each head (GPT-OSS).
     """
     n_rows, n_heads, n_queries, width = query.shape
     n_shared = key.shape[1]
@@ -107,42 +118,69 @@ def read_attention(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     by_head = scores.view(n_rows, n_heads, n_queries, -1)
-    by_head += attention_mask.to(scores.dtype)
-    pattern = by_head.softmax(-1).view_as(scores)
+    if attention_mask is not None:
+        by_head += attention_mask.to(scores.dtype)
+    sinks = None if s_aux is None else s_aux.view(1, -1, 1, 1).to(scores.dtype)
+    pattern = _softmax(by_head, sinks).reshape(scores.shape)
     out = torch.bmm(pattern, value.flatten(0, 1))
     return out.view(n_rows, n_heads, n_queries, -1).transpose(1, 2), None
 
 
+def _softmax(
+    scores: Float[Tensor, "row head query pos"], sinks: Float[Tensor, "1 #head #query 1"] | None
+) -> Float[Tensor, "row head query pos"]:
+    """Over keys and, where heads have one, the sink beside them."""
+    if sinks is None:
+        return scores.softmax(-1)
+    beside = sinks.expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, beside.to(scores.dtype)], dim=-1).softmax(-1)[..., :-1]
+
+
 AttentionInterface.register(DECODE, decode_attention)
 AttentionInterface.register(READ, read_attention)
+# Where a pass is given no mask, Hugging Face makes the one that goes with the attention's name.
+AttentionMaskInterface.register(DECODE, eager_mask)
+AttentionMaskInterface.register(READ, eager_mask)
 
 
 @contextmanager
 def decoding_attention(model: TransformerBridge) -> Iterator[bool]:
     """Choose `decode_attention` on a CPU; says whether it is chosen."""
-    with _chosen(model, DECODE, _parameter(model).device.type == "cpu") as chosen:
-        yield chosen
+    wanted = _parameter(model).device.type == "cpu"
+    with attention_chosen(model.original_model, DECODE if wanted else None):
+        yield wanted
 
 
 @contextmanager
 def reading_attention(model: TransformerBridge) -> Iterator[bool]:
     """Choose `read_attention` on a CPU in half precision; says whether it is chosen."""
     one = _parameter(model)
-    half = one.dtype in (torch.bfloat16, torch.float16)
-    with _chosen(model, READ, one.device.type == "cpu" and half) as chosen:
-        yield chosen
+    wanted = one.device.type == "cpu" and one.dtype in (torch.bfloat16, torch.float16)
+    with attention_chosen(model.original_model, READ if wanted else None):
+        yield wanted
 
 
 @contextmanager
-def _chosen(model: TransformerBridge, name: str, wanted: bool) -> Iterator[bool]:
-    config: Any = model.original_model.config
-    before = config._attn_implementation
+def attention_chosen(root: nn.Module, name: str | None) -> Iterator[None]:
+    """A model's modules attend in this way for a while; ``None`` leaves it as it is.
+
+    Args:
+        root: A Hugging Face model. The name is set in the configurations its modules read, because
+            `set_attn_implementation` refuses some that look at it.
+        name: As in Hugging Face's attention interface.
+    """
+    found = (module.__dict__.get("config") for module in root.modules()) if name else ()
+    configs: dict[int, Any] = {
+        id(config): config for config in found if hasattr(config, "_attn_implementation_internal")
+    }
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
     try:
-        if wanted:
-            config._attn_implementation = name
-        yield wanted
+        for config in configs.values():
+            config._attn_implementation_internal = name
+        yield
     finally:
-        config._attn_implementation = before
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
 
 
 def _parameter(model: TransformerBridge) -> nn.Parameter:

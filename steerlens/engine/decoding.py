@@ -31,7 +31,15 @@ from steerlens.engine.reading import Reading, branch, first_touched, read
 from steerlens.errors import SteerlensError
 from steerlens.steering import RowSteering, Steering, TokenRoles
 
-__all__ = ["Choose", "FinishReason", "Row", "decode_rows", "first_logits", "is_sound"]
+__all__ = [
+    "Choose",
+    "FinishReason",
+    "Row",
+    "decode_rows",
+    "first_logits",
+    "is_sound",
+    "out_of_memory",
+]
 
 FinishReason = Literal["stop", "length", "non-finite"]
 Choose = Callable[[Float[Tensor, "row vocab"], Sequence[int]], Int[Tensor, "row"]]
@@ -272,7 +280,7 @@ def decode_rows(
             with fast_modules(model), reading_attention(model), _packed(model, waiting):
                 _Flow(model, waiting, n_slots, ends, choose, finished).run()
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if n_slots == 1:
                 raise SteerlensError(
@@ -291,7 +299,8 @@ def _packed(model: TransformerBridge, rows: Sequence[Row]) -> AbstractContextMan
     return packed_linears(model.original_model)
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on whatever device."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         "allocate memory" in str(error) or "out of memory" in str(error)
     )

@@ -37,7 +37,7 @@ def attention_masks(
     real: Bool[Tensor, "#row key"],
     dtype: torch.dtype,
 ) -> Any:
-    """What each query may look at, by absolute positions; a dict for models with a sliding window.
+    """What each query may look at, by absolute positions; a dict for models whose layers differ.
 
     The masks are added to attention scores: 0 where a key may be seen, minus infinity elsewhere.
     (Fused attention on a CPU takes these faster than booleans, which it turns into them.)
@@ -51,13 +51,19 @@ def attention_masks(
     """
     causal = (keys[:, None, :] <= queries[:, :, None]) & real[:, None, :]
     window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if not window or (kinds is not None and "sliding_attention" not in kinds):
+    chunk = getattr(config, "attention_chunk_size", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    masks = {"full_attention": causal}
+    if window and (not kinds or "sliding_attention" in kinds):
+        masks["sliding_attention"] = causal & (keys[:, None, :] > queries[:, :, None] - window)
+    if chunk and "chunked_attention" in kinds:
+        chunks = keys[:, None, :] // chunk == queries[:, :, None] // chunk
+        masks["chunked_attention"] = causal & chunks
+    if len(masks) == 1:
         return _added(causal, dtype)
-    near = causal & (keys[:, None, :] > queries[:, :, None] - window)
-    if kinds is None:
-        return _added(near, dtype)
-    return {"full_attention": _added(causal, dtype), "sliding_attention": _added(near, dtype)}
+    if not kinds:
+        return _added(masks["sliding_attention"], dtype)
+    return {kind: _added(seen, dtype) for kind, seen in masks.items()}
 
 
 def _added(

@@ -3,20 +3,20 @@
 A `TransformerBridge` wraps every part of a Hugging Face model in a component with hook points and
 re-implements attention step by step, so that scores and patterns can be hooked. Steering the
 residual stream needs none of that. `fast_modules` puts the wrapped parts back in their places for
-a while and lets attention run in its fused form (``sdpa``). On leaving, also by an exception or
-Ctrl-C, everything is as before.
+a while and lets attention run in its fused form (``sdpa``), or, where a model's attention has no
+fused form (soft-capped scores, attention sinks), in that of `steerlens.engine.attention`. On
+leaving, also by an exception or Ctrl-C, everything is as before; meanwhile other threads wait
+(`steerlens.exclusion`).
 
-`only_blocks` runs a range of blocks: the others let the residual stream pass. With residuals for
-input it starts a forward pass at any layer; with no block at all it is the final norm and
-unembedding (`unembed`). `on_blocks` reads and changes what chosen blocks put out.
-
-Hooks that are on the model already would not fire here, or would meet rows in an order of the
-engine's own; `fast_path` finds them and says why the bridge's own path is taken instead.
+`only_blocks` runs a range of blocks: the others let the residual stream pass. Given residuals, it
+starts a forward pass at any layer. What the model computes below that layer (embeddings, position
+embeddings, their scale or norm) is thrown away there, so it does not matter how an architecture
+makes it. With no block at all a pass is the final norm and unembedding (`unembed`). `on_blocks`
+reads and changes what chosen blocks put out.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,12 +26,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
+from steerlens.engine.attention import READ, attention_chosen
+from steerlens.exclusion import bystanders_wait, exclusively
+
 __all__ = [
-    "FastPath",
     "device_of",
     "dtype_of",
     "fast_modules",
-    "fast_path",
+    "fused_attention",
+    "has_plain_stack",
+    "no_words",
     "on_blocks",
     "only_blocks",
     "unembed",
@@ -39,43 +43,7 @@ __all__ = [
 
 FUSED = "sdpa"
 BlockFunction = Callable[[int, Tensor], Tensor | None]
-
-
-@dataclass(frozen=True)
-class FastPath:
-    """Which path a model takes now.
-
-    Attributes:
-        attention: ``"sdpa"`` on the fast path, ``"eager"`` on the bridge's own.
-        reason: Why, in a phrase.
-    """
-
-    attention: str
-    reason: str
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether the engine can be used."""
-        return self.attention == FUSED
-
-
-def fast_path(model: TransformerBridge) -> FastPath:
-    """The path this model can take with the hooks it has now."""
-    hooked = sorted(
-        str(point.name or name)
-        for name, point in model.hook_dict.items()
-        if point.fwd_hooks or point.bwd_hooks
-    )
-    if hooked:
-        return FastPath("eager", f"the hook on {hooked[0]} needs the bridge's own forward pass")
-    root = model.original_model
-    if root._forward_pre_hooks or root._forward_hooks:
-        return FastPath("eager", "hooks on the whole model need the bridge's own forward pass")
-    if _layer_list(model) is None or getattr(root.config, "is_encoder_decoder", False):
-        return FastPath("eager", "the architecture has no plain stack of blocks")
-    if not getattr(root, "_supports_sdpa", False):
-        return FastPath("eager", "the architecture has no fused attention")
-    return FastPath(FUSED, "no hook needs the parts of attention")
+_RETURNS_TUPLE = "steerlens_block_returns_tuple"
 
 
 def device_of(model: TransformerBridge) -> torch.device:
@@ -86,6 +54,20 @@ def device_of(model: TransformerBridge) -> torch.device:
 def dtype_of(model: TransformerBridge) -> torch.dtype:
     """What the model computes in."""
     return next(model.original_model.parameters()).dtype
+
+
+def has_plain_stack(model: TransformerBridge) -> bool:
+    """Whether the model is a plain stack of decoder blocks."""
+    is_encoder_decoder = getattr(model.original_model.config, "is_encoder_decoder", False)
+    return _layer_list(model) is not None and not is_encoder_decoder
+
+
+def fused_attention(model: TransformerBridge) -> str | None:
+    """The attention a model runs with on the fast path; ``None`` when it has none for it."""
+    root = model.original_model
+    if getattr(root, "_supports_sdpa", False):
+        return FUSED
+    return READ if getattr(root, "_supports_attention_backend", False) else None
 
 
 def _layer_list(model: TransformerBridge) -> nn.ModuleList | None:
@@ -109,49 +91,108 @@ def _layers(model: TransformerBridge) -> nn.ModuleList:
 def fast_modules(model: TransformerBridge) -> Iterator[None]:
     """Put the model's own parts in place of the bridge's, with fused attention, for a while.
 
-    Within it only the underlying Hugging Face model may be called; other models in the process
-    are untouched.
+    Within it only the underlying Hugging Face model may be called, by this thread; other models
+    in the process are untouched.
+
+    Raises:
+        ModelError: Waiting for another thread would never end.
     """
     root: Any = model.original_model
-    swaps = [
-        (parent, name, child)
-        for parent in root.modules()
-        if not isinstance(parent, GeneralizedComponent)
-        for name, child in parent._modules.items()
-        if isinstance(child, GeneralizedComponent)
-    ]
-    before = root.config._attn_implementation
-    try:
-        for parent, name, child in swaps:
-            parent._modules[name] = child.original_component
-        root.set_attn_implementation(FUSED)
-        yield
-    finally:
-        for parent, name, child in swaps:
-            parent._modules[name] = child
-        root.set_attn_implementation(before)
+    with exclusively(model), bystanders_wait(root):
+        swaps = [
+            (parent, name, child)
+            for parent in root.modules()
+            if not isinstance(parent, GeneralizedComponent)
+            for name, child in parent._modules.items()
+            if isinstance(child, GeneralizedComponent)
+        ]
+        try:
+            for parent, name, child in swaps:
+                parent._modules[name] = child.original_component
+            with attention_chosen(root, fused_attention(model) or FUSED):
+                _look_at_blocks(model)
+                yield
+        finally:
+            for parent, name, child in swaps:
+                parent._modules[name] = child
 
 
 class _Pass(nn.Module):
-    """A block that lets the residual stream pass."""
+    """A block that lets the residual stream pass, or puts another in its place.
 
-    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states
+    Args:
+        resid: What it puts out; by default what it is given.
+        in_tuple: Give it in a tuple, as the model's own blocks do.
+    """
+
+    def __init__(self, resid: Tensor | None, in_tuple: bool) -> None:
+        super().__init__()
+        self.__dict__["resid"] = resid
+        self.in_tuple = in_tuple
+
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        resid = self.__dict__["resid"]
+        out = hidden_states if resid is None else resid
+        return (out, None) if self.in_tuple else out
 
 
 @contextmanager
-def only_blocks(model: TransformerBridge, first: int, stop: int) -> Iterator[None]:
-    """Within this context, blocks outside ``first ≤ l < stop`` do nothing."""
+def only_blocks(
+    model: TransformerBridge, first: int, stop: int, resid: Tensor | None = None
+) -> Iterator[None]:
+    """Within this context, blocks outside ``first ≤ l < stop`` do nothing.
+
+    Args:
+        model: A model inside `fast_modules`.
+        first: The first block to run.
+        stop: Where to stop.
+        resid: What enters block `first` (which is not 0), whatever the embeddings put out.
+    """
     modules = _layers(model)._modules
     kept = dict(modules)
-    skipped = _Pass()
+    in_tuple = any(model.original_model.__dict__[_RETURNS_TUPLE].values())
+    skipped, start = _Pass(None, in_tuple), _Pass(resid, in_tuple)
     try:
         for name in kept:
             if not first <= int(name) < stop:
-                modules[name] = skipped
+                modules[name] = start if name == "0" else skipped
         yield
     finally:
         modules.update(kept)
+
+
+def _look_at_blocks(model: TransformerBridge) -> None:
+    """Note whether blocks give their residual stream in a tuple: seen once, on one token."""
+    root: Any = model.original_model
+    kinds = {type(block) for block in _layers(model)}
+    seen: dict[type, bool] = root.__dict__.get(_RETURNS_TUPLE, {})
+    if seen.keys() >= kinds:
+        return
+
+    def after(block: nn.Module, _args: Any, output: Any) -> None:
+        seen[type(block)] = isinstance(output, tuple)
+
+    handles = [block.register_forward_hook(after) for block in _layers(model)]
+    try:
+        with torch.inference_mode():
+            root(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device_of(model)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    root.__dict__[_RETURNS_TUPLE] = seen
+
+
+def no_words(resid: Float[Tensor, "row pos d_model"], n_rows: int | None = None) -> Tensor:
+    """Token ids ``[row pos]`` for a pass that residuals enter on the way.
+
+    What they embed to is thrown away, but some architectures take the batch's size from them.
+
+    Args:
+        resid: The residuals that enter.
+        n_rows: How many rows the pass ends with; by default those that enter.
+    """
+    shape = (len(resid) if n_rows is None else n_rows, resid.shape[1])
+    return torch.zeros(shape, dtype=torch.long, device=resid.device)
 
 
 @contextmanager
@@ -164,8 +205,14 @@ def on_blocks(
     """
     modules = _layers(model)
 
-    def after(layer: int) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        return lambda _module, _args, output: function(layer, output)
+    def after(layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if not isinstance(output, tuple):
+                return function(layer, output)
+            changed = function(layer, output[0])
+            return None if changed is None else (changed, *output[1:])
+
+        return hook
 
     with ExitStack() as stack:
         for layer in sorted(set(layers)):
@@ -179,10 +226,11 @@ def unembed(
 ) -> Float[Tensor, "row vocab"]:
     """Logits of residuals that have passed all blocks: final norm, unembedding, soft-capping."""
     root = model.original_model
-    n_rows = len(resid)
-    with only_blocks(model, 0, 0):
+    n_rows, n_layers = len(resid), model.cfg.n_layers
+    entering = resid[:, None]
+    with only_blocks(model, n_layers, n_layers, entering):
         out = root(
-            inputs_embeds=resid[:, None],
+            input_ids=no_words(entering),
             position_ids=torch.zeros(1, 1, dtype=torch.long, device=resid.device),
             attention_mask=torch.ones(n_rows, 1, dtype=torch.long, device=resid.device),
             use_cache=False,

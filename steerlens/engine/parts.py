@@ -27,7 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, left_padded, length_batches
 from steerlens.engine.modules import fast_modules, on_blocks
-from steerlens.engine.paths import choose_path
+from steerlens.engine.paths import FastPath, running
 from steerlens.engine.reading import read
 from steerlens.errors import ModelError
 
@@ -90,9 +90,21 @@ def last_parts(
         batch_size: Rows a forward pass.
         visit: Called with the numbers of a batch's rows and their parts.
     """
+    with running(model, max(map(len, rows), default=0)) as path:
+        _last_parts(model, rows, stop, batch_size, visit, path)
+
+
+def _last_parts(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    stop: int,
+    batch_size: int,
+    visit: Visit,
+    path: FastPath,
+) -> None:
     layers = range(stop)
-    if not choose_path(model).is_fast:
-        for batch in length_batches([len(row) for row in rows], batch_size):
+    if not path.is_fast:
+        for batch in path.batches([len(row) for row in rows], batch_size):
             tokens, mask = left_padded([rows[i] for i in batch], device=model.cfg.device)
             with _recording_plainly(model, layers) as parts:
                 if stop < model.cfg.n_layers:
@@ -135,9 +147,21 @@ def varied_parts(
     Returns:
         Parts with one row a variant, the stream at `layer` as replaced included.
     """
+    with running(model, len(tokens)) as path:
+        return _varied_parts(model, tokens, layer, n_variants, vary, path)
+
+
+def _varied_parts(
+    model: TransformerBridge,
+    tokens: Sequence[int],
+    layer: int,
+    n_variants: int,
+    vary: Vary,
+    path: FastPath,
+) -> Parts:
     n_layers = model.cfg.n_layers
     above = range(layer + 1, n_layers)
-    if not choose_path(model).is_fast:
+    if not path.is_fast:
         ids, mask = left_padded([tokens] * n_variants, device=model.cfg.device)
 
         def replace(resid: Tensor, hook: Any) -> Tensor:

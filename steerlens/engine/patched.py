@@ -21,8 +21,15 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, left_padded, length_batches
 from steerlens.engine.memory import KeyValues, PrefixCache, attention_masks
-from steerlens.engine.modules import device_of, fast_modules, on_blocks, only_blocks, unembed
-from steerlens.engine.paths import choose_path
+from steerlens.engine.modules import (
+    device_of,
+    fast_modules,
+    no_words,
+    on_blocks,
+    only_blocks,
+    unembed,
+)
+from steerlens.engine.paths import FastPath, running
 from steerlens.engine.reading import Reading, read
 
 __all__ = ["ending_residuals", "patched_logits"]
@@ -47,6 +54,18 @@ def ending_residuals(
         n_last: How many tokens before the end to keep.
         batch_size: Rows a forward pass.
     """
+    with running(model, max(map(len, rows))) as path:
+        return _ending_residuals(model, rows, layers, n_last, batch_size, path)
+
+
+def _ending_residuals(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    n_last: int,
+    batch_size: int,
+    path: FastPath,
+) -> tuple[Float[Tensor, "row layer last d_model"], Float[Tensor, "row vocab"]]:
     n_layers = model.cfg.n_layers
     device = device_of(model)
     dtype = next(model.original_model.parameters()).dtype
@@ -55,8 +74,8 @@ def ending_residuals(
     )
     logits = torch.empty(len(rows), model.cfg.d_vocab, dtype=torch.float32)
     place = {layer: i for i, layer in enumerate(layers)}
-    if not choose_path(model).is_fast:
-        for batch in length_batches([len(row) for row in rows], batch_size):
+    if not path.is_fast:
+        for batch in path.batches([len(row) for row in rows], batch_size):
             tokens, mask = left_padded([rows[i] for i in batch], device=device)
 
             def keep(resid: Tensor, hook: Any, batch: list[int] = batch) -> None:
@@ -103,8 +122,20 @@ def patched_logits(
         layers: Ascending.
         visit: Called with row, position (−1 is the last token), and the logits at each layer.
     """
+    with running(model, max(map(len, rows))) as path:
+        _patched_logits(model, rows, sources, layers, visit, path)
+
+
+def _patched_logits(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    sources: Float[Tensor, "row layer last d_model"],
+    layers: Sequence[int],
+    visit: Visit,
+    path: FastPath,
+) -> None:
     n_last = sources.shape[2]
-    if not choose_path(model).is_fast:
+    if not path.is_fast:
         for i, tokens in enumerate(rows):
             for back in range(1, n_last + 1):
                 visit(i, -back, _patched_plainly(model, tokens, sources[i], layers, back))
@@ -179,9 +210,10 @@ def _patched(
 
     root: Any = model.original_model
     seen = torch.ones_like(keys, dtype=torch.bool)
-    with on_blocks(model, others, join), only_blocks(model, first + 1, n_layers):
+    entering = own[first][None]
+    with on_blocks(model, others, join), only_blocks(model, first + 1, n_layers, entering):
         out = root(
-            inputs_embeds=own[first][None],
+            input_ids=no_words(entering, len(own)),
             position_ids=positions,
             attention_mask=attention_masks(root.config, positions, keys, seen, own[first].dtype),
             past_key_values=PrefixCache(before),

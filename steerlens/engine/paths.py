@@ -1,88 +1,221 @@
 """Which path a call takes, and how many rows ride together.
 
-The engine rearranges a model it does not know: it starts passes in the middle, shares beginnings,
-packs rows. `choose_path` therefore checks it once for each model against the bridge's own forward
-pass (a fraction of a second): a shared beginning, an unsteered row, a row steered in the middle of
-the stack, and one decoding step. An architecture for which the two differ takes the bridge's path,
-and the result says so.
+Every call that runs a model does so inside `running`: it holds the model's lock
+(`steerlens.exclusion`), with autocast and training mode off, and says which path to take:
+
+* the **fast path** (``"sdpa"``), the engine's own;
+* the **plain path** (``"eager"``), the bridge's own forward pass. It is taken when someone else has
+  changed the model (`steerlens.engine.outside`), when the architecture has no plain stack of blocks
+  or no attention the engine can run, when the engine was compared with the bridge and differed
+  (`steerlens.engine.verification`), and for rows so long that the model computes differently
+  (`length_switch`). Models with a recurrent state of their own are read whole at every step.
+
+The result says which path it was, and why. A verdict holds for what was compared: the dtype, the
+device, the configuration, the kinds of modules, and TransformerLens's compatibility mode. A
+comparison that could not be made, for want of memory, is no verdict; the next call tries again.
 """
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine.decoding import Choose, Row, decode_rows
-from steerlens.engine.modules import FastPath, device_of, fast_path
-from steerlens.engine.plain import decode_rows_plainly
-from steerlens.steering import Intervention, Steering
+from steerlens.engine.batches import length_batches
+from steerlens.exclusion import exclusively
+from steerlens.engine.modules import (
+    FUSED,
+    device_of,
+    dtype_of,
+    fused_attention,
+    has_plain_stack,
+)
+from steerlens.engine.outside import outside_change
 
-__all__ = ["choose_path", "slots_for"]
+__all__ = [
+    "BRIDGE",
+    "FastPath",
+    "alone_with",
+    "choose_path",
+    "free_memory",
+    "length_switch",
+    "running",
+    "slots_for",
+]
 
-_VERDICT = "steerlens_engine_verdict"
-# Mean KL between both paths that counts as rounding; in bfloat16 it is 1e-3 nats on SmolLM2.
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
-_TOLERANCE_HALF = 0.03
+_VERDICTS = "steerlens_engine_verdicts"
 # Rows beyond this gain little: weights are read from memory once a step for all of them.
 _MOST_SLOTS = 128
 _MEMORY_SHARE = 0.4
+# Rotary embeddings that take other factors once a row is longer than so many tokens.
+_SWITCHING_ROPE = ("longrope", "dynamic")
 
 
-def choose_path(model: TransformerBridge) -> FastPath:
-    """The path the next call takes, and why."""
-    path = fast_path(model)
-    if not path.is_fast:
-        return path
-    if not hasattr(model, _VERDICT):
-        setattr(model, _VERDICT, _difference(model))
-    problem: str | None = getattr(model, _VERDICT)
-    return path if problem is None else FastPath("eager", problem)
+@dataclass(frozen=True)
+class FastPath:
+    """Which path a model takes now.
+
+    Attributes:
+        attention: ``"sdpa"`` on the fast path, ``"eager"`` on the bridge's own.
+        reason: Why, in a phrase.
+        caches: On the plain path, whether a decoding step may rest on remembered keys and values.
+        pads: Whether rows of different lengths may share a batch of the plain path. They may not
+            where someone else's hook would meet the padding, or rows of different lengths are
+            computed differently.
+    """
+
+    attention: str
+    reason: str
+    pads: bool = True
+    caches: bool = True
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the engine can be used."""
+        return self.attention == FUSED
+
+    def batches(self, lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+        """Indices of rows in batches for the plain path, longest first.
+
+        >>> list(FastPath("eager", "a hook", pads=False).batches([3, 5, 3], 8))
+        [[1], [0, 2]]
+        """
+        if self.pads:
+            yield from length_batches(lengths, batch_size)
+            return
+        for length in sorted(set(lengths), reverse=True):
+            alike = [i for i, own in enumerate(lengths) if own == length]
+            for start in range(0, len(alike), batch_size):
+                yield alike[start : start + batch_size]
 
 
-def _difference(model: TransformerBridge) -> str | None:
+BRIDGE = FastPath("eager", "asked for")
+"""The bridge's own path on a model of which nothing speaks against padding and caching."""
+
+
+@contextmanager
+def running(model: TransformerBridge, longest: int = 0) -> Iterator[FastPath]:
+    """Have a model to oneself for a while, and know which path to take.
+
+    Args:
+        model: A hooked model.
+        longest: Tokens of the longest row to come, response included.
+
+    Raises:
+        ModelError: Waiting for another thread would never end.
+    """
+    with alone_with(model):
+        yield choose_path(model, longest)
+
+
+@contextmanager
+def alone_with(model: TransformerBridge) -> Iterator[None]:
+    """The model for one thread, in its own dtype and without dropout, whatever the caller set.
+
+    Raises:
+        ModelError: Waiting for another thread would never end.
+    """
+    root = model.original_model
+    with ExitStack() as stack:
+        stack.enter_context(exclusively(model))
+        training = [module for module in root.modules() if module.training]
+        for device_type in {"cpu", device_of(model).type}:
+            if torch.is_autocast_enabled(device_type):
+                stack.enter_context(torch.autocast(device_type, enabled=False))
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def choose_path(model: TransformerBridge, longest: int = 0) -> FastPath:
+    """The path the next call takes, and why.
+
+    Args:
+        model: A hooked model.
+        longest: Tokens of the longest row to come, response included.
+    """
+    root = model.original_model
+    change = outside_change(model)
+    if getattr(root, "_is_stateful", False) or not _takes_cache(root):
+        reason = "the model carries a state of its own from token to token, so rows are read whole"
+        return FastPath("eager", reason, pads=False, caches=False)
+    if change is not None:
+        return FastPath("eager", f"{change} needs the bridge's own forward pass", pads=False)
+    switch = length_switch(model)
+    if switch is not None and longest > switch:
+        reason = f"beyond {switch} tokens this model's rotary embedding has other factors"
+        return FastPath("eager", reason, pads=False)
+    if not has_plain_stack(model):
+        return FastPath("eager", "the architecture has no plain stack of blocks")
+    if fused_attention(model) is None:
+        return FastPath("eager", "the architecture has no fused attention")
+    problem = _problem(model)
+    if problem is not None:
+        return FastPath("eager", problem)
+    return FastPath(FUSED, "no hook needs the parts of attention")
+
+
+def _takes_cache(root: torch.nn.Module) -> bool:
+    """Whether a model remembers keys and values in the way Hugging Face's decoders do."""
+    return "past_key_values" in inspect.signature(type(root).forward).parameters
+
+
+def length_switch(model: TransformerBridge) -> int | None:
+    """The length from which on a model computes every token of a row differently, if there is one.
+
+    Long-range rotary embeddings (Phi-3's ``longrope``, ``dynamic`` scaling) choose their factors by
+    the length of the whole row, so the beginning of a long row is not that of a short one.
+    """
+    config: Any = model.original_model.config
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    found = []
+    for one in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if one.get("rope_type", one.get("type")) in _SWITCHING_ROPE:
+            limit = one.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            found.append(int(limit or config.max_position_embeddings))
+    return min(found, default=None)
+
+
+def _problem(model: TransformerBridge) -> str | None:
     """Why the engine cannot be used with this model; ``None`` when both paths agree."""
-    try:
-        ours, theirs = (_probe(model, fast) for fast in (True, False))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        return f"the engine does not know this architecture ({type(error).__name__})"
-    kl = (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
-    limit = _TOLERANCE.get(next(model.parameters()).dtype, _TOLERANCE_HALF)
-    if kl <= limit:
-        return None
-    return f"the engine's logits differ from the bridge's for this architecture (KL {kl:.2g})"
+    # Imported here: comparing runs the engine, which is chosen here.
+    from steerlens.engine.verification import Unverified, difference
+
+    verdicts: dict[str, str | None] = model.original_model.__dict__.setdefault(_VERDICTS, {})
+    key = _what_is_compared(model)
+    if key not in verdicts:
+        try:
+            verdicts[key] = difference(model)
+        except Unverified as error:
+            return str(error)
+    return verdicts[key]
 
 
-def _probe(model: TransformerBridge, fast: bool) -> Tensor:
-    """Log-probabilities of three rows over two steps, with tokens fixed beforehand."""
-    n_layers, width = model.cfg.n_layers, model.cfg.d_model
-    generator = torch.Generator().manual_seed(0)
-    direction = torch.randn(width, generator=generator, dtype=torch.float32)
-    push = Intervention(
-        layer=n_layers // 2,
-        direction=direction / direction.norm(),
-        gap=1.0,
-        target=0.0,
-        operation="add",
-        strength=1.0,
-        scope="all",
-    )
-    start = tuple(range(5, 15))
-    rows = [
-        Row(0, (*start, 20), None, 2),
-        Row(1, (*start, 21, 22, 23), Steering((push,)), 2),
-        Row(2, (*start, 21, 22, 23), None, 2),
+def _what_is_compared(model: TransformerBridge) -> str:
+    """Everything a verdict depends on, in one string."""
+    root = model.original_model
+    config = root.config.to_dict()
+    content = [
+        str(dtype_of(model)),
+        str(device_of(model)),
+        bool(getattr(model, "compatibility_mode", False)),
+        [f"{type(module).__module__}.{type(module).__qualname__}" for module in root.modules()],
+        config,
     ]
-    seen: dict[tuple[int, int], Tensor] = {}
-
-    def choose(logits: Tensor, indices: list[int]) -> Tensor:
-        for i, own in zip(indices, logits, strict=True):
-            seen[i, len(rows[i].produced)] = own.double().log_softmax(-1).cpu()
-        return torch.full((len(indices),), 30, device=logits.device)
-
-    run = decode_rows if fast else decode_rows_plainly
-    chosen: Choose = choose  # type: ignore[assignment]
-    run(model, rows, len(rows), frozenset(), chosen, lambda row: None)
-    return torch.stack([seen[i, step] for i in range(len(rows)) for step in range(2)])
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def slots_for(
@@ -102,11 +235,11 @@ def slots_for(
     n_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
     width = next(model.parameters()).element_size()
     a_row = 2 * cfg.n_layers * n_heads * cfg.d_head * width * longest + 4 * width * cfg.d_vocab
-    budget = _MEMORY_SHARE * _free_memory(device_of(model))
+    budget = _MEMORY_SHARE * free_memory(device_of(model))
     return max(1, min(n_rows, _MOST_SLOTS, int(budget // a_row)))
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
     """Bytes that can be allocated now."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

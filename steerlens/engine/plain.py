@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine.batches import left_padded, length_batches
+from steerlens.engine.batches import left_padded
 from steerlens.engine.decoding import Choose, Row, is_sound
+from steerlens.engine.paths import BRIDGE, FastPath, length_switch
 from steerlens.steering import RowSteering, TokenRoles
 
 __all__ = ["decode_rows_plainly", "first_logits_plainly"]
@@ -28,37 +29,63 @@ def decode_rows_plainly(
     ends: frozenset[int],
     choose: Choose,
     finished: Callable[[Row], None],
+    path: FastPath = BRIDGE,
 ) -> None:
-    """Decode every row to its end; the arguments are those of the engine's `decode_rows`."""
-    for batch in length_batches([len(row.tokens) for row in rows], batch_size):
-        _decode_batch(model, [rows[i] for i in batch], ends, choose)
+    """Decode every row to its end.
+
+    Args:
+        model: As for the engine's `decode_rows`, like all arguments but the last.
+        rows: See there.
+        batch_size: See there, ``n_slots``.
+        ends: See there.
+        choose: See there.
+        finished: See there.
+        path: Which rows may share a batch.
+    """
+    for batch in path.batches([len(row.tokens) for row in rows], batch_size):
+        _decode_batch(model, [rows[i] for i in batch], ends, choose, path)
         for i in batch:
             finished(rows[i])
 
 
 def _decode_batch(
-    model: TransformerBridge, rows: Sequence[Row], ends: frozenset[int], choose: Choose
+    model: TransformerBridge,
+    rows: Sequence[Row],
+    ends: frozenset[int],
+    choose: Choose,
+    path: FastPath,
 ) -> None:
     tokens, mask = left_padded([row.tokens for row in rows], device=model.cfg.device)
     compiled = RowSteering([r.steering for r in rows], device=model.cfg.device, per_row=True)
+    n_prompt = torch.tensor([len(row.tokens) for row in rows], device=tokens.device)
+    switch = length_switch(model)
+    whole = tokens
     roles: list[TokenRoles] = []
     cache: Any = None
     with model.hooks(fwd_hooks=compiled.hooks(lambda: roles[0])):
         while any(row.reason is None for row in rows):
-            roles[:] = [TokenRoles.of_mask(mask, tokens.shape[1], None)]
-            logits, cache = model(
-                tokens,
-                attention_mask=mask,
-                past_key_values=cache,
-                return_type="logits_and_cache",
-                use_cache=True,
-                logits_to_keep=1,
-            )
+            # What was read with the factors of short rows is read anew, as Hugging Face does.
+            switched = switch is not None and whole.shape[1] == switch + 1
+            if switched or not path.caches:
+                tokens, cache = whole, None
+            roles[:] = [TokenRoles.of_mask(mask, tokens.shape[1], n_prompt)]
+            if path.caches:
+                logits, cache = model(
+                    tokens,
+                    attention_mask=mask,
+                    past_key_values=cache,
+                    return_type="logits_and_cache",
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+            else:
+                logits = model(tokens, attention_mask=mask, use_cache=False)
             following = choose(logits[:, -1], [row.index for row in rows])
             finite = is_sound(logits[:, -1], following)
             for row, token, sound in zip(rows, following.tolist(), finite, strict=True):
                 row.take(token, sound, ends)
             tokens = following[:, None]
+            whole = torch.cat([whole, tokens], dim=1)
             mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
 
 
@@ -68,9 +95,18 @@ def first_logits_plainly(
     rows: Sequence[Row],
     batch_size: int,
     visit: Callable[[list[int], Float[Tensor, "row vocab"]], None],
+    path: FastPath = BRIDGE,
 ) -> None:
-    """First-token logits of every row; the arguments are those of the engine's `first_logits`."""
-    for batch in length_batches([len(row.tokens) for row in rows], batch_size):
+    """First-token logits of every row.
+
+    Args:
+        model: As for the engine's `first_logits`, like all arguments but the last.
+        rows: See there.
+        batch_size: See there.
+        visit: See there.
+        path: Which rows may share a batch.
+    """
+    for batch in path.batches([len(row.tokens) for row in rows], batch_size):
         some = [rows[i] for i in batch]
         tokens, mask = left_padded([row.tokens for row in some], device=model.cfg.device)
         roles = TokenRoles.of_mask(mask, tokens.shape[1], None)

@@ -23,7 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import right_padded
 from steerlens.engine.memory import KeyValues, PrefixCache, attention_masks
-from steerlens.engine.modules import device_of, dtype_of, on_blocks, only_blocks
+from steerlens.engine.modules import device_of, dtype_of, no_words, on_blocks, only_blocks
 from steerlens.steering import RowSteering, Steering, TokenRoles
 
 __all__ = ["Branch", "Reading", "branch", "first_touched", "read"]
@@ -235,12 +235,12 @@ def branch(
     if start < n_layers - 1:
         with (
             on_blocks(model, {*touched, n_layers - 1}, after),
-            only_blocks(model, start + 1, n_layers),
+            only_blocks(model, start + 1, n_layers, resid),
         ):
             _run(
                 model,
                 cache,
-                inputs_embeds=resid,
+                input_ids=no_words(resid, len(trunks)),
                 position_ids=positions,
                 attention_mask=attention_masks(
                     model.original_model.config,

@@ -7,6 +7,7 @@ run. On the plain path rows run whole, in left-padded batches sorted by length.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine.batches import common_prefix, left_padded, length_batches
+from steerlens.engine.batches import common_prefix, left_padded
 from steerlens.engine.modules import fast_modules
-from steerlens.engine.paths import choose_path
+from steerlens.engine.paths import BRIDGE, FastPath, running
 from steerlens.engine.reading import Reading, read
 from steerlens.errors import ActivationError
 
@@ -55,20 +56,60 @@ def residuals_at(
     """
     if batch_size < 1:
         raise ActivationError(f"batch_size must be at least 1; got {batch_size}")
-    result = torch.empty(len(rows), len(layers), model.cfg.d_model, dtype=torch.float32)
+    longest = max(map(len, rows), default=0)
+    with running(model, longest) as path:
+        if path.is_fast:
+            return residuals_shared(model, rows, spans, layers, batch_size, progress)
+        return residuals_unshared(model, rows, spans, layers, batch_size, progress, path)
+
+
+@torch.inference_mode()
+def residuals_shared(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    spans: Sequence[Span],
+    layers: Sequence[int],
+    batch_size: int,
+    progress: bool | None = False,
+) -> Float[Tensor, "row layer d_model"]:
+    """`residuals_at` on the fast path."""
+    with _collected(model, len(rows), layers, progress) as (result, keep):
+        _walk_sharing(model, rows, spans, layers, batch_size, keep)
+    return result
+
+
+@torch.inference_mode()
+def residuals_unshared(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    spans: Sequence[Span],
+    layers: Sequence[int],
+    batch_size: int,
+    progress: bool | None = False,
+    path: FastPath = BRIDGE,
+) -> Float[Tensor, "row layer d_model"]:
+    """`residuals_at` through the bridge's own forward pass; `path` says which rows may be padded."""
+    with _collected(model, len(rows), layers, progress) as (result, keep):
+        _walk_plainly(model, rows, spans, layers, batch_size, keep, path)
+    return result
+
+
+@contextmanager
+def _collected(
+    model: TransformerBridge, n_rows: int, layers: Sequence[int], progress: bool | None
+) -> Iterator[tuple[Tensor, Keep]]:
+    """The tensor to fill, and what fills it and moves the progress bar on."""
+    result = torch.empty(n_rows, len(layers), model.cfg.d_model, dtype=torch.float32)
     column = {layer: index for index, layer in enumerate(layers)}
     disable = None if progress is None else not progress
-    with tqdm(total=len(rows), desc="caching residuals", unit="prompt", disable=disable) as bar:
+    with tqdm(total=n_rows, desc="caching residuals", unit="prompt", disable=disable) as bar:
 
         def keep(layer: int, batch: Sequence[int], means: Float[Tensor, "row d_model"]) -> None:
             result[list(batch), column[layer]] = means.cpu()
             if layer == layers[-1]:
                 bar.update(len(batch))
 
-        walk = _walk_sharing if choose_path(model).is_fast else _walk_plainly
-        with torch.inference_mode():
-            walk(model, rows, spans, layers, batch_size, keep)
-    return result
+        yield result, keep
 
 
 def _walk_plainly(
@@ -78,10 +119,11 @@ def _walk_plainly(
     layers: Sequence[int],
     batch_size: int,
     keep: Keep,
+    path: FastPath,
 ) -> None:
     """Every row whole, in left-padded batches through the bridge's own forward pass."""
     stop = max(layers) + 1
-    for batch in length_batches([len(row) for row in rows], batch_size):
+    for batch in path.batches([len(row) for row in rows], batch_size):
         tokens, mask = left_padded([rows[i] for i in batch], device=model.cfg.device)
         offsets = [tokens.shape[1] - len(rows[i]) for i in batch]
         windows = [_moved(spans[i], offset) for i, offset in zip(batch, offsets, strict=True)]

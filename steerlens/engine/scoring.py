@@ -36,7 +36,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, left_padded
 from steerlens.engine.modules import device_of, fast_modules, unembed
-from steerlens.engine.paths import choose_path
+from steerlens.engine.paths import FastPath, running
 from steerlens.engine.reading import Reading, first_touched, read
 from steerlens.engine.stretches import PASS_TOKENS, Memory, Stretch, advance, passes
 from steerlens.errors import SteerlensError
@@ -128,12 +128,13 @@ def score_rows(
         SteerlensError: A row without a prompt or continuation, or longer than the context.
     """
     _check(model, rows)
-    if not choose_path(model).is_fast:
-        _score_plainly(model, rows, visit, batch_size)
-        return
-    with fast_modules(model):
-        for block in _blocks(rows):
-            _Block(model, block, visit, batch_size).run()
+    with running(model, max((len(row.tokens) for row in rows), default=0)) as path:
+        if not path.is_fast:
+            _score_plainly(model, rows, visit, batch_size, path)
+            return
+        with fast_modules(model):
+            for block in _blocks(rows):
+                _Block(model, block, visit, batch_size).run()
 
 
 def _check(model: TransformerBridge, rows: Sequence[ForcedRow]) -> None:
@@ -361,13 +362,20 @@ def _score_plainly(
     model: TransformerBridge,
     rows: Sequence[ForcedRow],
     visit: Visit,
-    batch_size: int | None = None,
+    batch_size: int | None,
+    path: FastPath,
 ) -> None:
-    """The bridge's own path: padded batches whose logits stay within bounds, hooks and all."""
-    ordered = sorted(rows, key=lambda row: -len(row.tokens))
+    """The bridge's own path: batches whose logits stay within bounds, hooks and all."""
     budget = max(1, _MOST_LOGITS // model.cfg.d_vocab)
     size = batch_size or _PLAIN_ROWS
-    for batch in _packs(ordered, lambda row: len(row.continuation), budget, size):
+    batches = [
+        batch
+        for indices in path.batches([len(row.tokens) for row in rows], len(rows))
+        for batch in _packs(
+            [rows[i] for i in indices], lambda row: len(row.continuation), budget, size
+        )
+    ]
+    for batch in batches:
         tokens, mask = left_padded([row.tokens for row in batch], device=device_of(model))
         n_prompt = torch.tensor([len(row.prompt) for row in batch], device=tokens.device)
         roles = TokenRoles.of_mask(mask, tokens.shape[1], n_prompt)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.memory import attention_masks
-from steerlens.engine.modules import device_of, on_blocks, only_blocks
+from steerlens.engine.modules import device_of, no_words, on_blocks, only_blocks
 from steerlens.engine.reading import Reading
 from steerlens.steering import RowSteering, Steering, TokenRoles
 
@@ -149,11 +149,11 @@ def advance(
         masks = attention_masks(model.original_model.config, positions, keys, real, resid.dtype)
         with (
             on_blocks(model, {*touched, n_layers - 1}, after),
-            only_blocks(model, first + 1, n_layers),
+            only_blocks(model, first + 1, n_layers, resid),
         ):
             _run_body(
                 model,
-                inputs_embeds=resid,
+                input_ids=no_words(resid, len(stretches)),
                 position_ids=positions,
                 attention_mask=masks,
                 past_key_values=cache,

@@ -35,10 +35,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.control_tokens import literal_ids
 from steerlens.engine.batches import length_batches, right_padded
-from steerlens.engine.modules import device_of, fast_modules, fast_path, on_blocks, unembed
+from steerlens.engine.modules import (
+    device_of,
+    fast_modules,
+    fused_attention,
+    has_plain_stack,
+    on_blocks,
+    unembed,
+)
+from steerlens.engine.outside import outside_change
+from steerlens.engine.paths import alone_with
 from steerlens.errors import ModelError, SteerlensError, UnknownNameError
+from steerlens.identity import digest_of_rows
 from steerlens.models import ModelInfo, load_model, model_info
+from steerlens.remembered import naming_key
 from steerlens.runs import piece_name
 
 __all__ = ["DEFAULT_JUDGE", "Judge", "JudgePiece", "load_judge"]
@@ -99,10 +111,13 @@ class Judge:
         # Conditions often give the same text; it is scored once.
         texts = [text for text in dict.fromkeys(responses) if text.strip()]
         rows = [[start, *ids[:limit]] for ids in self._tokenize(texts)]
-        by_chunks = bool(rows) and _has_chunks(self.model)
         found: dict[str, float] = {}
         disable = None if progress is None else not progress
-        with tqdm(total=len(rows), desc="judging", unit="response", disable=disable) as bar:
+        with (
+            alone_with(self.model),
+            tqdm(total=len(rows), desc="judging", unit="response", disable=disable) as bar,
+        ):
+            by_chunks = bool(rows) and _has_chunks(self.model)
             for batch in length_batches([len(row) for row in rows], batch_size):
                 # Characters that a tokenizer drops may leave nothing to score.
                 some = [i for i in batch if len(rows[i]) > 1]
@@ -114,13 +129,23 @@ class Judge:
 
     def piece(self, responses: Sequence[str], max_tokens: int) -> "JudgePiece":
         """Reading these responses as a unit of work, named by what it is."""
-        content = {
-            "judge": self.info.weights_hash,
-            "dtype": self.info.precision,
-            "tokens": max_tokens,
-            "texts": list(responses),
-        }
-        return JudgePiece(piece_name(content), tuple(responses), max_tokens)
+        return self.pieces([responses], max_tokens)[0]
+
+    def pieces(self, parts: Sequence[Sequence[str]], max_tokens: int) -> "list[JudgePiece]":
+        """As `piece`, for several lists of responses; the judge's weights are read once."""
+        if not parts:
+            return []
+        key, start = naming_key(self.model), self._start_token()
+        pieces = []
+        for responses in parts:
+            content = {
+                **key,
+                "read": digest_of_rows([[start, *ids] for ids in self._tokenize(responses)]),
+                "tokens": max_tokens,
+                "texts": list(responses),
+            }
+            pieces.append(JudgePiece(piece_name(content), tuple(responses), max_tokens))
+        return pieces
 
     def _start_token(self) -> int:
         tokenizer: Any = self.model.tokenizer
@@ -139,8 +164,7 @@ class Judge:
         # Half a character (an unpaired surrogate, read from a file) cannot be tokenised.
         proper = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         # A response that spells out "<eos>" wrote five characters, not the end of a text.
-        encoded = tokenizer(proper, add_special_tokens=False, split_special_tokens=True)
-        return [list(ids) for ids in encoded["input_ids"]]
+        return literal_ids(tokenizer, proper, [f"response {i}" for i in range(len(proper))])
 
 
 @dataclass(frozen=True)
@@ -206,7 +230,7 @@ def _has_chunks(model: TransformerBridge) -> bool:
     The engine's own check (`steerlens.engine.paths`) compares with the bridge's eager attention,
     from which Gemma in bfloat16 differs by rounding; here both sides are the same fused model.
     """
-    if not fast_path(model).is_fast:
+    if outside_change(model) or not has_plain_stack(model) or not fused_attention(model):
         return False
     row = list(range(5, 15))
     with torch.inference_mode():

@@ -1,0 +1,99 @@
+"""What others have put on a model: hooks, replaced forwards, parametrisations, tensor subclasses.
+
+The fast path takes the bridge's components out and lets rows meet in an order of its own. A hook
+that someone registered, with TransformerLens or with PyTorch, on any module, would not fire there,
+or would meet other tokens than its author expects. `outside_change` finds the first such change;
+the call then takes the bridge's own path, where whole rows pass, without padding, as they would in
+a loop over prompts.
+
+What the libraries themselves put on a model is not a change: the hooks by which TransformerLens
+finds the input of a norm and `accelerate` spreads layers over devices, and the tensor classes of
+quantised weights.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from transformer_lens.model_bridge import TransformerBridge
+
+__all__ = ["outside_change"]
+
+_HOOKS = (
+    ("_forward_pre_hooks", "hook"),
+    ("_forward_hooks", "hook"),
+    ("_backward_pre_hooks", "backward hook"),
+    ("_backward_hooks", "backward hook"),
+)
+_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.")
+# torch's hooks on every module of the process.
+_GLOBAL_HOOKS = (
+    "_global_forward_pre_hooks",
+    "_global_forward_hooks",
+    "_global_backward_pre_hooks",
+    "_global_backward_hooks",
+)
+
+
+def outside_change(model: TransformerBridge) -> str | None:
+    """The first change to a model that only the bridge's own path respects, in a phrase.
+
+    Args:
+        model: A hooked model.
+
+    Returns:
+        Such as ``"the hook on blocks.3.hook_out"``; ``None`` when there is none.
+    """
+    for name, point in model.hook_dict.items():
+        if point.fwd_hooks or point.bwd_hooks:
+            return f"the hook on {point.name or name}"
+    if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
+        return "a hook on all modules of the process"
+    root = model.original_model
+    is_quantised = getattr(root.config, "quantization_config", None) is not None
+    seen: set[int] = set()
+    for holder in (root, model):
+        for name, module in holder.named_modules(memo=set()):
+            # The bridge's module tree and the model's share most of their modules.
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            kind = _change_of(module, is_quantised)
+            if kind is not None:
+                return f"the {kind} on {_plain_name(name)}"
+    return None
+
+
+def _change_of(module: nn.Module, is_quantised: bool) -> str | None:
+    own = module.__dict__
+    for attribute, kind in _HOOKS:
+        hooks = own.get(attribute)
+        if hooks and not all(map(_belongs_to_a_library, hooks.values())):
+            return kind
+    if "forward" in own and not hasattr(module, "_hf_hook"):
+        return "replaced forward"
+    if "parametrizations" in own["_modules"]:
+        return "parametrisation"
+    if not is_quantised:
+        for tensor in own["_parameters"].values():
+            if tensor is not None and type(tensor) not in (nn.Parameter, Tensor):
+                return f"{type(tensor).__name__} weight"
+    return None
+
+
+def _belongs_to_a_library(hook: Callable[..., Any]) -> bool:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    return str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
+
+
+def _plain_name(name: str) -> str:
+    """The name without the bridge's wrapping: what a reader would look for.
+
+    >>> _plain_name("model.layers.1._original_component.mlp")
+    'model.layers.1.mlp'
+    """
+    kept = [part for part in name.split(".") if part != "_original_component"]
+    return ".".join(kept) or "the whole model"
