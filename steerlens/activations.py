@@ -43,11 +43,9 @@ from steerlens.control_tokens import literal_ids
 from steerlens.engine.residuals import Span, residuals_at
 from steerlens.errors import ActivationError, FileFormatError, PairsError, unknown_name
 from steerlens.files import library_versions, read_tensors, write_tensors
-from steerlens.identity import attached_tokenizer, digest_of_rows
+from steerlens.identity import attached_tokenizer
 from steerlens.models import model_info, tokenize_prompts
 from steerlens.pairs import ContrastPair, ContrastSet
-from steerlens.remembered import naming_key
-from steerlens.runs.plain import piece_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -56,7 +54,6 @@ __all__ = [
     "POSITIONS",
     "Position",
     "ResidualCache",
-    "ResidualPiece",
     "cache_residuals",
     "check_layers",
 ]
@@ -107,7 +104,8 @@ class ResidualCache:
 
         Raises:
             ActivationError: Shapes differ or are not ``[pair layer d_model]``, fewer than two
-                pairs, or a value is NaN or infinite (the message names the pair and the layer).
+                pairs, a layer or group that is no whole number, or a value that is NaN, infinite
+                or beyond float32 (the message names the pair and the layer).
         """
         if instructed.ndim != 3 or instructed.shape != uninstructed.shape:
             raise ActivationError(
@@ -117,20 +115,20 @@ class ResidualCache:
         n_pairs, n_layers, _ = instructed.shape
         if n_pairs < 2:
             raise ActivationError(f"at least 2 pairs are needed to compare sides; got {n_pairs}")
-        layers = tuple(range(n_layers)) if layers is None else tuple(int(n) for n in layers)
-        groups = tuple(range(n_pairs)) if groups is None else tuple(int(n) for n in groups)
-        if len(layers) != n_layers or len(groups) != n_pairs:
+        numbers = range(n_layers) if layers is None else layers
+        named = layer_numbers(numbers, error=ActivationError)
+        numbers = range(n_pairs) if groups is None else groups
+        grouped = layer_numbers(numbers, "groups", ActivationError)
+        if len(named) != n_layers or len(grouped) != n_pairs:
             raise ActivationError(
                 f"expected {n_layers} layer numbers and {n_pairs} groups; "
-                f"got {len(layers)} and {len(groups)}"
+                f"got {len(named)} and {len(grouped)}"
             )
-        for side, values in (("instructed", instructed), ("uninstructed", uninstructed)):
-            _refuse_non_finite(values, side, layers)
         return cls(
-            instructed=instructed.detach().to("cpu", torch.float32),
-            uninstructed=uninstructed.detach().to("cpu", torch.float32),
-            layers=layers,
-            groups=groups,
+            instructed=_stored(instructed, "instructed", named),
+            uninstructed=_stored(uninstructed, "uninstructed", named),
+            layers=named,
+            groups=grouped,
             metadata=dict(metadata or {}),
         )
 
@@ -146,6 +144,7 @@ class ResidualCache:
 
     def layer_index(self, layer: int) -> int:
         """Place of a layer on the middle axis; `ActivationError` when it was not cached."""
+        layer = whole_number("layer", layer, error=ActivationError)
         if layer not in self.layers:
             raise ActivationError(f"layer {layer} is not in this cache; it holds {self.layers}")
         return self.layers.index(layer)
@@ -251,7 +250,7 @@ def cache_residuals(
     if not isinstance(position, str):
         position = whole_number("position", position, error=ActivationError)
     batch_size = whole_number("batch_size", batch_size, least=1, error=ActivationError)
-    rows, spans = _rows_and_spans(model, pairs, position, chat_format, control_tokens)
+    rows, spans = rows_and_spans(model, pairs, position, chat_format, control_tokens)
     distinct: dict[tuple[tuple[int, ...], Span], int] = {}
     places = [
         distinct.setdefault((tuple(r), s), len(distinct)) for r, s in zip(rows, spans, strict=True)
@@ -294,115 +293,6 @@ def cache_residuals(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class ResidualPiece:
-    """Contrast pairs run together: the unit of caching that is named, and computed anywhere.
-
-    Attributes:
-        name: Made of everything the residuals depend on; see `steerlens.runs.piece_name`.
-        pairs: The pairs.
-        position: As for `cache_residuals`.
-        layers: The layers kept, none of them negative.
-        batch_size: Prompts a forward pass.
-        chat_format: See `steerlens.models`.
-        tokens: Hash of the token ids that `name` stands for.
-    """
-
-    name: str
-    pairs: ContrastSet
-    position: Position
-    layers: tuple[int, ...]
-    batch_size: int
-    chat_format: str
-    tokens: str
-
-    @classmethod
-    def of(
-        cls,
-        model: TransformerBridge,
-        pairs: ContrastSet,
-        position: Position,
-        layers: tuple[int, ...],
-        batch_size: int,
-        chat_format: str = "auto",
-        **more: Any,
-    ) -> "ResidualPiece":
-        """The piece of these pairs on this model.
-
-        Args:
-            model: A hooked model.
-            pairs: As for `cache_residuals`.
-            position: As for `cache_residuals`.
-            layers: As `check_layers` gives them.
-            batch_size: Prompts a forward pass.
-            chat_format: See `steerlens.models`.
-            more: What else is done with the residuals, for the name.
-
-        Raises:
-            SteerlensError: As `cache_residuals`, of prompts and positions.
-        """
-        return cls.several(model, [pairs], position, layers, batch_size, chat_format, **more)[0]
-
-    @classmethod
-    def several(
-        cls,
-        model: TransformerBridge,
-        parts: Sequence[ContrastSet],
-        position: Position,
-        layers: tuple[int, ...],
-        batch_size: int,
-        chat_format: str = "auto",
-        **more: Any,
-    ) -> "list[ResidualPiece]":
-        """As `of`, for several sets of pairs; the model's weights are read once."""
-        key = naming_key(model)
-        pieces = []
-        for pairs in parts:
-            tokens = _tokens_read(model, pairs, position, chat_format)
-            content = {
-                **key,
-                "tokens": tokens,
-                "data": pairs.data_hash,
-                "position": position,
-                "layers": list(layers),
-                "chat_format": chat_format,
-                **more,
-            }
-            name = piece_name(content)
-            pieces.append(cls(name, pairs, position, layers, batch_size, chat_format, tokens))
-        return pieces
-
-    def compute(self, model: TransformerBridge) -> ResidualCache:
-        """Run the model over the pairs; every engine comes down to this call.
-
-        Raises:
-            ActivationError: "the prompts of this piece are now read as other tokens …".
-        """
-        if _tokens_read(model, self.pairs, self.position, self.chat_format) != self.tokens:
-            raise ActivationError(
-                "the prompts of this piece are now read as other tokens than when it was named; a "
-                "chat template that writes the date or the time does so: begin again, and all "
-                "pieces are computed with what it writes then"
-            )
-        return cache_residuals(
-            model,
-            self.pairs,
-            self.position,
-            self.layers,
-            self.batch_size,
-            self.chat_format,
-            progress=False,
-        )
-
-
-def _tokens_read(
-    model: TransformerBridge, pairs: ContrastSet, position: Position, chat_format: str
-) -> str:
-    """Hash of the token ids that are run for some pairs, and of where each row is read."""
-    rows, spans = _rows_and_spans(model, pairs, position, chat_format, "escape")
-    return digest_of_rows([*rows, *spans])
-
-
 def check_layers(model: TransformerBridge, layers: Iterable[int] | None) -> tuple[int, ...]:
     """Layer numbers checked against the model; all layers when none are given.
 
@@ -425,7 +315,7 @@ def check_layers(model: TransformerBridge, layers: Iterable[int] | None) -> tupl
     return tuple(sorted({layer % n_layers for layer in numbers}))
 
 
-def _rows_and_spans(
+def rows_and_spans(
     model: TransformerBridge,
     pairs: ContrastSet,
     position: Position,
@@ -485,14 +375,19 @@ def _check_context(model: TransformerBridge, rows: Sequence[Sequence[int]], n_pa
             )
 
 
-def _refuse_non_finite(
+def _stored(
     values: Float[Tensor, "pair layer d_model"], side: str, layers: Sequence[int]
-) -> None:
-    finite = torch.isfinite(values).all(dim=-1)
+) -> Float[Tensor, "pair layer d_model"]:
+    """One side as it is kept, in float32, where a finite float64 may be infinite."""
+    stored = values.detach().to("cpu", torch.float32)
+    finite = torch.isfinite(stored).all(dim=-1)
     if bool(finite.all()):
-        return
+        return stored
     pair, place = (~finite).nonzero()[0].tolist()
+    was_finite = bool(torch.isfinite(values[pair, place]).all())
     raise ActivationError(
-        f"{side} activations hold NaN or infinity, first at pair {pair}, layer {layers[place]}; "
-        "check the model's weights and dtype (float16 overflows in some models)"
+        f"{side} activations hold "
+        + ("numbers that do not fit float32" if was_finite else "NaN or infinity")
+        + f", first at pair {pair}, layer {layers[place]}; check the model's weights and dtype "
+        "(float16 overflows in some models)"
     )

@@ -1,8 +1,10 @@
 """Responses to many prompts, each under its own steering, remembered in a run folder.
 
 Long work asks for responses in lists. `Answerer.ask` cuts a list into **pieces** of fixed size,
-names each by what it is (prompts, steerings in words, length), and looks into the run before it
-generates: a resumed run finds what it has, and two questions that are alike are answered once.
+names each by what it is (the model's identity, the prompts and their token ids, steerings in words,
+length), and looks into the run before it generates: a resumed run finds what it has, and two
+questions that are alike are answered once. An edited weight, another chat template, or one that
+writes today's date makes other pieces, which are computed anew.
 A piece is decoded as one stream of rows with a fixed number of slots, so its texts do not depend
 on what was answered before it: in bfloat16 a different batch rounds differently.
 
@@ -21,12 +23,15 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import Position, ResidualCache, ResidualPiece, check_layers
+from steerlens.activations import Position, ResidualCache, check_layers
 from steerlens.costs.ledger import Ledger
 from steerlens.errors import SteerlensError
-from steerlens.generation import generate
-from steerlens.models import model_info
+from steerlens.generation import generate_from_tokens
+from steerlens.identity import attached_tokenizer, digest_of_rows
+from steerlens.models import end_token_ids, tokenize_prompts
 from steerlens.pairs import ContrastSet
+from steerlens.remembered import naming_key
+from steerlens.residual_pieces import ResidualPiece
 from steerlens.runs import Run, piece_name
 from steerlens.steering import Steering
 
@@ -37,6 +42,7 @@ __all__ = [
     "JUDGED_AT_ONCE",
     "Answer",
     "Answerer",
+    "Asked",
     "Elsewhere",
     "Piece",
     "Question",
@@ -44,6 +50,8 @@ __all__ = [
 ]
 
 Records = list[dict[str, Any]]
+# A prompt, or the token ids it is read as.
+Asked = str | tuple[int, ...]
 # Responses a judge reads as one piece.
 JUDGED_AT_ONCE = 256
 
@@ -87,12 +95,20 @@ class Piece:
         questions: Its rows.
         max_new_tokens: Longest response, in tokens.
         batch_size: Rows decoded together.
+        rows: Token ids of each prompt, by which it is named and of which it is computed; None: the
+            prompts are rendered where it is computed.
     """
 
     name: str
     questions: tuple[Question, ...]
     max_new_tokens: int
     batch_size: int
+    rows: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """What is answered, a row each: token ids, else the prompt."""
+        return self.rows or tuple(question.prompt for question in self.questions)
 
 
 @runtime_checkable
@@ -115,22 +131,32 @@ class Elsewhere(Protocol):
 
 def answer_rows(
     model: TransformerBridge,
-    prompts: Sequence[str],
+    asked: Sequence[Asked],
     steerings: Sequence[Steering | None],
     max_new_tokens: int,
     batch_size: int,
 ) -> Records:
     """The records of a piece; every engine comes down to this call."""
-    responses = generate(
-        model,
-        list(prompts),
-        steering=list(steerings),
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=False,
+    rows: list[Sequence[int]] = [
+        tokenize_prompts(model, [one])[0] if isinstance(one, str) else one for one in asked
+    ]
+    for steering in {id(one): one for one in steerings}.values():
+        if steering is not None:
+            steering.check_model(model)
+    finished, _ = generate_from_tokens(
+        model, rows, steerings, max_new_tokens, batch_size, progress=False
     )
-    rows = zip(responses.texts, map(len, responses.tokens), responses.finish_reasons, strict=True)
-    return [asdict(Answer(*row)) for row in rows]
+    decode = attached_tokenizer(model).decode
+    return [
+        asdict(
+            Answer(
+                text=decode(row.produced, skip_special_tokens=True),
+                n_tokens=len(row.produced),
+                finish_reason=row.reason or "length",
+            )
+        )
+        for row in finished
+    ]
 
 
 class SharedBar:
@@ -205,6 +231,7 @@ class Answerer:
         self.n_tokens = 0
         self._memory: dict[str, Records] = {}
         self._writing = threading.RLock()
+        self._naming = threading.Lock()
         self._unanswered = threading.local()
         self._under_way: dict[str, threading.Event] = {}
 
@@ -219,13 +246,10 @@ class Answerer:
             what: A word for the progress bar.
 
         Raises:
+            ModelError: A prompt that cannot be read; see `steerlens.models.tokenize_prompts`.
             SteerlensError: Pieces that workers could not answer; the others are kept.
         """
-        starts = range(0, len(questions), self.piece_rows)
-        pieces = [
-            self._piece(questions[start : start + self.piece_rows], max_new_tokens)
-            for start in starts
-        ]
+        pieces = self._pieces(questions, max_new_tokens)
         found = {piece.name: self._known(piece.name) for piece in pieces}
         missing = {piece.name: piece for piece in pieces if found[piece.name] is None}
         with self.ledger.part("answers"), self._bar.part(len(questions), what) as advance:
@@ -273,7 +297,8 @@ class Answerer:
         """
         texts = list(dict.fromkeys(responses))
         starts = range(0, len(texts), JUDGED_AT_ONCE)
-        pieces = [judge.piece(texts[i : i + JUDGED_AT_ONCE], max_tokens) for i in starts]
+        parts = [texts[i : i + JUDGED_AT_ONCE] for i in starts]
+        pieces = judge.pieces(parts, max_tokens)
         records = {piece.name: self._known(piece.name) for piece in pieces}
         missing = [piece for piece in pieces if records[piece.name] is None]
         with self._bar.part(sum(len(piece.texts) for piece in missing), "judging") as advance:
@@ -298,16 +323,29 @@ class Answerer:
         if error is not None:
             raise error
 
-    def _piece(self, questions: Sequence[Question], max_new_tokens: int) -> Piece:
-        info = model_info(self.model)
-        content = {
-            "weights": info.weights_hash,
-            "dtype": info.precision,
-            "batch_size": self.batch_size,
-            "max_new_tokens": max_new_tokens,
-            "rows": [[question.prompt, question.label] for question in questions],
-        }
-        return Piece(piece_name(content), tuple(questions), max_new_tokens, self.batch_size)
+    def _pieces(self, questions: Sequence[Question], max_new_tokens: int) -> list[Piece]:
+        """The questions in pieces, named by the model and by what it reads at this moment."""
+        if not questions:
+            return []
+        with self._naming:
+            key = naming_key(self.model)
+            prompts = [question.prompt for question in questions]
+            rows = [tuple(row) for row in tokenize_prompts(self.model, prompts)]
+            ends = sorted(end_token_ids(self.model))
+        pieces = []
+        for start in range(0, len(questions), self.piece_rows):
+            own = tuple(questions[start : start + self.piece_rows])
+            read = tuple(rows[start : start + self.piece_rows])
+            content = {
+                **key,
+                "ends": ends,
+                "batch_size": self.batch_size,
+                "max_new_tokens": max_new_tokens,
+                "rows": [[question.prompt, question.label] for question in own],
+                "tokens": digest_of_rows(read),
+            }
+            pieces.append(Piece(piece_name(content), own, max_new_tokens, self.batch_size, read))
+        return pieces
 
     def _each_once(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
         """Compute and keep pieces; those another thread is at are waited for, after one's own."""
@@ -352,7 +390,7 @@ class Answerer:
             return
         for piece in pieces:
             with self.alone:
-                records = self._generate(piece.questions, piece.max_new_tokens)
+                records = self._generate(piece)
             yield piece, records
 
     def _judged(
@@ -386,11 +424,11 @@ class Answerer:
                 return self.run.finish(name, records)
             return self._memory.setdefault(name, records)
 
-    def _generate(self, questions: Sequence[Question], max_new_tokens: int) -> Records:
+    def _generate(self, piece: Piece) -> Records:
         return answer_rows(
             self.model,
-            [question.prompt for question in questions],
-            [question.steering for question in questions],
-            max_new_tokens,
+            piece.asked,
+            [question.steering for question in piece.questions],
+            piece.max_new_tokens,
             self.batch_size,
         )

@@ -5,15 +5,16 @@ A folder holds
 - ``shard-00000.safetensors``, …: the residuals of so many pairs each, two tensors ``instructed`` and
   ``uninstructed`` of shape ``[layer pair d_model]``. Layers come first, so that the runs of one
   layer stand together in the file and are read (memory-mapped) without the others;
-- ``index.json``, written last: layers, base query of each pair, shards and provenance.
+- ``index.json``, written last, and taken away before a shard is written again: layers, base query
+  of each pair, shards with a hash of each, and provenance.
 
 `shard_residuals` fills the folder from a model, `write_shards` from activations computed elsewhere;
 `ShardedResiduals.open` reads it, and `steerlens.attribution.rank_layers` takes it in place of a
 `ResidualCache`. Ranking holds one layer of all pairs in float32, 8 · pairs · d_model bytes, and
 never all layers: 20,000 pairs of 30 layers × 576 are 2.8 GB, a layer of them 92 MB.
 
-A caching run that is killed goes on where it was: a shard that was made from the same pairs, by the
-same model, is kept. Without ``index.json`` the folder is not opened.
+A caching run that is killed goes on where it was: a shard that was made from the same token ids, by
+the same model (`steerlens.identity`), is kept. Without ``index.json`` the folder is not opened.
 
 A shard is a piece, named by what it is made of, so shards can be computed by workers (`workers`, as
 for `steerlens.search.search`). The numbers are those of this process computing with as many threads
@@ -44,7 +45,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import Position, ResidualCache, ResidualPiece, check_layers
+from steerlens.activations import Position, ResidualCache, check_layers
 from steerlens.costs.forecast import COSTS_FILE, Forecast
 from steerlens.costs.ledger import Ledger
 from steerlens.costs.work import shard_work
@@ -53,20 +54,22 @@ from steerlens.files import check_writable, write_text
 from steerlens.models import model_info
 from steerlens.pairs import ContrastSet
 from steerlens.placement import DTYPES
+from steerlens.residual_pieces import ResidualPiece
 from steerlens.runs.plain import json_document
 from steerlens.shard_files import (
+    INDEX,
     check_shard,
     read_layer,
     read_shard,
     shard_path,
     shard_record,
+    take_mark_away,
     write_shard,
 )
 from steerlens.workers import WorkerSettings, check_workers, elsewhere
 
 __all__ = ["ShardedResiduals", "shard_residuals", "write_shards"]
 
-INDEX = "index.json"
 SCHEMA = "steerlens-shards/1"
 Array = np.ndarray
 
@@ -83,6 +86,7 @@ class ShardedResiduals:
         dtype: How numbers stand on the disk.
         sizes: Pairs in each shard.
         metadata: Provenance, as of a `ResidualCache`.
+        contents: Hash of each shard's numbers; empty where an earlier version wrote the index.
     """
 
     folder: Path
@@ -92,6 +96,7 @@ class ShardedResiduals:
     dtype: str
     sizes: tuple[int, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    contents: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, folder: str | Path) -> "ShardedResiduals":
@@ -99,7 +104,8 @@ class ShardedResiduals:
 
         Raises:
             FileFormatError: No index (caching was interrupted; the same call goes on with it), or a
-                shard that is missing, truncated or of another shape than the index says.
+                shard that is missing, truncated, of another shape than the index says, or written
+                again since the index was.
         """
         path = Path(folder) / INDEX
         try:
@@ -122,14 +128,19 @@ class ShardedResiduals:
                 dtype=record["dtype"],
                 sizes=tuple(record["sizes"]),
                 metadata=record["metadata"],
+                contents=tuple(record.get("contents", ())),
             )
         except (KeyError, TypeError) as error:
             raise FileFormatError(f"{path} lacks a part of its index: {error}") from error
         if sum(opened.sizes) != opened.n_pairs:
             raise FileFormatError(f"{path} counts {sum(opened.sizes)} and {opened.n_pairs} pairs")
         for number, size in enumerate(opened.sizes):
-            check_shard(shard_path(folder, number), (len(opened.layers), size, opened.d_model))
+            shape = (len(opened.layers), size, opened.d_model)
+            check_shard(shard_path(folder, number), shape, opened._content(number))
         return opened
+
+    def _content(self, number: int) -> str | None:
+        return self.contents[number] if self.contents else None
 
     @property
     def n_pairs(self) -> int:
@@ -149,7 +160,8 @@ class ShardedResiduals:
         runs = np.empty((2, self.n_pairs, self.d_model), dtype=np.float32)
         start = 0
         for number, size in enumerate(self.sizes):
-            for side, values in enumerate(read_layer(shard_path(self.folder, number), place)):
+            path = shard_path(self.folder, number)
+            for side, values in enumerate(read_layer(path, place, self._content(number))):
                 runs[side, start : start + size] = values.float().numpy()
             start += size
         return runs
@@ -165,8 +177,8 @@ class ShardedResiduals:
         """Each shard, all layers, as a cache in memory; one at a time."""
         start = 0
         for number, size in enumerate(self.sizes):
-            path = shard_path(self.folder, number)
-            sides = [values.transpose(0, 1) for values in read_shard(path)]
+            whole = read_shard(shard_path(self.folder, number), self._content(number))
+            sides = [values.transpose(0, 1) for values in whole]
             yield ResidualCache.from_tensors(
                 sides[0],
                 sides[1],
@@ -249,13 +261,16 @@ def shard_residuals(
             for piece, cache in _cached(model, missing, pool):
                 metadata = dict(cache.metadata)
                 ledger.count("cache", rows=metadata["n_prompts_run"])
+                take_mark_away(folder)
                 for number in numbers_of[piece.name]:
                     made = {"made_from": piece.name, "metadata": metadata}
                     write_shard(shard_path(folder, number), cache, dtype, made)
                     bar.update()
     numbers: dict[str, int] = {}
     groups = [numbers.setdefault(pair.base_query, len(numbers)) for pair in pairs]
-    metadata = {**metadata, "n_pairs": len(pairs), "data_hash": pairs.data_hash}
+    # Of all pairs, and not of those in the shard that was made last.
+    about = {"instruction": pairs.instruction_id, "split": pairs.split, "seed": pairs.seed}
+    metadata = {**metadata, **about, "n_pairs": len(pairs), "data_hash": pairs.data_hash}
     metadata.pop("n_prompts_run", None)  # of one shard only
     sizes = [stop - start for start, stop in bounds]
     shards = _write_index(folder, chosen, groups, model_info(model).d_model, dtype, sizes, metadata)
@@ -288,7 +303,7 @@ def write_shards(
     """
     _check_sizes(dtype)
     shape: tuple[int, int] | None = None
-    sizes = []
+    sizes: list[int] = []
     for number, block in enumerate(blocks):
         cache = ResidualCache.from_tensors(*block, layers)
         own = (len(cache.layers), cache.d_model)
@@ -298,6 +313,8 @@ def write_shards(
                 f"of {shape[1]}"
             )
         shape, layers = own, cache.layers
+        if not sizes:
+            take_mark_away(folder)
         write_shard(shard_path(folder, number), cache, dtype, {})
         sizes.append(cache.n_pairs)
     if shape is None:
@@ -320,10 +337,10 @@ def _missing(
     pieces: dict[str, ResidualPiece] = {}
     numbers_of: dict[str, list[int]] = {}
     metadata: dict[str, Any] = {}
-    for number, part in enumerate(parts):
-        piece = ResidualPiece.of(
-            model, part, position, chosen, batch_size, chat_format, stored=dtype
-        )
+    named = ResidualPiece.several(
+        model, parts, position, chosen, batch_size, chat_format, stored=dtype
+    )
+    for number, piece in enumerate(named):
         path = shard_path(folder, number)
         record = shard_record(path) if path.exists() else {}
         if record.get("made_from") == piece.name:
@@ -376,6 +393,9 @@ def _write_index(
         "dtype": dtype,
         "sizes": list(sizes),
         "metadata": dict(metadata),
+        "contents": [
+            shard_record(shard_path(folder, i)).get("content", "") for i in range(len(sizes))
+        ],
     }
     write_text(Path(folder) / INDEX, json.dumps(record))
     return ShardedResiduals.open(folder)

@@ -10,11 +10,12 @@ import torch
 from planted_activations import planted
 
 import steerlens as sl
-from steerlens.activations import ResidualCache, ResidualPiece
+from steerlens.activations import ResidualCache
 from steerlens.attribution import many_pairs, separability
 from steerlens.attribution.resampling import query_draws
 from steerlens.cli import main
 from steerlens.errors import ActivationError, FileFormatError, SteerlensError
+from steerlens.residual_pieces import ResidualPiece
 from steerlens.shards import ShardedResiduals, shard_residuals, write_shards
 
 

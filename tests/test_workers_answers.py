@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from steerlens import answers
-from steerlens.activations import ResidualCache, ResidualPiece
+from steerlens.activations import ResidualCache
 from steerlens.answers import Answerer, Piece, Question, Records
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.judge import Judge, JudgePiece
 from steerlens.instructions import catalogue
 from steerlens.pairs import ContrastSet
 from steerlens.plans import FitRecipe, VectorBook
+from steerlens.residual_pieces import ResidualPiece
 from steerlens.runs import Run
 from steerlens.search import SearchSettings
 from steerlens.search import run as search_run

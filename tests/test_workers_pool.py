@@ -14,8 +14,7 @@ import torch
 from steerlens.answers import Piece, Question
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.judge import Judge
-from steerlens.models import model_info
-from steerlens.placement import Placement
+from steerlens.identity import model_identity
 from steerlens.runs import Run
 from steerlens.runs.remote import RemoteFolder
 from steerlens.steering import Intervention, Steering
@@ -101,13 +100,11 @@ class FakeRay:
 @pytest.fixture
 def made(tiny_model):
     """A function that starts a pool of two workers on a fake Ray."""
-    info = model_info(tiny_model)
 
     def make(fake: FakeRay, judge: Judge | None = None, judges: str | None = None) -> Pool:
-        fake.loads = {"weights_hash": info.weights_hash, "precision": info.precision}
-        fake.judges = {**fake.loads, "weights_hash": judges or info.weights_hash}
-        told = None if judge is None else judge.info
-        pool = Pool(fake, info, WorkerSettings(workers=2), Placement(), told)
+        fake.loads = model_identity(tiny_model).compared
+        fake.judges = fake.loads | ({} if judges is None else {"weights_hash": judges})
+        pool = Pool(fake, tiny_model, WorkerSettings(workers=2), judge)
         pool.start()
         return pool
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import ResidualPiece
+from steerlens.residual_pieces import ResidualPiece
 from steerlens.instructions import Instruction, catalogue
 from steerlens.pairs import contrast_pairs
 from steerlens.plans.fitting import ENDING_TOKENS, FitRecipe, most_pairs, n_ending

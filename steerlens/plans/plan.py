@@ -94,15 +94,19 @@ class Plan:
         return FitRecipe(**self.data["recipe"])
 
     def check_model(self, model: TransformerBridge) -> None:
-        """`SteerlensError` when the plan was searched on other weights."""
-        info = model_info(model)
+        """`SteerlensError` when the plan was searched on other weights, or configured otherwise."""
+        info = model_info(model, exact=True)
         made_for = self.data["model"]
-        if made_for["weights_hash"] != info.weights_hash:
-            raise SteerlensError(
-                f"this plan was searched on {made_for['reference']} "
-                f"({made_for['weights_hash'][:19]}…), not on {info.reference} "
-                f"({info.weights_hash[:19]}…); search again with this model"
-            )
+        for key in ("weights_hash", "configuration_hash"):
+            # Plans of earlier versions do not name the configuration.
+            was, is_now = made_for.get(key), getattr(info, key)
+            if was != is_now and (key == "weights_hash" or was is not None):
+                changed = ", whose weights were changed since loading," if info.edited else ""
+                raise SteerlensError(
+                    f"this plan was searched on {made_for['reference']} ({key} "
+                    f"{str(was)[:19]}…), not on {info.reference}{changed} ({is_now[:19]}…); search "
+                    "again with this model"
+                )
 
     def candidate(self, instruction: str, context: str = "uninstructed") -> Candidate:
         """The chosen candidate; the empty one is no steering.

@@ -224,6 +224,20 @@ class Run:
         self._manifest = replace(self._manifest, computed_by=entries)
         self._sent(_write_manifest(self.folder, self._manifest))
 
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Say in the manifest how something is that changes by itself, unless it says so already.
+
+        Args:
+            record: Plain JSON: what a resumption need not share with the run that it continues.
+        """
+        self._check_open()
+        known = self._manifest.noted[-1] if self._manifest.noted else {}
+        if {key: value for key, value in known.items() if key != "time"} == dict(record):
+            return
+        entries = (*self._manifest.noted, {"time": now(), **record})
+        self._manifest = replace(self._manifest, noted=entries)
+        self._sent(_write_manifest(self.folder, self._manifest))
+
     def conclude(self) -> None:
         """Mark the run as complete, after its final files have been written."""
         self._check_open()
@@ -358,7 +372,14 @@ def _start_or_continue(
             "pieces": len(pieces.names),
             "damaged_lines": pieces.damaged,
         }
-        resumed = replace(earlier, concluded=None, resumed=(*earlier.resumed, entry))
+        resumed = replace(
+            earlier,
+            concluded=None,
+            resumed=(*earlier.resumed, entry),
+            # From now on it names those that its first version had no name for.
+            settings=manifest.settings,
+            settings_hash=manifest.settings_hash,
+        )
         _write_manifest(folder, resumed)
     except BaseException:
         pieces.close()

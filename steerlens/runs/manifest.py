@@ -43,6 +43,8 @@ class Manifest:
             finished, and of ``damaged_lines`` dropped.
         computed_by: One entry an engine other than this process: its name and version, and what
             each worker said of its machine and its libraries.
+        noted: One entry each time something was found otherwise that changes by itself and stands
+            in no run's way, such as the date a chat template writes: ``time`` and what it was.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Manifest:
     concluded: str | None = None
     resumed: tuple[Mapping[str, Any], ...] = field(default=())
     computed_by: tuple[Mapping[str, Any], ...] = field(default=())
+    noted: tuple[Mapping[str, Any], ...] = field(default=())
 
     @classmethod
     def new(cls, kind: str, settings: Mapping[str, Any]) -> "Manifest":
@@ -92,6 +95,7 @@ class Manifest:
             "versions": dict(self.versions),
             "resumed": [dict(entry) for entry in self.resumed],
             "computed_by": [dict(entry) for entry in self.computed_by],
+            "noted": [dict(entry) for entry in self.noted],
         }
 
     def check_continues(
@@ -179,13 +183,13 @@ def _from_json(record: Mapping[str, Any], path: Path) -> Manifest:
         if key not in record or not isinstance(record[key], shape):
             raise FileFormatError(f"{path} is damaged: {key!r} is missing or of another type")
     fields = {key: record[key] for key in shapes}
-    # Runs of earlier versions do not say who computed them: this process did.
-    computed_by = record.get("computed_by", [])
-    if not isinstance(computed_by, list):
-        raise FileFormatError(f"{path} is damaged: 'computed_by' is of another type")
-    return Manifest(
-        **{**fields, "resumed": tuple(record["resumed"]), "computed_by": tuple(computed_by)}
-    )
+    # Runs of earlier versions do not say who computed them (this process did), and note nothing.
+    later = {key: record.get(key, []) for key in ("computed_by", "noted")}
+    for key, entries in later.items():
+        if not isinstance(entries, list):
+            raise FileFormatError(f"{path} is damaged: {key!r} is of another type")
+    lists = {key: tuple(entries) for key, entries in later.items()}
+    return Manifest(**{**fields, "resumed": tuple(record["resumed"]), **lists})
 
 
 def _completed(settings: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from steerlens.costs.forecast import Forecast
 from steerlens.costs.work import search_work
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.judge import Judge, load_judge
+from steerlens.identity import model_identity
 from steerlens.instructions import Instruction, catalogue
-from steerlens.models import model_info
 from steerlens.plans.fitting import VectorBook
 from steerlens.plans.plan import PLAN_FILE, PLAN_SCHEMA, Plan, vector_file
 from steerlens.progress import shown
+from steerlens.remembered import rendered_example
 from steerlens.runs import Run
 from steerlens.search.halving import Found, search_instruction
 from steerlens.search.settings import SearchSettings
@@ -65,19 +66,23 @@ def search(
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
     tasks = [catalogue[name] for name in dict.fromkeys(instructions)]
     judge: Judge | None = load_judge(settings.judge) if settings.judge else None
-    record = _identity(model)
+    identity = model_identity(model)
+    record = identity.settings
     described = {
         "model": record,
         "instructions": [task.id for task in tasks],
         "search": settings.to_json(),
     }
+    # What earlier versions did not name is taken as it is now; pieces are named by it all the same.
+    added = {**_ADDED, "model": identity.added_settings}
     with (
-        Run.open(folder, kind="search", settings=described, resume=resume, added=_ADDED) as run,
+        Run.open(folder, kind="search", settings=described, resume=resume, added=added) as run,
         elsewhere(model, workers, run, judge) as pool,
     ):
         answerer = Answerer(
             model, run, settings.batch_size, settings.piece_rows, shown(progress), pool
         )
+        run.note(rendered_example(model))
         costs = None
         if estimate:
             wanted = search_work(model, tasks, settings)
@@ -108,16 +113,6 @@ def search(
             costs.conclude(run, answerer.ledger)
         run.conclude()
     return Plan(data, vectors)
-
-
-def _identity(model: TransformerBridge) -> dict[str, str]:
-    """What a plan and its run say of the model."""
-    info = model_info(model)
-    return {
-        "reference": info.reference,
-        "weights_hash": info.weights_hash,
-        "dtype": info.precision,
-    }
 
 
 def _search_one(

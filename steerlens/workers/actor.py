@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import ResidualPiece
 from steerlens.answers import answer_rows
 from steerlens.evaluation.judge import Judge, JudgePiece, load_judge
-from steerlens.identity import model_placement
-from steerlens.models import load_model, model_info
+from steerlens.identity import model_identity, model_info, model_placement
+from steerlens.models import load_model
+from steerlens.residual_pieces import ResidualPiece
 from steerlens.workers.equality import own_versions
 from steerlens.workers.packing import Places, unpack, unpack_prompts
 
@@ -68,8 +68,7 @@ class ModelWorker:
         info = model_info(self._model)
         placement = model_placement(self._model)
         loaded = {
-            "weights_hash": info.weights_hash,
-            "precision": info.precision,
+            **model_identity(self._model).compared,
             "device": info.device,
             # As they stand in the run's manifest, where keys are text.
             "device_map": _textual(placement.device_map),
@@ -78,13 +77,12 @@ class ModelWorker:
         if judge is not None:
             name, more = judge
             self._judge = load_judge(name, **more)
-            info = self._judge.info
-            loaded["judge"] = {"weights_hash": info.weights_hash, "precision": info.precision}
+            loaded["judge"] = model_identity(self._judge.model).compared
         return loaded
 
     def answer(
         self,
-        prompts: Places,
+        asked: Places,
         packed: Any,
         references: Mapping[str, Any],
         max_new_tokens: int,
@@ -93,7 +91,7 @@ class ModelWorker:
         """The records of a piece.
 
         Args:
-            prompts: One a row, as places in bundles; see `steerlens.workers.packing`.
+            asked: Token ids, one a row, as places in bundles; see `steerlens.workers.packing`.
             packed: Steerings, one a row, without their directions.
             references: Where the object store has the bundles and the directions.
             max_new_tokens: Longest response, in tokens.
@@ -107,7 +105,7 @@ class ModelWorker:
             self._seen.update(zip(new, map(_kept, found), strict=True))
         return answer_rows(
             self.model,
-            unpack_prompts(prompts, self._seen),
+            unpack_prompts(asked, self._seen),
             unpack(packed, self._seen),
             max_new_tokens,
             batch_size,

@@ -8,11 +8,11 @@ says of each row where its prompt is. `Sent` does both for the pool, and remembe
 
 >>> import torch
 >>> from steerlens.steering import Intervention
->>> one = Steering((Intervention(3, torch.ones(2), 1.0, 2.0, "add", 1.0, "all"),))
+>>> one = Steering((Intervention(3, torch.eye(2)[0], 1.0, 2.0, "add", 1.0, "all"),))
 >>> kept = {}
 >>> rows = pack([one, None, one], kept.setdefault)
 >>> len(kept), unpack(rows, kept)[2].interventions[0].direction
-(1, tensor([1., 1.]))
+(1, tensor([1., 0.]))
 >>> known, bundles = {}, {}
 >>> first = pack_prompts(["a", "b", "a"], known, bundles.setdefault)
 >>> again = pack_prompts(["b", "c"], known, bundles.setdefault)
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from steerlens.answers import Piece
+from steerlens.answers import Asked, Piece
 from steerlens.steering import Intervention, Steering
 
 __all__ = ["Packed", "Places", "Sent", "pack", "pack_prompts", "unpack", "unpack_prompts"]
@@ -74,14 +74,14 @@ def unpack(packed: Packed, directions: Mapping[str, Any]) -> list[Steering | Non
 
 
 def pack_prompts(
-    prompts: Sequence[str],
-    known: dict[str, tuple[str, int]],
-    store: Callable[[str, tuple[str, ...]], Any],
+    prompts: Sequence[Asked],
+    known: dict[Asked, tuple[str, int]],
+    store: Callable[[str, tuple[Asked, ...]], Any],
 ) -> Places:
     """Prompts as places in bundles.
 
     Args:
-        prompts: One a row.
+        prompts: One a row, as text or as token ids.
         known: Where prompts sent before are; those sent now are added.
         store: Takes the bundle of those that are new, under its name.
     """
@@ -93,7 +93,7 @@ def pack_prompts(
     return [known[prompt] for prompt in prompts]
 
 
-def unpack_prompts(places: Places, bundles: Mapping[str, Any]) -> list[str]:
+def unpack_prompts(places: Places, bundles: Mapping[str, Any]) -> list[Asked]:
     """What `pack_prompts` was given."""
     return [bundles[name][place] for name, place in places]
 
@@ -111,7 +111,7 @@ class Sent:
     def __init__(self, put: Callable[[Any], Any]) -> None:
         self._put = put
         self._references: dict[str, Any] = {}
-        self._known: dict[str, tuple[str, int]] = {}
+        self._known: dict[Asked, tuple[str, int]] = {}
         self._lock = threading.Lock()
         self.n_directions = 0
 
@@ -130,12 +130,11 @@ class Sent:
                 self.n_directions += 1
             named[name] = self._references[name]
 
-        def bundle(name: str, prompts: tuple[str, ...]) -> None:
+        def bundle(name: str, prompts: tuple[Asked, ...]) -> None:
             self._references[name] = self._put(prompts)
 
         with self._lock:
             steerings = pack([question.steering for question in piece.questions], store)
-            prompts = [question.prompt for question in piece.questions]
-            places = pack_prompts(prompts, self._known, bundle)
+            places = pack_prompts(piece.asked, self._known, bundle)
             named |= {name: self._references[name] for name, _ in places}
         return places, steerings, named

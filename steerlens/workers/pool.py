@@ -32,12 +32,12 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import ResidualCache, ResidualPiece
+from steerlens.activations import ResidualCache
 from steerlens.answers import Piece, Records
 from steerlens.errors import SteerlensError, first_line
 from steerlens.evaluation.judge import Judge, JudgePiece
-from steerlens.identity import ModelInfo, model_info, model_placement
-from steerlens.placement import Placement
+from steerlens.identity import model_identity, model_info, model_placement
+from steerlens.residual_pieces import ResidualPiece
 from steerlens.workers.cluster import connected
 from steerlens.workers.loading import judge_arguments, load_arguments
 from steerlens.workers.packing import Sent
@@ -73,15 +73,21 @@ def worker_pool(
         SteerlensError: See `steerlens.workers.cluster.connected` and
             `steerlens.workers.starting.ready`; a model that was not made by `load_model`.
     """
-    infos = [model_info(model)] + ([judge.info] if judge is not None else [])
-    for info in infos:
+    for one in [model] + ([judge.model] if judge is not None else []):
+        info = model_info(one, exact=True)
         if info.kind == "given":
             raise SteerlensError(
                 f"workers cannot load {info.reference}, which was not made by load_model; load it "
                 "by name or folder, or use --engine local"
             )
+        if info.edited:
+            raise SteerlensError(
+                f"workers load {info.reference} as it was, and its weights have been changed here "
+                "since (by hand, or by compatibility mode); save the changed model in a folder and "
+                "load that, or use --engine local"
+            )
     with connected(settings) as ray:
-        pool = Pool(ray, infos[0], settings, model_placement(model), *infos[1:])
+        pool = Pool(ray, model, settings, judge)
         try:
             pool.start()
             yield pool
@@ -102,19 +108,19 @@ class Pool:
     def __init__(
         self,
         ray: Any,
-        info: ModelInfo,
+        model: TransformerBridge,
         settings: WorkerSettings,
-        placement: Placement,
-        judge: ModelInfo | None = None,
+        judge: Judge | None = None,
     ) -> None:
         from steerlens.workers.actor import ModelWorker
 
         self._ray = ray
-        self._info = info
+        info = model_info(model)
+        self._model = model_identity(model)
         self._settings = settings
-        self._judge = judge
-        reading = None if judge is None else judge_arguments(judge, settings)
-        self._load = (*load_arguments(info, placement, settings), reading)
+        self._judge = None if judge is None else model_identity(judge.model)
+        reading = None if judge is None else judge_arguments(judge.info, settings)
+        self._load = (*load_arguments(info, model_placement(model), settings), reading)
         # max_restarts stays 0: a new actor is made here, where its loading can be watched.
         self._class = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus)(ModelWorker)
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -175,7 +181,7 @@ class Pool:
                     layers=piece.layers,
                     groups=groups,
                     # A worker may have the model from another path.
-                    metadata={**metadata, "model": self._info.reference},
+                    metadata={**metadata, "model": self._model.reference},
                 ),
             )
 
@@ -344,7 +350,7 @@ class Pool:
 
     def _ready(self, actors: Sequence[Any]) -> list[dict[str, Any]]:
         timeout = self._settings.start_timeout
-        return ready(self._ray, actors, self._load, self._info, timeout, self._judge)
+        return ready(self._ray, actors, self._load, self._model, timeout, self._judge)
 
     def _sent(self, actor: Any, piece: AnyPiece) -> Any:
         if isinstance(piece, ResidualPiece):

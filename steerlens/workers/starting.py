@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steerlens.errors import SteerlensError
-from steerlens.identity import ModelInfo
+from steerlens.identity import Identity
 from steerlens.workers.equality import check_same, own_versions
 
 __all__ = ["ready"]
@@ -20,9 +20,9 @@ def ready(
     ray: Any,
     actors: Sequence[Any],
     load: tuple[Any, ...],
-    info: ModelInfo,
+    model: Identity,
     timeout: int | float,
-    judge: ModelInfo | None = None,
+    judge: Identity | None = None,
 ) -> list[dict[str, Any]]:
     """What each actor says of itself, once it has loaded the model and it is the driver's.
 
@@ -30,9 +30,9 @@ def ready(
         ray: The module, connected.
         actors: Handles of `steerlens.workers.actor.ModelWorker`.
         load: What `ModelWorker.load` is given; see `steerlens.workers.loading`.
-        info: Of the driver's model.
+        model: The driver's.
         timeout: Seconds until all must be ready.
-        judge: Of the driver's judge.
+        judge: The driver's.
 
     Raises:
         SteerlensError: "the worker on … has torch …, this process …", "a worker cannot be started",
@@ -43,7 +43,7 @@ def ready(
     try:
         introduced = _all(ray, [actor.introduce.remote() for actor in actors], deadline)
     except ray.exceptions.GetTimeoutError as error:
-        raise _late(info, timeout) from error
+        raise _late(model, timeout) from error
     except ray.exceptions.RayError as error:
         raise SteerlensError(
             f"a worker cannot be started: {_why(error)}; install the same libraries on every "
@@ -54,16 +54,16 @@ def ready(
     try:
         loaded = _all(ray, [actor.load.remote(*load) for actor in actors], deadline)
     except ray.exceptions.GetTimeoutError as error:
-        raise _late(info, timeout) from error
+        raise _late(model, timeout) from error
     except ray.exceptions.RayError as error:
-        wanted = info.reference + (f" and the judge {judge.reference}" if judge else "")
+        wanted = model.reference + (f" and the judge {judge.reference}" if judge else "")
         raise SteerlensError(
             f"a worker cannot load {wanted}: {_why(error)}; every machine of the cluster "
             "must reach the same models (a folder on shared storage, or an installed package)"
         ) from error
     members = [{**one, **other} for one, other in zip(introduced, loaded, strict=True)]
     for said in members:
-        _check_model(said["machine"], said, info)
+        _check_model(said["machine"], said, model)
         if judge is not None:
             _check_model(said["machine"], said["judge"], judge)
     return members
@@ -75,18 +75,18 @@ def _all(ray: Any, references: Sequence[Any], deadline: float) -> list[dict[str,
     return found
 
 
-def _check_model(machine: str, said: Mapping[str, Any], info: ModelInfo) -> None:
-    for what, mine in (("weights_hash", info.weights_hash), ("precision", info.precision)):
+def _check_model(machine: str, said: Mapping[str, Any], here: Identity) -> None:
+    for what, mine in here.compared.items():
         if said[what] != mine:
             raise SteerlensError(
-                f"the worker on {machine} holds another {info.reference} ({what} "
-                f"{said[what]}, here {mine}); give the same model to every machine"
+                f"the worker on {machine} holds another {here.reference} ({what} {said[what]}, "
+                f"here {mine}); give the same model to every machine"
             )
 
 
-def _late(info: ModelInfo, timeout: int | float) -> SteerlensError:
+def _late(model: Identity, timeout: int | float) -> SteerlensError:
     return SteerlensError(
-        f"a worker has not loaded {info.reference} within {timeout:g} s; is the cluster busy with "
+        f"a worker has not loaded {model.reference} within {timeout:g} s; is the cluster busy with "
         "other work?"
     )
 

@@ -1,0 +1,288 @@
+r"""What a model's tensors are at this moment: a fingerprint of all its weights and buffers.
+
+Results that are remembered are named by the model that made them. The hash of the file a model came
+from does not say what became of it since: an edit in place, another parameter, `load_state_dict`,
+TransformerLens's compatibility mode (which folds and centres weights). `fingerprint` reads every
+parameter and buffer, also buffers that no file holds (the frequencies of rotary positions).
+
+A tensor's bytes are read as 64-bit integers in rows of :math:`L = 4096`. Each of the :math:`L`
+columns is a polynomial in an odd multiplier, modulo :math:`2^{64}`,
+
+.. math:: c_j = \sum_{i=1}^{n} k^{\,n-i}\, w_{ij}
+
+and the SHA-256 of the columns, with names, dtypes and shapes, is the fingerprint. As :math:`k` is
+odd, a change of a single word always changes its column; where two words change places,
+:math:`k^{i}` tells them apart. Sums are exact, so the fingerprint is the same on every device and
+with any number of threads. SmolLM2 in float32 (538 MB) takes 0.12 s on one core, a third of what
+SHA-256 of the bytes would.
+
+Names are those in the Hugging Face model, whether or not the bridge's components stand in it at the
+moment. Tensors that only the bridge has (the parts of a joint query-key-value matrix) follow.
+
+**Caveat.** This finds changes, not forgeries. Of a weight quantised by bitsandbytes in 8 bits the
+scales are left out, which move to another place with the first forward pass. Frequencies that a
+model sets anew in each forward pass (dynamic and longrope positions) are read from the copy it
+keeps.
+
+>>> row = torch.arange(8192.0)
+>>> digest_of(row) == digest_of(row.clone()), digest_of(row) == digest_of(row.flip(0))
+(True, False)
+"""
+
+import functools
+import hashlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+__all__ = ["Stamp", "digest_of", "fingerprint", "is_rearranged", "named_tensors", "switches"]
+
+_LANES = 4096
+_WORD = 8
+# Rows read at once: 2 MB, which stay in the processor's cache between product and sum.
+_ROWS = 64
+# Knuth's multiplier (MMIX): odd, and its powers spread over all bits.
+_MULTIPLIER = 6364136223846793005
+_CHANGING = ("dynamic", "longrope")
+
+
+def fingerprint(model: TransformerBridge) -> str:
+    """The model's tensors as they are now, as 64 hexadecimal digits.
+
+    Not to be asked for while weights are rearranged (`is_rearranged`).
+    """
+    digest = hashlib.sha256()
+    # Tied weights are read once.
+    read: dict[int, bytes] = {}
+    with torch.no_grad():
+        for name, tensor in named_tensors(model):
+            if id(tensor) not in read:
+                read[id(tensor)] = digest_of(tensor)
+            digest.update(f"{name}\n".encode() + read[id(tensor)])
+    return digest.hexdigest()
+
+
+class Stamp:
+    """What shows cheaply whether tensors may have changed since it was taken.
+
+    Torch counts the operations that write to a tensor. Edits of ``parameter.data`` are not counted,
+    so a stamp that still fits need not mean that all tensors are the same.
+
+    Args:
+        model: A hooked model.
+    """
+
+    def __init__(self, model: TransformerBridge) -> None:
+        self._switches = switches(model)
+        # Not their ids, which a later tensor may get.
+        self._tensors = [(weakref.ref(one), _counted(one)) for one in _tensors(model)]
+
+    def fits(self, model: TransformerBridge) -> bool:
+        """Whether the model still has the same tensors, none of them written to."""
+        now = list(_tensors(model))
+        return (
+            self._switches == switches(model)
+            and len(now) == len(self._tensors)
+            and all(
+                ref() is tensor and counted == _counted(tensor)
+                for (ref, counted), tensor in zip(self._tensors, now, strict=True)
+            )
+        )
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        """A copied or unpickled model has tensors of its own, which no stamp fits."""
+        return _fits_nothing, ()
+
+
+def _fits_nothing() -> Stamp:
+    empty = Stamp.__new__(Stamp)
+    empty._switches, empty._tensors = {}, []
+    return empty
+
+
+def _tensors(model: TransformerBridge) -> Iterator[Tensor]:
+    return (tensor for _, tensor in _of_the_model(model.original_model))
+
+
+def _counted(tensor: Tensor) -> tuple[Any, ...]:
+    return (0 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.device)
+
+
+def switches(model: TransformerBridge) -> dict[str, bool]:
+    """What the bridge and the model can be switched to, and computes otherwise in."""
+    return {
+        "compatibility_mode": bool(getattr(model, "compatibility_mode", False)),
+        "weights_processed": bool(getattr(model, "_weights_processed", False)),
+        "training": bool(model.original_model.training),
+    }
+
+
+def is_rearranged(model: TransformerBridge) -> bool:
+    """Whether some weight is away for the moment: the engine packs weights while it decodes."""
+    return any(
+        isinstance(module, nn.Linear) and module.weight.numel() == 0 and "forward" in vars(module)
+        for module in _modules(model.original_model, {})
+    )
+
+
+def named_tensors(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer, each under every name it has."""
+    modules: dict[int, str] = {}
+    tensors: set[int] = set()
+    for name, tensor in _of_the_model(model.original_model, modules):
+        tensors.add(id(tensor))
+        yield name, tensor
+    for name, module in _beside(model, "bridge", modules):
+        for key, tensor in _held(module):
+            if id(tensor) not in tensors:
+                yield f"{name}.{key}", tensor
+
+
+def digest_of(tensor: Tensor) -> bytes:
+    """SHA-256 of a tensor's dtype, shape and columns; see the module's page."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    if is_traceable_wrapper_subclass(tensor):
+        # Quantised weights of torchao, for example: several plain tensors in one.
+        names, settings = tensor.__tensor_flatten__()
+        digest.update(f"{type(tensor).__name__} {settings}\n".encode())
+        for name in names:
+            digest.update(f"{name}\n".encode() + digest_of(getattr(tensor, name)))
+        return digest.digest()
+    if tensor.device.type == "meta":
+        return digest.digest()
+    for content in _columns(_bytes_of(tensor.detach())):
+        digest.update(content)
+    return digest.digest()
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    flat = tensor.as_subclass(Tensor).contiguous().reshape(-1)
+    if flat.is_conj() or flat.is_neg():
+        flat = flat.clone()
+    raw = flat.view(torch.uint8)
+    return raw if raw.storage_offset() % _WORD == 0 else raw.clone()
+
+
+def _columns(raw: Tensor) -> Iterator[bytes]:
+    """The columns' polynomials, and what is left over as it is."""
+    n_rows = len(raw) // (_WORD * _LANES)
+    whole = n_rows * _WORD * _LANES
+    if n_rows:
+        yield _polynomials(raw[:whole]).cpu().numpy().tobytes()
+    yield raw[whole:].cpu().numpy().tobytes()
+
+
+def _polynomials(raw: Tensor) -> Tensor:
+    words = raw.view(torch.int64).view(-1, _LANES)
+    try:
+        return _sums(words)
+    except (NotImplementedError, RuntimeError, TypeError):
+        if words.device.type == "cpu":
+            raise
+        return _sums(words.cpu())  # a device without products of 64-bit integers
+
+
+def _sums(words: Tensor) -> Tensor:
+    n_rows = _ROWS if words.device.type == "cpu" else _ROWS * _ROWS
+    powers = torch.tensor(_powers(n_rows + 1), device=words.device)
+    sums = words.new_zeros(_LANES)
+    for block in torch.split(words, n_rows):
+        n = len(block)
+        sums = sums * powers[n] + (block * powers[:n].flip(0)[:, None]).sum(0)
+    return sums
+
+
+@functools.cache
+def _powers(n: int) -> list[int]:
+    """The multiplier's powers 0, 1, … modulo 2^64, as signed numbers."""
+    values, power = [], 1
+    for _ in range(n):
+        values.append(power - (1 << 64) if power >> 63 else power)
+        power = power * _MULTIPLIER % (1 << 64)
+    return values
+
+
+def _of_the_model(
+    root: nn.Module, modules: dict[int, str] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of the Hugging Face model by name; `modules` is told which modules were met."""
+    for name, module in _named_modules(root, {} if modules is None else modules):
+        for key, tensor in _held(module):
+            yield f"{name}.{key}" if name else key, tensor
+
+
+def _modules(root: nn.Module, seen: dict[int, str]) -> Iterator[nn.Module]:
+    for _, module in _named_modules(root, seen):
+        yield module
+
+
+def _named_modules(
+    module: nn.Module, seen: dict[int, str], name: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    """The model's own modules, the bridge's components left out, each once for each name."""
+    seen[id(module)] = name
+    yield name, module
+    for key, child in module._modules.items():
+        while isinstance(child, GeneralizedComponent) and child.original_component is not None:
+            child = child.original_component
+        if child is not None and not isinstance(child, HookPoint):
+            yield from _named_modules(child, seen, f"{name}.{key}" if name else key)
+
+
+def _beside(module: nn.Module, name: str, seen: dict[int, str]) -> Iterator[tuple[str, nn.Module]]:
+    """The bridge's modules that are none of the model's."""
+    if id(module) in seen:
+        return
+    seen[id(module)] = name
+    yield name, module
+    for key, child in module._modules.items():
+        if child is not None and not isinstance(child, HookPoint):
+            yield from _beside(child, f"{name}.{key}", seen)
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A module's own parameters and buffers; those that are elsewhere, from there."""
+    changing = _changing(module)
+    for group in (module._parameters, module._buffers):
+        for key, tensor in group.items():
+            if tensor is None or key in changing:
+                continue
+            yield key, _fetched(module, key) if tensor.device.type == "meta" else tensor
+            state = getattr(tensor, "quant_state", None)
+            scales = getattr(state, "absmax", None)
+            if isinstance(scales, Tensor):
+                yield f"{key}.absmax", scales
+
+
+def _changing(module: nn.Module) -> set[str]:
+    """Buffers that forward passes write anew, and of which the module keeps the original."""
+    kind = getattr(module, "rope_type", None)
+    if kind is None:
+        return set()
+    kinds = (
+        {f"{layer}_": one for layer, one in kind.items()} if isinstance(kind, dict) else {"": kind}
+    )
+    return {
+        f"{prefix}inv_freq"
+        for prefix, one in kinds.items()
+        if any(word in str(one) for word in _CHANGING)
+        and hasattr(module, f"{prefix}original_inv_freq")
+    }
+
+
+def _fetched(module: nn.Module, key: str) -> Tensor:
+    """A weight that accelerate keeps on the CPU or the disk, and brings for a forward pass."""
+    elsewhere = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+    held: Tensor | None = None if elsewhere is None else elsewhere[key]
+    found = getattr(module, key) if held is None else held
+    assert isinstance(found, Tensor)
+    return found
