@@ -1,0 +1,407 @@
+"""Tiny random models of many families, and how each runs through the package beside plain hooks.
+
+A family is a Hugging Face config small enough that its model is built and loaded in a fraction of
+a second, yet with every kind of block that the family has (sliding and full attention, dense and
+mixture-of-experts, with and without rotary positions). What changes with length does so early: a
+window or chunk at 8 tokens, longrope's factors and Llama 4's temperature at 24. Weights are random
+and large (0.3) and no gain is one and no bias zero, so that every part of every block matters.
+
+Run as a script, it prints which path each family takes in each dtype, why, and how far residuals
+and logits are from plain Hugging Face's:
+
+    python tests/architectures.py [family …] [--dtypes float32 bfloat16 float16]
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tiny_models import byte_tokenizer, vocabulary
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+WINDOW = 8
+"""Tokens of a sliding window or an attention chunk."""
+SWITCH = 24
+"""Length from which on longrope takes its other factors, and Llama 4 other temperatures."""
+CONTEXT = 128
+IDS = {"vocab_size": len(vocabulary()), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+# Names of the usual config; four heads of width 8 on two key-value heads.
+USUAL: dict[str, Any] = {
+    **IDS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.3,
+}
+ALTERNATING = ["sliding_attention", "full_attention"] * 2
+CHUNKED = ["chunked_attention", "chunked_attention", "full_attention", "chunked_attention"]
+ALL_EXPERTS = {"num_experts_per_tok": 4}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 3.0, 5.0, 8.0],
+    "factor": CONTEXT / SWITCH,
+    "original_max_position_embeddings": SWITCH,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture at toy size.
+
+    Attributes:
+        config: Name of the config class in transformers.
+        options: Its arguments.
+        may_refuse: The model's arithmetic changes with the whole length (longrope), so a response
+            that crosses the switch may be refused.
+        recomputes: Hugging Face's `generate` reads everything again at that switch.
+        in_half: Options that differ in half precision: every token goes to all experts, since
+            rounding can send one elsewhere, which is no rounding any more.
+        is_plain: It takes the bridge's own path, for a reason of the architecture.
+    """
+
+    config: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    may_refuse: bool = False
+    recomputes: bool = False
+    in_half: Mapping[str, Any] = field(default_factory=dict)
+    is_plain: bool = False
+
+    def build(self, half: bool = False) -> nn.Module:
+        """The model with its random weights, in float32; always the same."""
+        torch.manual_seed(0)
+        options = {**self.options, **self.in_half} if half else self.options
+        config = getattr(transformers, self.config)(**options)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        return model
+
+
+def usual(
+    config: str,
+    *,
+    may_refuse: bool = False,
+    recomputes: bool = False,
+    in_half: Mapping[str, Any] | None = None,
+    is_plain: bool = False,
+    **options: Any,
+) -> Family:
+    """A family whose config has the usual names; an option of ``None`` leaves the name out."""
+    merged = {**USUAL, **options}
+    return Family(
+        config,
+        {name: value for name, value in merged.items() if value is not None},
+        may_refuse=may_refuse,
+        recomputes=recomputes,
+        in_half=in_half or {},
+        is_plain=is_plain,
+    )
+
+
+GPT2 = {**IDS, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": CONTEXT}
+FALCON = {
+    **IDS,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "initializer_range": 0.3,
+}
+LATENT = {  # DeepSeek's attention
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+
+FAMILIES: dict[str, Family] = {
+    "llama": usual("LlamaConfig"),
+    "llama-3 rope": usual(
+        "LlamaConfig",
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": SWITCH,
+        },
+    ),
+    "llama, linear rope": usual(
+        "LlamaConfig", rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+    ),
+    "llama, longrope": usual("LlamaConfig", rope_parameters=LONGROPE, may_refuse=True),
+    "mistral": usual("MistralConfig", sliding_window=WINDOW),
+    "ministral": usual(
+        "MinistralConfig", sliding_window=WINDOW, layer_types=ALTERNATING, head_dim=8
+    ),
+    "mixtral": usual(
+        "MixtralConfig",
+        sliding_window=WINDOW,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        in_half=ALL_EXPERTS,
+    ),
+    "qwen2": usual("Qwen2Config"),
+    "qwen2, sliding": usual(
+        "Qwen2Config", use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2
+    ),
+    "qwen2-moe": usual(
+        "Qwen2MoeConfig",
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        decoder_sparse_step=2,
+        in_half=ALL_EXPERTS,
+    ),
+    "qwen3": usual("Qwen3Config", head_dim=8),
+    "qwen3-moe": usual(
+        "Qwen3MoeConfig",
+        head_dim=8,
+        moe_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        mlp_only_layers=[1],
+        in_half=ALL_EXPERTS,
+    ),
+    "gemma": usual("GemmaConfig", head_dim=8),
+    "gemma-2": usual(
+        "Gemma2Config",
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=WINDOW,
+        layer_types=ALTERNATING,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma-3": usual(
+        "Gemma3TextConfig",
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=WINDOW,
+        layer_types=ALTERNATING,
+    ),
+    "phi": usual("PhiConfig", partial_rotary_factor=0.5),
+    "phi-3": usual("Phi3Config", sliding_window=WINDOW),
+    "phi-3, longrope": usual(
+        "Phi3Config",
+        rope_parameters=LONGROPE,
+        original_max_position_embeddings=SWITCH,
+        may_refuse=True,
+        recomputes=True,
+    ),
+    "olmo": usual("OlmoConfig", clip_qkv=8.0),
+    "olmo-2": usual("Olmo2Config"),
+    "olmo-3": usual("Olmo3Config", sliding_window=WINDOW, layer_types=ALTERNATING),
+    "olmoe": usual("OlmoeConfig", num_experts=4, num_experts_per_tok=2, in_half=ALL_EXPERTS),
+    "gpt-2": Family("GPT2Config", {**GPT2, "initializer_range": 0.3}),
+    "gpt-2, scaled by layer": Family(
+        "GPT2Config",
+        {**GPT2, "initializer_range": 0.3, "scale_attn_by_inverse_layer_idx": True},
+    ),
+    "gpt-neo": Family(
+        "GPTNeoConfig",
+        {
+            **IDS,
+            "hidden_size": 32,
+            "num_layers": 4,
+            "num_heads": 4,
+            "max_position_embeddings": CONTEXT,
+            "window_size": WINDOW,
+            "attention_types": [[["global", "local"], 2]],
+            "initializer_range": 0.3,
+        },
+    ),
+    "gpt-neox": usual("GPTNeoXConfig", num_key_value_heads=None, rotary_pct=0.5),
+    "gpt-neox, sequential": usual(
+        "GPTNeoXConfig", num_key_value_heads=None, use_parallel_residual=False
+    ),
+    "gpt-j": Family("GPTJConfig", {**GPT2, "rotary_dim": 4, "initializer_range": 0.3}),
+    "gpt-bigcode": Family("GPTBigCodeConfig", {**GPT2, "initializer_range": 0.3}),
+    "gpt-bigcode, many keys": Family(
+        "GPTBigCodeConfig", {**GPT2, "initializer_range": 0.3, "multi_query": False}
+    ),
+    "opt": Family(
+        "OPTConfig",
+        {
+            **IDS,
+            "hidden_size": 32,
+            "ffn_dim": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "max_position_embeddings": CONTEXT,
+            "word_embed_proj_dim": 32,
+            "init_std": 0.3,
+        },
+    ),
+    "opt, norm after": Family(
+        "OPTConfig",
+        {
+            **IDS,
+            "hidden_size": 32,
+            "ffn_dim": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "max_position_embeddings": CONTEXT,
+            "word_embed_proj_dim": 16,
+            "do_layer_norm_before": False,
+            "init_std": 0.3,
+        },
+    ),
+    "bloom": Family(
+        "BloomConfig",
+        {**IDS, "hidden_size": 32, "n_layer": 4, "n_head": 4, "initializer_range": 0.3},
+    ),
+    "falcon": Family("FalconConfig", FALCON),
+    "falcon, sequential": Family(
+        "FalconConfig", {**FALCON, "parallel_attn": False, "bias": True, "multi_query": False}
+    ),
+    "falcon, new": Family(
+        "FalconConfig", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
+    ),
+    "falcon, alibi": Family("FalconConfig", {**FALCON, "alibi": True}),
+    "stablelm": usual("StableLmConfig", partial_rotary_factor=0.5),
+    "stablelm, parallel": usual(
+        "StableLmConfig", use_parallel_residual=True, qk_layernorm=True, use_qkv_bias=True
+    ),
+    "cohere": usual("CohereConfig", logit_scale=0.5),
+    "cohere-2": usual(
+        "Cohere2Config", logit_scale=0.5, sliding_window=WINDOW, layer_types=ALTERNATING
+    ),
+    "granite": usual(
+        "GraniteConfig",
+        embedding_multiplier=2.0,
+        logits_scaling=2.0,
+        residual_multiplier=0.5,
+        attention_multiplier=0.2,
+    ),
+    "mpt": Family(
+        "MptConfig",
+        {
+            **IDS,
+            "d_model": 32,
+            "n_heads": 4,
+            "n_layers": 4,
+            "max_seq_len": CONTEXT,
+            "initializer_range": 0.3,
+        },
+    ),
+    "starcoder-2": usual("Starcoder2Config", sliding_window=WINDOW, use_bias=True),
+    "gpt-oss": usual(
+        "GptOssConfig",
+        head_dim=8,
+        intermediate_size=16,
+        sliding_window=WINDOW,
+        layer_types=ALTERNATING,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        in_half=ALL_EXPERTS,
+    ),
+    "llama-4": usual(
+        "Llama4TextConfig",
+        head_dim=8,
+        intermediate_size=16,
+        intermediate_size_mlp=32,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=2,
+        attention_chunk_size=WINDOW,
+        layer_types=CHUNKED,
+        no_rope_layers=[1, 1, 0, 1],
+        floor_scale=SWITCH,
+        attn_scale=0.5,
+        in_half=ALL_EXPERTS,
+    ),
+    "deepseek-2": usual(
+        "DeepseekV2Config",
+        **(LATENT | {"topk_method": "greedy", "n_group": 1, "topk_group": 1}),
+        in_half=ALL_EXPERTS,
+    ),
+    "deepseek-3": usual(
+        "DeepseekV3Config", **(LATENT | {"n_group": 2, "topk_group": 1}), in_half=ALL_EXPERTS
+    ),
+    "smollm-3": usual("SmolLM3Config", no_rope_layers=[1, 0, 1, 0]),
+    "smollm-3, sliding": usual(
+        "SmolLM3Config",
+        no_rope_layers=[1, 0, 1, 0],
+        use_sliding_window=True,
+        sliding_window=WINDOW,
+        layer_types=ALTERNATING,
+    ),
+    "glm": usual("GlmConfig", head_dim=8),
+    "glm-4": usual("Glm4Config", head_dim=8),
+    "exaone-4": usual("Exaone4Config", head_dim=8, sliding_window=WINDOW, layer_types=ALTERNATING),
+    "nemotron": usual("NemotronConfig"),
+    "seed-oss": usual("SeedOssConfig", head_dim=8),
+    "apertus": usual("ApertusConfig"),
+    "ernie-4.5": usual("Ernie4_5Config", head_dim=8),
+    "granite-moe": usual(
+        "GraniteMoeConfig", num_local_experts=4, num_experts_per_tok=2, in_half=ALL_EXPERTS
+    ),
+    "phi-moe": usual(
+        "PhimoeConfig",
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=WINDOW,
+        in_half=ALL_EXPERTS,
+    ),
+    "codegen": Family("CodeGenConfig", {**GPT2, "rotary_dim": 4, "initializer_range": 0.3}),
+    "xglm": Family(
+        "XGLMConfig",
+        {
+            **IDS,
+            "d_model": 32,
+            "ffn_dim": 48,
+            "num_layers": 4,
+            "attention_heads": 4,
+            "max_position_embeddings": CONTEXT,
+            "init_std": 0.3,
+        },
+    ),
+    "mamba": Family(
+        "MambaConfig",
+        {**IDS, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 3, "time_step_rank": 4},
+    ),
+    "qwen3-next": usual(
+        "Qwen3NextConfig",
+        head_dim=8,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        in_half=ALL_EXPERTS,
+    ),
+}
+
+
+def write_family(name: str, folder: Path, half: bool = False) -> Path:
+    """The family's model and the tokenizer of bytes as an ordinary model folder."""
+    FAMILIES[name].build(half).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder

@@ -1,0 +1,245 @@
+"""A tiny model through the package and through plain Hugging Face: how far apart the two are.
+
+Prompts are in the plain format, one token a byte. Some share a long beginning, some are shorter
+than any window or switch of `architectures`, some longer, and some cross one while they decode.
+Every row has another steering. In half precision greedy tokens part at near ties, so both sides
+are given the plain model's tokens and their logits compared with those of the same half-precision
+weights computed in float32: what is wrong there is rounding, and how much of it is right is told by
+the plain model's own.
+"""
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from architectures import FAMILIES, SWITCH, Family, write_family
+from hf_reference import Push, greedy, logits_along, residuals
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM
+
+from steerlens.activations import cache_residuals
+from steerlens.generation import generate, generate_from_tokens
+from steerlens.models import end_token_ids, load_model, tokenize_prompts
+from steerlens.pairs import ContrastSet
+from steerlens.steering import Intervention, Steering
+
+N_NEW = 6
+SHARING = (
+    "Tell me about it",
+    "Tell me about Rome",
+    "Tell me about Rome, the city on seven hills.",
+    "Tell me about the sea.",
+    "Tell me about the sea. Answer in one word only, please.",
+)
+MIXED = (
+    "a",
+    "bc",
+    "a cat",
+    "Why is the sky bl",
+    "Why is the sky blu",
+    "Is it raining today",
+    "List five words that end in the letter x.",
+)
+ENDING = " Be brief."
+
+
+def loaded(folder: Path, dtype: str) -> TransformerBridge:
+    """The folder through the package."""
+    return load_model(folder, dtype=dtype, device="cpu")
+
+
+def plain(folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The folder in plain Hugging Face, attention in its eager form."""
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+def exact(half: nn.Module) -> nn.Module:
+    """The same weights, rounded as they are, computed in float32; buffers stay as they are."""
+    model = copy.deepcopy(half)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
+    for buffer in model.buffers():
+        if buffer.dtype in (torch.bfloat16, torch.float16):
+            buffer.data = buffer.data.float()
+    model.config.dtype = torch.float32
+    return model
+
+
+def pushes_for(n_rows: int, n_layers: int, d_model: int) -> list[list[Push]]:
+    """A steering for each row: none, one operation or two, at every layer and in every scope."""
+    draw = torch.Generator().manual_seed(7)
+    kinds = ("add", "set_projection", "ablate")
+    scopes = ("all", "prompt", "response")
+    strengths = (1.0, -1.0, 0.5, 2.0)
+
+    def push(k: int, layer: int) -> Push:
+        u = torch.randn(d_model, generator=draw)
+        operation = kinds[k % 3]
+        return Push(
+            layer=layer,
+            direction=u / u.norm(),
+            gap=5.0,
+            target=4.0,
+            operation=operation,
+            strength=1.0 if operation == "ablate" else strengths[k % 4],
+            scope=scopes[(k // 2) % 3],
+        )
+
+    rows: list[list[Push]] = []
+    for k in range(n_rows):
+        pushes = [] if k % 6 == 5 else [push(k, k % n_layers)]
+        if k % 4 == 3:
+            pushes.append(push(k + 1, (k + 1) % n_layers))
+        rows.append(pushes)
+    return rows
+
+
+def as_steering(pushes: Sequence[Push]) -> Steering | None:
+    """The same in the package's words."""
+    if not pushes:
+        return None
+    return Steering(
+        tuple(
+            Intervention(
+                layer=push.layer,
+                direction=push.direction,
+                gap=push.gap,
+                target=push.target,
+                operation=push.operation,
+                strength=push.strength,
+                scope=push.scope,
+            )
+            for push in pushes
+        )
+    )
+
+
+def crosses(n_prompt: int) -> bool:
+    """Whether a response passes the length at which longrope's factors change."""
+    return n_prompt <= SWITCH < n_prompt + N_NEW - 1
+
+
+def relative(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Distance of vectors in units of the right one's norm."""
+    return (ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+
+
+class Sides:
+    """One family's model on both sides, loaded once.
+
+    Args:
+        name: The family.
+        dtype: "float32", "bfloat16" or "float16".
+    """
+
+    def __init__(self, name: str, dtype: str) -> None:
+        self.family: Family = FAMILIES[name]
+        self.dtype = dtype
+        with tempfile.TemporaryDirectory() as folder:
+            write_family(name, Path(folder), half=dtype != "float32")
+            self.model = loaded(Path(folder), dtype)
+            self.plain = plain(Path(folder), getattr(torch, dtype))
+        self.exact = self.plain if dtype == "float32" else exact(self.plain)
+        self.ends = end_token_ids(self.model)
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Their token ids."""
+        return tokenize_prompts(self.model, texts, chat_format="plain")
+
+    def answerable(self, texts: Sequence[str]) -> tuple[list[str], list[list[Push]]]:
+        """The texts whose responses must be right, and their steerings."""
+        pushes = pushes_for(len(texts), self.model.cfg.n_layers, self.model.cfg.d_model)
+        kept = [
+            i
+            for i, tokens in enumerate(self.prompts(texts))
+            if not (self.family.may_refuse and crosses(len(tokens)))
+        ]
+        return [texts[i] for i in kept], [pushes[i] for i in kept]
+
+    def residual_errors(self) -> tuple[Tensor, Tensor]:
+        """Errors of the package's residuals and of the plain model's, ``[prompt layer]``."""
+        texts = [*SHARING, *MIXED]
+        longer = [text + ENDING for text in texts]
+        pairs = ContrastSet.from_prompts(longer, texts)
+        cache = cache_residuals(self.model, pairs, chat_format="plain", batch_size=5)
+        ours = torch.cat([cache.instructed, cache.uninstructed])
+        prompts = self.prompts([*longer, *texts])
+        true = torch.stack([residuals(self.exact, tokens) for tokens in prompts])
+        theirs = torch.stack([residuals(self.plain, tokens) for tokens in prompts])
+        return relative(ours, true), relative(theirs, true)
+
+    def generated(
+        self, texts: Sequence[str], pushes: Sequence[Sequence[Push]]
+    ) -> tuple[list[list[int]], Any]:
+        """The package's greedy tokens of a ragged batch, and its settings."""
+        out = generate(
+            self.model,
+            list(texts),
+            steering=[as_steering(row) for row in pushes],
+            max_new_tokens=N_NEW,
+            chat_format="plain",
+            batch_size=4,
+        )
+        return [list(row) for row in out.tokens], out.settings
+
+    def expected(self, texts: Sequence[str], pushes: Sequence[Sequence[Push]]) -> list[list[int]]:
+        """The plain model's greedy tokens, one prompt at a time."""
+        return [
+            greedy(self.plain, tokens, row, N_NEW, self.ends, again=self.family.recomputes)
+            for tokens, row in zip(self.prompts(texts), pushes, strict=True)
+        ]
+
+    def forced_logits(
+        self,
+        texts: Sequence[str],
+        pushes: Sequence[Sequence[Push]],
+        responses: Sequence[Sequence[int]],
+    ) -> tuple[list[Tensor], Any]:
+        """The package's logits before each token of given responses, and how it ran.
+
+        Returns:
+            For each row ``[step vocab]``, float32; the settings.
+        """
+        kept: list[list[Tensor]] = [[] for _ in texts]
+
+        def choose(logits: Tensor, indices: Sequence[int]) -> Tensor:
+            steps = [len(kept[i]) for i in indices]
+            for i, row in zip(indices, logits, strict=True):
+                kept[i].append(row.float().cpu().clone())
+            return torch.tensor([responses[i][k] for i, k in zip(indices, steps, strict=True)])
+
+        steerings = [as_steering(row) for row in pushes]
+        n_new = len(responses[0])
+        _, how = generate_from_tokens(
+            self.model, self.prompts(texts), steerings, n_new, 4, choose=choose
+        )
+        return [torch.stack(rows) for rows in kept], how
+
+    def logit_errors(self) -> tuple[Tensor, Tensor, Any]:
+        """Errors of the package's logits and of the plain model's on the same text.
+
+        Returns:
+            Root mean square over steps for each row, twice; the settings.
+        """
+        draw = torch.Generator().manual_seed(3)
+        ours: list[Tensor] = []
+        theirs: list[Tensor] = []
+        for texts in (SHARING, MIXED):
+            some, pushes = self.answerable(texts)
+            responses = torch.randint(3, 250, (len(some), N_NEW), generator=draw).tolist()
+            logits, how = self.forced_logits(some, pushes, responses)
+            for row, prompt, response, push in zip(
+                logits, self.prompts(some), responses, pushes, strict=True
+            ):
+                true = logits_along(self.exact, prompt, response, push)[:-1]
+                theirs_here = logits_along(self.plain, prompt, response, push)[:-1]
+                ours.append(relative(row, true).square().mean().sqrt())
+                theirs.append(relative(theirs_here, true).square().mean().sqrt())
+        return torch.stack(ours), torch.stack(theirs), how

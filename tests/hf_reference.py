@@ -1,0 +1,149 @@
+"""The independent computation: plain Hugging Face models with plain torch hooks.
+
+One prompt at a time, no padding, attention in its eager form, nothing shared, nothing of
+`steerlens` imported. A steering is a list of `Push`: the operations as the design states them,
+
+    add             x + strength · gap · u
+    set_projection  x + strength · (target − x·u) u
+    ablate          x − strength · (x·u) u
+
+on the outputs of blocks, at the tokens its scope names.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Push", "blocks_of", "greedy", "logits_along", "residuals"]
+
+
+@dataclass(frozen=True)
+class Push:
+    """One operation on the output of one block."""
+
+    layer: int
+    direction: Tensor
+    gap: float
+    target: float
+    operation: str
+    strength: float
+    scope: str
+
+    def of(self, vectors: Tensor) -> Tensor:
+        """The vectors ``[token d_model]`` after it; the amount is a float32 number."""
+        u = self.direction.float()
+        along = vectors.float() @ u
+        amount = {
+            "add": torch.full_like(along, self.strength * self.gap),
+            "set_projection": self.strength * (self.target - along),
+            "ablate": -self.strength * along,
+        }[self.operation]
+        return vectors + (amount[:, None] * u).to(vectors.dtype)
+
+
+def blocks_of(hf_model: nn.Module) -> nn.ModuleList:
+    """The model's list of blocks: the first list that has as many modules as the config layers."""
+    config: Any = hf_model.config
+    lists = (one for one in hf_model.modules() if isinstance(one, nn.ModuleList))
+    return next(one for one in lists if len(one) == config.num_hidden_layers)
+
+
+def first_of(output: Any) -> Tensor:
+    """Hidden states of a module that may put out a tuple."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def instead(output: Any, hidden: Tensor) -> Any:
+    """The output with other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+@contextmanager
+def pushed(
+    hf_model: nn.Module, pushes: Sequence[Push], roles: Callable[[], list[str]]
+) -> Iterator[None]:
+    """Hooks that push; `roles` says of each token of the pass "prompt" or "response"."""
+
+    def hook_for(push: Push) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            hidden = first_of(output).clone()
+            touched = torch.tensor([push.scope in ("all", role) for role in roles()])
+            hidden[0, touched] = push.of(hidden[0, touched])
+            return instead(output, hidden)
+
+        return hook
+
+    with ExitStack() as stack:
+        for push in pushes:
+            handle = blocks_of(hf_model)[push.layer].register_forward_hook(hook_for(push))
+            stack.callback(handle.remove)
+        yield
+
+
+@torch.inference_mode()
+def greedy(
+    hf_model: nn.Module,
+    tokens: Sequence[int],
+    pushes: Sequence[Push] = (),
+    max_new_tokens: int = 8,
+    ends: frozenset[int] = frozenset(),
+    again: bool = False,
+) -> list[int]:
+    """Greedy tokens after a prompt; the token that ends a response is not part of it.
+
+    Args:
+        hf_model: A plain causal language model.
+        tokens: The prompt.
+        pushes: Its steering, in order.
+        max_new_tokens: Longest response.
+        ends: Tokens that end it.
+        again: Read everything again at each step instead of keeping keys and values.
+    """
+    produced: list[int] = []
+    now = list(tokens)
+    roles = ["prompt"] * len(tokens)
+    cache: Any = None
+    with pushed(hf_model, pushes, lambda: roles):
+        while len(produced) < max_new_tokens:
+            out = hf_model(torch.tensor([now]), past_key_values=cache, use_cache=not again)
+            following = int(out.logits[0, -1].argmax())
+            if following in ends:
+                break
+            produced.append(following)
+            if again:
+                now, roles = [*now, following], [*roles, "response"]
+            else:
+                cache, now, roles = out.past_key_values, [following], ["response"]
+    return produced
+
+
+@torch.inference_mode()
+def logits_along(
+    hf_model: nn.Module, tokens: Sequence[int], response: Sequence[int], pushes: Sequence[Push] = ()
+) -> Tensor:
+    """Logits ``[token + 1, vocab]`` before each token of a given response and after it, float32."""
+    roles = ["prompt"] * len(tokens) + ["response"] * len(response)
+    with pushed(hf_model, pushes, lambda: roles):
+        out = hf_model(torch.tensor([[*tokens, *response]]), use_cache=False)
+    logits: Tensor = out.logits[0, len(tokens) - 1 :].float()
+    return logits
+
+
+@torch.inference_mode()
+def residuals(hf_model: nn.Module, tokens: Sequence[int]) -> Tensor:
+    """What every block puts out at the last token, ``[layer d_model]``, in float32."""
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        kept.append(first_of(output)[0, -1].float())
+
+    with ExitStack() as stack:
+        for block in blocks_of(hf_model):
+            stack.callback(block.register_forward_hook(keep).remove)
+        hf_model(torch.tensor([list(tokens)]), use_cache=False)
+    return torch.stack(kept)
