@@ -29,7 +29,7 @@ ResidualCache(4 pairs, 2 layers 0–1, d_model 3)
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
@@ -142,12 +142,12 @@ class ResidualCache:
         """Width of the residual stream."""
         return self.instructed.shape[2]
 
-    def layer_index(self, layer: int) -> int:
+    def layer_index(self, layer: SupportsIndex | float) -> int:
         """Place of a layer on the middle axis; `ActivationError` when it was not cached."""
-        layer = whole_number("layer", layer, error=ActivationError)
-        if layer not in self.layers:
-            raise ActivationError(f"layer {layer} is not in this cache; it holds {self.layers}")
-        return self.layers.index(layer)
+        number = whole_number("layer", layer, error=ActivationError)
+        if number not in self.layers:
+            raise ActivationError(f"layer {number} is not in this cache; it holds {self.layers}")
+        return self.layers.index(number)
 
     @property
     def table(self) -> pd.DataFrame:

@@ -21,10 +21,22 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from steerlens.errors import SteerlensError
 
-__all__ = ["finite_number", "layer_numbers", "text", "texts", "whole_number"]
+__all__ = [
+    "UNIT_TOLERANCE",
+    "finite_number",
+    "layer_numbers",
+    "text",
+    "texts",
+    "unit_direction",
+    "whole_number",
+]
+
+# Unit vectors kept in half precision have norms within 2e-3 of 1.
+UNIT_TOLERANCE = 1e-2
 
 
 def whole_number(
@@ -50,7 +62,7 @@ def whole_number(
             found = operator.index(value)
         except (TypeError, RuntimeError):  # RuntimeError: a tensor of several numbers
             if isinstance(value, Real) and math.isfinite(value) and float(value).is_integer():
-                found = int(value)
+                found = int(float(value))
     if found is None or (least is not None and found < least):
         bound = "" if least is None else f" of at least {least}"
         raise error(f"{name} must be a whole number{bound}; got {_shown(value)}")
@@ -85,6 +97,25 @@ def finite_number(
         bound = "" if least is None else f" of at least {least:g}"
         raise error(f"{name} must be a finite number{bound}; got {_shown(value)}")
     return found
+
+
+def unit_direction(name: str, direction: Any, error: type[SteerlensError] = SteerlensError) -> None:
+    """Refuse what is no unit vector: another shape, NaN, zero, or another length.
+
+    Raises:
+        SteerlensError: "… must be a unit vector of shape [d_model]; got …", with what to do.
+    """
+    if not isinstance(direction, Tensor) or direction.ndim != 1 or not direction.numel():
+        shape = list(direction.shape) if isinstance(direction, Tensor) else type(direction).__name__
+        raise error(f"{name} must be a tensor of shape [d_model]; got {shape}")
+    # In the float32 it is applied in, where a large float64 is infinite.
+    stored = direction.detach().float()
+    if not bool(stored.isfinite().all()):
+        raise error(f"{name} holds NaN, infinity or numbers that do not fit float32")
+    norm = float(stored.double().norm())
+    if abs(norm - 1) > UNIT_TOLERANCE:
+        way = "" if norm == 0 else "; divide it by its norm, and keep the norm as gap for 'add'"
+        raise error(f"{name} must be a unit vector; got one of norm {norm:.3g}{way}")
 
 
 def layer_numbers(

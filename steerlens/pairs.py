@@ -36,6 +36,7 @@ from typing import Any, overload
 
 import pandas as pd
 
+from steerlens.checked import whole_number
 from steerlens.errors import PairsError
 from steerlens.instructions import Instruction, base_queries, catalogue
 
@@ -254,6 +255,7 @@ def contrast_pairs(
     queries = [q for q in base_queries(split) if kinds is None or q.kind in kinds]
     phrasings = list(instruction.phrasings_for(split))
     maximum = len(queries) * len(phrasings)
+    n, seed = whole_number("n", n, error=PairsError), whole_number("seed", seed, error=PairsError)
     if not 2 <= n <= maximum:
         raise PairsError(
             f"{n} contrast pairs were asked for; the {split!r} split of {instruction.id!r} gives 2 "

@@ -20,6 +20,11 @@ layer, strength and scope in every row: `RowSteering` keeps one ``(u, a, b)`` a 
 **Scope.** ``prompt`` touches the tokens of the prompt, ``response`` the tokens after it, ``all``
 both; padding is never touched. `steerlens.roles` says how tokens are told apart.
 
+The first token of a response is not predicted at a token of the response: it is predicted at the
+last position of the prompt. So ``response`` leaves it as it is without steering; the first token
+it can change is the second. ``prompt`` changes the first one, and the later ones only through what
+they attend to.
+
 **One side.** ``set_projection`` with ``only_below`` acts only while the projection is below its
 target: the amount is max(0, a + b x·u), so a token that is there already is left alone.
 
@@ -47,7 +52,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.checked import finite_number, unit_direction, whole_number
 from steerlens.errors import SteeringError, unknown_name
+from steerlens.exclusion import exclusively
 from steerlens.roles import TokenRoles, observed_roles
 
 __all__ = [
@@ -60,6 +67,9 @@ __all__ = [
     "applied_to_rows",
     "steer_residual",
 ]
+
+# The largest float32: what is added is computed there.
+_LARGEST = torch.finfo(torch.float32).max
 
 Operation = Literal["add", "set_projection", "ablate"]
 Scope = Literal["all", "prompt", "response"]
@@ -76,11 +86,17 @@ class Intervention:
         target: Mean instructed projection (residual-stream units).
         operation: ``add``, ``set_projection`` or ``ablate``.
         strength: Multiplier of the change.
-        scope: ``all``, ``prompt`` or ``response``.
+        scope: ``all``, ``prompt`` or ``response``; see the module on what that leaves alone.
         label: What it carries, for people.
         n_layers: Depth of the model the vector was made for, when known.
         baseline: Mean uninstructed projection, when known (residual-stream units).
         only_below: Act only while the projection is below its target (``set_projection``).
+
+    Raises:
+        SteeringError: A layer that is no whole number; a direction that is no unit vector (in half
+            precision its norm may be 1 % off); a gap, target, baseline or strength that is not
+            finite, a negative gap, or a product of them that does not fit float32.
+        UnknownNameError: An operation or scope that does not exist.
     """
 
     layer: int
@@ -100,8 +116,22 @@ class Intervention:
             raise unknown_name("operation", self.operation, get_args(Operation))
         if self.scope not in get_args(Scope):
             raise unknown_name("scope", self.scope, get_args(Scope))
-        if not math.isfinite(self.strength):
-            raise SteeringError(f"strength must be a finite number; got {self.strength}")
+        object.__setattr__(self, "layer", whole_number("layer", self.layer, error=SteeringError))
+        unit_direction(f"the direction of {self.label}", self.direction, SteeringError)
+        for name in ("strength", "gap", "target", "baseline"):
+            value = getattr(self, name)
+            if value is not None or name != "baseline":
+                object.__setattr__(self, name, finite_number(name, value, error=SteeringError))
+        if self.gap < 0:
+            raise SteeringError(
+                f"gap is the length of a difference and not negative; got {self.gap:g}; turn the "
+                "direction round instead"
+            )
+        if not all(abs(one) <= _LARGEST for one in self.coefficients):
+            raise SteeringError(
+                f"strength {self.strength:g} times the gap or target of {self.label} does not fit "
+                "float32; give a smaller one"
+            )
         if self.only_below and (self.operation != "set_projection" or self.strength < 0):
             raise SteeringError(
                 "only_below raises projections to a target: it needs set_projection and a strength "
@@ -211,7 +241,8 @@ def applied_to_rows(
     for steering in {id(one): one for one in steerings if one is not None}.values():
         steering.check_model(model)
     rows = RowSteering(steerings, device=model.cfg.device)
-    with observed_roles(model, prompt_lengths) as observed:
+    # Other threads wait: their forward passes would be steered as well.
+    with exclusively(model), observed_roles(model, prompt_lengths) as observed:
 
         def roles() -> TokenRoles:
             found = observed()

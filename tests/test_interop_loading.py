@@ -120,7 +120,7 @@ def test_other_files_are_named_for_what_they_are(tmp_path: Path) -> None:
     [
         ({"layers": torch.tensor([0, 1, 1])}, "names a layer twice"),
         ({"layers": torch.tensor([0, 1, -2])}, "names layer -2"),
-        ({"layers": torch.tensor([0.0, 1.0, float("inf")])}, "parts no steering vector has"),
+        ({"layers": torch.tensor([0.0, 1.0, float("inf")])}, "whole number; got inf"),
         ({"layers": torch.zeros(20_000, dtype=torch.long)}, "no steering vector is that large"),
         ({"directions": torch.zeros(3, 16, dtype=torch.float8_e4m3fn)}, "no steering vector"),
         ({"directions": torch.ones(3, 16)}, "unit vectors"),

@@ -164,11 +164,14 @@ def test_a_vector_that_overflows_float32_is_refused() -> None:
     vector.gaps[0] = 3e38
     vector.directions[0] = torch.tensor([1.0] + [0.0] * 7)
     assert torch.isfinite(shifts_of(vector)[1]).all()
-    double = type(vector)(
-        vector.directions, vector.gaps.double() * 10, vector.targets, vector.baselines, (1,), {}
-    )
+    with pytest.raises(SteeringError, match="gaps hold .* numbers that do not fit float32"):
+        type(vector)(
+            vector.directions, vector.gaps.double() * 10, vector.targets, vector.baselines, (1,), {}
+        )
+    # past the check at construction
+    object.__setattr__(vector, "gaps", vector.gaps.double() * 10)
     with pytest.raises(SteeringError, match="does not fit float32"):
-        shifts_of(double)
+        shifts_of(vector)
 
 
 def test_layers_twice_in_a_vector_are_refused() -> None:

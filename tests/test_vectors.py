@@ -75,8 +75,8 @@ def test_nothing_is_left_behind_when_a_file_cannot_be_written(tmp_path):
     [
         ({"directions": torch.ones(3, 5)}, "unit vectors"),
         ({"layers": torch.zeros(3, 3, dtype=torch.long)}, "steering vector"),
-        ({"layers": torch.full((3,), torch.inf)}, "cannot convert float infinity"),
-        ({"gaps": torch.zeros(3).to(torch.float8_e4m3fn)}, "parts no steering vector"),
+        ({"layers": torch.full((3,), torch.inf)}, "whole number; got inf"),
+        ({"gaps": torch.zeros(3).to(torch.float8_e4m3fn)}, "gaps are torch.float8"),
         ({"metadata": "[1]"}, "metadata"),
         ({"metadata": '{"n_layers": "3"}'}, "n_layers"),
     ],

@@ -66,6 +66,7 @@ from steerlens.attribution.uncertainty import (
     fit_noise_share,
     held_out_measures,
 )
+from steerlens.checked import whole_number
 from steerlens.errors import SteerlensError, unknown_name
 
 __all__ = ["BEST_LAYER_RULE", "EVIDENCE", "LayerRanking", "rank_layers"]
@@ -108,8 +109,7 @@ def rank_layers(
         UnknownNameError: A kind of evidence that does not exist.
         SteerlensError: Folds, resamples or seed out of range; further evidence from shards.
     """
-    if n_resamples < 1:
-        raise SteerlensError(f"n_resamples must be at least 1; got {n_resamples}")
+    n_resamples = whole_number("n_resamples", n_resamples, least=1)
     for name in evidence:
         if name not in EVIDENCE:
             raise unknown_name("kind of evidence", name, EVIDENCE)
@@ -120,6 +120,7 @@ def rank_layers(
         )
     if n_folds is None:
         n_folds = max(2, min(_FOLDS, len(set(cache.groups))))
+    n_folds, seed = whole_number("n_folds", n_folds), whole_number("seed", seed)
     folds = check_rankable(cache, n_folds, seed)
     if isinstance(cache, ResidualCache) and cache.n_pairs <= MANY_PAIRS:
         measured: Iterable[LayerEvidence] = _from_products(cache, folds, n_resamples, seed)

@@ -6,10 +6,11 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.checked import text
 from steerlens.effects.alignment import MIN_RUN
 from steerlens.effects.forced import TokenEffects, check_steering, scored
 from steerlens.effects.free import BaselineReader, FreeEffects, free_effects
-from steerlens.errors import SteeringError
+from steerlens.errors import ModelError, SteeringError
 from steerlens.generation import generate
 from steerlens.steering import Steering
 
@@ -95,6 +96,7 @@ def steer(
         ModelError: An empty prompt, or one longer than the context.
         ActivationError: A layer the model does not have.
     """
+    prompt = text("prompt", prompt, ModelError)
     check_steering(steering)
     steering.check_model(model)
     options: dict[str, Any] = {

@@ -47,6 +47,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from steerlens.activations import ResidualCache
+from steerlens.checked import finite_number, whole_number
 from steerlens.errors import SteeringError
 from steerlens.vectors.vector import SteeringVector
 
@@ -100,6 +101,10 @@ def from_directions(
             f"{list(directions.shape)}"
         )
     given = directions.detach().to("cpu", torch.float64)
+    # Any length will do, also one whose square does not fit float64: brought near 1 by a power of
+    # two, which rounds nothing.
+    _, exponents = torch.frexp(given.abs().amax(dim=-1, keepdim=True))
+    given = given * torch.exp2(-exponents.double())
     norms = given.norm(dim=-1)
     usable = torch.isfinite(norms) & (norms > 0)
     if not bool(usable.all()):
@@ -263,6 +268,7 @@ def linear_probe(cache: ResidualCache, regularisation: float = 1.0) -> SteeringV
     Raises:
         SteeringError: A regularisation that is not positive, or sides that cannot be told apart.
     """
+    regularisation = finite_number("regularisation", regularisation, error=SteeringError)
     if not regularisation > 0:
         raise SteeringError(f"regularisation must be a positive number; got {regularisation}")
     probe = LogisticRegression(C=1 / regularisation, max_iter=1000)
@@ -335,6 +341,7 @@ def random_direction(
     Raises:
         SteeringError: As `difference_of_means`, or the real vector has other layers.
     """
+    seed = whole_number("seed", seed, error=SteeringError)
     real = difference_of_means(cache) if like is None else like
     if real.layers != cache.layers or real.d_model != cache.d_model:
         raise SteeringError(f"a placebo needs the layers of {real!r} in its cache; got {cache!r}")

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steerlens.checked import UNIT_TOLERANCE
 from steerlens.errors import SteeringError
 
 __all__ = ["PER_LAYER", "check_parts", "combined_metadata"]
 
 PER_LAYER = ("gaps", "targets", "baselines")
-# Directions kept in half precision have norms within 2e-3 of 1.
-_UNIT_TOLERANCE = 1e-2
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Baselines of vectors that differ in one of these are means of different things.
-_SAME_ACTIVATIONS = ("weights_hash", "position")
+_SAME_ACTIVATIONS = ("weights_hash", "configuration_hash", "position")
 
 
 def check_parts(parts: Mapping[str, Tensor], n_layers: int) -> None:
@@ -31,10 +31,18 @@ def check_parts(parts: Mapping[str, Tensor], n_layers: int) -> None:
                 f"{tuple(parts[name].shape)}"
             )
     for name in ("directions", *PER_LAYER):
-        if not bool(torch.isfinite(parts[name]).all()):
-            raise SteeringError(f"the vector's {name} hold NaN or infinity")
+        if parts[name].dtype not in _FLOATS:
+            raise SteeringError(
+                f"the vector's {name} are {parts[name].dtype}; give floating-point numbers of 16, "
+                "32 or 64 bits"
+            )
+        # As they are applied: a float64 of 1e300 is finite, in float32 it is not.
+        if not bool(torch.isfinite(parts[name].float()).all()):
+            raise SteeringError(
+                f"the vector's {name} hold NaN, infinity or numbers that do not fit float32"
+            )
     norms = parts["directions"].float().norm(dim=-1)
-    if bool(((norms - 1).abs() > _UNIT_TOLERANCE).any()):
+    if bool(((norms - 1).abs() > UNIT_TOLERANCE).any()):
         raise SteeringError(
             f"directions must be unit vectors; got norms from {float(norms.min()):.3g} to "
             f"{float(norms.max()):.3g}"

@@ -38,7 +38,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import pandas as pd
 import torch
@@ -46,6 +46,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.checked import layer_numbers, whole_number
 from steerlens.errors import FileFormatError, SteeringError
 from steerlens.files import read_tensors, write_tensors
 from steerlens.steering import Intervention, Steering
@@ -87,6 +88,7 @@ class SteeringVector:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", layer_numbers(self.layers, error=SteeringError))
         check_parts(
             {name: getattr(self, name) for name in ("directions", *PER_LAYER)}, len(self.layers)
         )
@@ -101,20 +103,21 @@ class SteeringVector:
         """The instruction it carries, or how it was made."""
         return str(self.metadata.get("instruction") or self.metadata.get("estimator") or "vector")
 
-    def layer_index(self, layer: int) -> int:
+    def layer_index(self, layer: SupportsIndex | float) -> int:
         """Row of a layer; `SteeringError` when the vector has none for it."""
-        if layer not in self.layers:
+        number = whole_number("layer", layer, error=SteeringError)
+        if number not in self.layers:
             first, last = self.layers[0], self.layers[-1]
             whole = self.layers == tuple(range(first, last + 1))
             held = f"{first} to {last}" if whole else ", ".join(map(str, self.layers))
             raise SteeringError(
-                f"layer {layer} is out of range for this vector; it has layers {held}"
+                f"layer {number} is out of range for this vector; it has layers {held}"
             )
-        return self.layers.index(layer)
+        return self.layers.index(number)
 
     def at(
         self,
-        layer: int,
+        layer: SupportsIndex | float,
         operation: str = "set_projection",
         strength: float = 1.0,
         scope: str = "all",
@@ -123,16 +126,20 @@ class SteeringVector:
         """The intervention that applies this vector at one layer.
 
         Args:
-            layer: The block whose output is changed.
+            layer: The block whose output is changed; numpy's integers and 12.0 are layers, too.
             operation: ``"add"``, ``"set_projection"`` or ``"ablate"``; see `steerlens.steering`.
             strength: Multiplies the change; 1 adds the mean difference, meets the projection
                 target, or removes the direction; 0 changes nothing.
-            scope: Tokens it touches: ``"all"``, ``"prompt"`` or ``"response"``; never padding.
+            scope: Tokens it touches: ``"all"``, ``"prompt"`` or ``"response"``; never padding. The
+                first token of a response is predicted at the last position of the prompt, which
+                ``"response"`` does not touch: with it, that token is the unsteered one, and the
+                second is the first that steering can change.
             only_below: With ``set_projection``: act only while the projection is below the target.
 
         Raises:
-            SteeringError: The vector has no such layer, or no targets for ``set_projection``; the
-                strength is not finite; ``only_below`` with another operation.
+            SteeringError: The vector has no such layer, or no targets for ``set_projection``; a
+                layer that is no whole number (``True``, 2.5); a strength that is no finite number;
+                ``only_below`` with another operation.
             UnknownNameError: An operation or scope that does not exist.
         """
         row = self.layer_index(layer)
@@ -146,12 +153,12 @@ class SteeringVector:
         return Steering(
             (
                 Intervention(
-                    layer=layer,
+                    layer=self.layers[row],
                     direction=self.directions[row],
                     gap=float(self.gaps[row]),
                     target=float(self.targets[row]),
                     operation=operation,
-                    strength=float(strength),
+                    strength=strength,
                     scope=scope,
                     label=self.name,
                     n_layers=self.metadata.get("n_layers"),
@@ -289,7 +296,7 @@ class SteeringVector:
                 f"{path} lacks a part of a steering vector: metadata with a whole n_layers"
             )
         try:
-            layers = tuple(int(n) for n in tensors["layers"])
+            layers = layer_numbers(tensors["layers"].tolist(), error=SteeringError)
             check_parts(tensors, len(layers))
             return cls(
                 directions=tensors["directions"].float(),
