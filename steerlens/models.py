@@ -51,6 +51,7 @@ from steerlens.placement import (
     Placement,
     auto_dtype,
     placement_options,
+    refuse_disk,
     resolve_device,
     resolve_dtype,
 )
@@ -96,7 +97,7 @@ def load_model(
         device_map: Spreads the model over devices, as in `transformers` ("auto", or a mapping).
             Give this or `device`.
         max_memory: With `device_map`, how much of each device may be used: ``{0: "70GiB", "cpu":
-            "200GiB"}``.
+            "200GiB"}``. Parts that would have to stay on the disk are refused.
         quantization_config: Weights are quantised while they are read; see `steerlens.placement`.
 
     Returns:
@@ -152,6 +153,7 @@ def _load_folder(
         ) from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         raise ModelError(f"{reference} cannot be loaded: {first_line(error)}") from error
+    refuse_disk(getattr(hf_model, "hf_device_map", {}), reference)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the tokenizers library raises Exception itself, no subclass

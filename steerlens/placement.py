@@ -5,7 +5,8 @@
     mapping from module to device.
 ``max_memory``
     beside ``device_map``: how much of each device may be used, such as ``{0: "70GiB", "cpu":
-    "200GiB"}``. What fits nowhere else goes to the CPU, and from there to the disk.
+    "200GiB"}``. What fits nowhere else goes to the CPU. What would have to stay on the disk is
+    refused: its weights are not there to be read, hooked or recorded between two passes.
 ``quantization_config``
     a `transformers` configuration (``BitsAndBytesConfig``, ``TorchAoConfig``, …) or the same as a
     dictionary with ``quant_method``; weights are quantised while they are read. Each kind needs
@@ -45,6 +46,7 @@ __all__ = [
     "auto_dtype",
     "placement_options",
     "quantization_name",
+    "refuse_disk",
     "resolve_device",
     "resolve_dtype",
 ]
@@ -83,12 +85,15 @@ def placement_options(
 
     Raises:
         ModelError: ``max_memory`` without ``device_map``, of a device that is not here, or that is
-            no size; a quantisation that `transformers` does not know.
+            no size; a ``device_map`` that leaves parts on the disk; a quantisation that
+            `transformers` does not know.
         UnknownNameError: "unknown device_map …".
     """
     options: dict[str, Any] = {}
     if isinstance(device_map, str) and device_map not in _MAPS and not _is_device(device_map):
         raise unknown_name("device_map", device_map, _MAPS)
+    if isinstance(device_map, Mapping):
+        refuse_disk(device_map, "the model")
     if device_map is not None:
         options["device_map"] = device_map if isinstance(device_map, str) else dict(device_map)
     if max_memory is not None:
@@ -103,6 +108,27 @@ def placement_options(
     if quantization_config is not None:
         options["quantization_config"] = _quantization(quantization_config)
     return options
+
+
+def refuse_disk(device_map: Mapping[str, Any], reference: str) -> None:
+    """Refuse a model of which some weights stay on the disk.
+
+    Args:
+        device_map: Where each part of it is.
+        reference: What it is called.
+
+    Raises:
+        ModelError: "… leaves 2 parts of … on the disk (…) …".
+    """
+    parts = [str(part) or "all of it" for part, device in device_map.items() if device == "disk"]
+    if parts:
+        named = ", ".join(parts[:3]) + (", …" if len(parts) > 3 else "")
+        count = "1 part" if len(parts) == 1 else f"{len(parts)} parts"
+        raise ModelError(
+            f"the device_map leaves {count} of {reference} on the disk ({named}), where weights "
+            "cannot be hooked; allow more memory on the other devices (max_memory), or load the "
+            "model in half precision or quantised"
+        )
 
 
 def quantization_name(quantization_config: Any) -> str | None:
@@ -161,7 +187,7 @@ def _check_room(device: int | str, size: int | str) -> None:
         if device not in ("cpu", "disk", "mps"):
             raise ModelError(
                 f"max_memory names the device {device!r}; give numbers for GPUs (0, 1, …), or "
-                "'cpu', 'disk', 'mps'"
+                "'cpu', 'mps'"
             )
     elif not 0 <= device < torch.cuda.device_count():
         raise ModelError(

@@ -45,7 +45,7 @@ def test_memory_and_map_reach_transformers_as_given(tiny_folder, monkeypatch):
         ({"max_memory": {"cpu": "1GiB"}}, "give device_map='auto' with it"),
         ({"device_map": "auto", "max_memory": {"cpu": "lots"}}, "such as '20GiB'"),
         ({"device_map": "auto", "max_memory": {7: "1GiB"}}, "names GPU 7"),
-        ({"device_map": "auto", "max_memory": {"gpu": 1}}, "'cpu', 'disk', 'mps'"),
+        ({"device_map": "auto", "max_memory": {"gpu": 1}}, "'cpu', 'mps'"),
         ({"device_map": "autto"}, "did you mean 'auto'"),
         ({"quantization_config": {"load_in_8bit": True}}, "dictionary with 'quant_method'"),
         ({"quantization_config": {"quant_method": "bitsandbites"}}, "did you mean 'bitsandbytes"),
@@ -86,6 +86,20 @@ def test_the_commands_pass_a_placement_on(tiny_folder, monkeypatch):
     assert placement_options(None, None, seen["quantization_config"])[
         "quantization_config"
     ].load_in_4bit
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"device_map": {"": "disk"}},
+        {"device_map": {"model.embed_tokens": "cpu", "model.layers": "disk", "lm_head": "cpu"}},
+        {"device_map": "auto", "max_memory": {"cpu": "10KB"}},
+        {"device_map": "auto", "max_memory": {"cpu": 30_000, "disk": "1GB"}},
+    ],
+)
+def test_a_model_that_would_stay_on_the_disk_is_refused_with_one_sentence(tiny_folder, given):
+    with pytest.raises(ModelError, match=r"leaves 1 part of .* on the disk \(.*more memory"):
+        load_model(tiny_folder, **given)
 
 
 def test_a_quantisation_is_named_and_tells_models_apart():
