@@ -29,8 +29,8 @@ from steerlens.generation import generate
 from steerlens.models import tokenize_prompts
 from steerlens.pairs import ContrastSet
 
-TEXTS = ["a", "Why is the sky blue?", "List three words."]
-N_NEW = 5
+TEXTS = ["a", "Why is the sky blue?"]
+N_NEW = 3
 END = frozenset({IDS["eos_token_id"]})
 UNTOUCHED = "no hook needs"
 # Kinds of modules by their names in the Hugging Face model.
@@ -175,18 +175,29 @@ def expected(changed: nn.Module, prompts: list[list[int]]) -> tuple[list[list[in
 
 def outcome(model: TransformerBridge) -> tuple[list[list[int]], Tensor, dict[str, Any]]:
     """What the package makes of a ragged batch: tokens, residuals, settings."""
-    made = generate(model, TEXTS, max_new_tokens=N_NEW, batch_size=3, chat_format="plain")
+    made = generate(model, TEXTS, max_new_tokens=N_NEW, batch_size=2, chat_format="plain")
     pairs = ContrastSet.from_prompts(TEXTS, TEXTS)
-    cache = cache_residuals(model, pairs, chat_format="plain", batch_size=3)
+    cache = cache_residuals(model, pairs, chat_format="plain", batch_size=2)
     return [list(row) for row in made.tokens], cache.instructed, dict(made.settings)
 
 
 def check(
-    pair: Pair, changed: nn.Module, model: TransformerBridge, may_refuse: bool = False
+    pair: Pair,
+    changed: nn.Module,
+    model: TransformerBridge,
+    may_refuse: bool = False,
+    may_be_fast: bool = False,
 ) -> None:
     """The package's outcome is the plain one's, and the settings say why the slow path was taken.
 
     The control: the change matters, in the tokens or in the residuals.
+
+    Args:
+        pair: The family.
+        changed: The plain model with the change.
+        model: The bridge with the change.
+        may_refuse: A sentence is right as well.
+        may_be_fast: The fast path is right as well: the change is an ordinary submodule.
     """
     prompts = prompts_of(model)
     tokens, resid = expected(changed, prompts)
@@ -194,13 +205,15 @@ def check(
     assert tokens != tokens_before or relative(resid_before, resid).max() > 0.01
     try:
         ours, ours_resid, settings = outcome(model)
-    except SteerlensError as refusal:
-        assert may_refuse, refusal
+    except SteerlensError:
+        if not may_refuse:
+            raise
         return
     assert ours == tokens
     assert relative(ours_resid, resid).max() < 1e-4
-    assert settings["attention"] == "eager"
-    assert UNTOUCHED not in settings["attention_reason"]
+    if not may_be_fast:
+        assert settings["attention"] == "eager"
+        assert UNTOUCHED not in settings["attention_reason"]
 
 
 @contextmanager
@@ -223,11 +236,13 @@ EVERY = [(family, what) for family, modules in MODULES.items() for what in modul
 NAMED = [(family, what) for family, what in EVERY if what in COMPONENTS]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("family", "what"), EVERY)
+# The rotary embedding looks at its input's dtype and device only: a pre-hook there does nothing.
+HOOKED = [(*one, kind) for one in EVERY for kind in KINDS]
+HOOKED.remove(("llama", "rotary embedding", "pre-hook"))
+
+
+@pytest.mark.parametrize(("family", "what", "kind"), HOOKED)
 def test_a_hook_on_the_wrapped_model_acts_as_on_the_plain_one(pairs, family, what, kind):
-    if (kind, what) == ("pre-hook", "rotary embedding"):
-        pytest.skip("it looks at its input's dtype and device only")
     pair, path = pairs[family], MODULES[family][what]
     theirs, ours = pair.plain.get_submodule(path), pair.model.original_model.get_submodule(path)
     changed = copy.deepcopy(pair.plain)
@@ -236,25 +251,21 @@ def test_a_hook_on_the_wrapped_model_acts_as_on_the_plain_one(pairs, family, wha
         check(pair, changed, pair.model, may_refuse=(family, what) in NEVER_CALLED)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("family", "what"), NAMED)
-def test_a_hook_on_the_bridges_own_component_acts_as_on_the_plain_module(pairs, family, what, kind):
+def test_a_hook_on_the_bridges_own_component_acts_as_on_the_plain_module(pairs, family, what):
     pair = pairs[family]
     changed = copy.deepcopy(pair.plain)
     theirs = changed.get_submodule(MODULES[family][what])
-    with registered(KINDS[kind], theirs, pair.model.get_submodule(COMPONENTS[what])):
+    with registered(KINDS["hook"], theirs, pair.model.get_submodule(COMPONENTS[what])):
         check(pair, changed, pair.model)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("family", "what"), EVERY)
-def test_a_hook_on_a_module_inside_the_bridge_acts_or_is_refused(pairs, family, what, kind):
+def test_a_hook_on_a_module_inside_the_bridge_acts_or_is_refused(pairs, family, what):
     """Modules that Hugging Face made, by references kept from before the bridge was made."""
-    if (kind, what) == ("pre-hook", "rotary embedding"):
-        pytest.skip("it looks at its input's dtype and device only")
     pair, path = pairs[family], MODULES[family][what]
     changed = copy.deepcopy(pair.plain)
-    with registered(KINDS[kind], changed.get_submodule(path), pair.inside[path]):
+    with registered(KINDS["hook"], changed.get_submodule(path), pair.inside[path]):
         check(pair, changed, pair.around, may_refuse=(family, what) in NOT_CALLED_INSIDE)
 
 
@@ -450,7 +461,7 @@ def test_a_module_changed_after_the_bridge_was_made_acts_as_in_the_plain_model(
     outcome(model)  # the verdict about this model is made before the change
     change(changed, dict(changed.named_modules()), path)
     change(inner, modules, path)
-    check(pair, changed, model, may_refuse=True)
+    check(pair, changed, model, may_be_fast=change is low_rank_beside)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=[change.__name__ for change in CHANGES])
@@ -462,4 +473,4 @@ def test_a_module_changed_before_the_bridge_was_made_acts_as_in_the_plain_model(
     changed, inner = copy.deepcopy(pair.plain), copy.deepcopy(pair.plain)
     change(changed, dict(changed.named_modules()), path)
     change(inner, dict(inner.named_modules()), path)
-    check(pair, changed, pair.boot(inner), may_refuse=True)
+    check(pair, changed, pair.boot(inner), may_be_fast=change is low_rank_beside)
