@@ -10,7 +10,8 @@ hooked models from TransformerLens::
     cache = sl.cache_residuals(model, pairs)
     ranking = sl.rank_layers(cache)
     vector = sl.difference_of_means(cache)
-    run = sl.steer(model, "Tell me about Rome.", vector.at(layer=24))
+    steering = vector.at(layer=24, strength=2.0, scope="prompt")
+    run = sl.steer(model, "Tell me about Rome.", steering)
     run.effects.frame
 
 Names are imported on first use, so ``import steerlens`` and the command line start at once.
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
         token_contributions,
         token_effects,
     )
-    from steerlens.errors import SteerlensError
+    from steerlens.errors import SteerlensError, SteerlensWarning
     from steerlens.evaluation import catalogue_prompts, read_prompts
     from steerlens.evaluation.run import Evaluation, EvaluationSettings, evaluate
     from steerlens.explorer import explore
@@ -144,7 +145,10 @@ _HOMES = {
         "token_contributions",
         "token_effects",
     ),
-    "steerlens.errors": ("SteerlensError",),
+    "steerlens.errors": (
+        "SteerlensError",
+        "SteerlensWarning",
+    ),
     "steerlens.evaluation": (
         "catalogue_prompts",
         "read_prompts",
@@ -242,6 +246,7 @@ __all__ = [
     "Steering",
     "SteeringVector",
     "SteerlensError",
+    "SteerlensWarning",
     "TokenContributions",
     "TokenEffects",
     "Transfer",

@@ -14,6 +14,7 @@ __all__ = [
     "PairsError",
     "SteeringError",
     "SteerlensError",
+    "SteerlensWarning",
     "UnknownNameError",
     "unknown_name",
 ]
@@ -21,6 +22,10 @@ __all__ = [
 
 class SteerlensError(ValueError):
     """Something the user gave cannot be used; the message says what and what to do instead."""
+
+
+class SteerlensWarning(UserWarning):
+    """Something that works and may mislead; the sentence says what, and how to be sure."""
 
 
 class UnknownNameError(SteerlensError, KeyError):

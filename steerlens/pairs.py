@@ -6,7 +6,8 @@ catalogue (`contrast_pairs`) or brought along: two lists of prompts, a JSONL or 
 Face dataset. However they come, they are validated here, and an error names the row.
 
 A pairs file has one JSON object a line. `instructed` and `uninstructed` are needed; the rest is
-optional, and other fields are ignored:
+optional, and other fields are ignored with a warning, unless one seems to be an optional field
+misspelt, which is refused:
 
     {"instructed": "Why is the sky blue? No commas.", "uninstructed": "Why is the sky blue?",
      "base_query": "…", "phrasing": "…", "kwargs": {}, "instructed_response": "…",
@@ -22,13 +23,10 @@ queries in the same order, so that their vectors differ by the instruction only.
 (4, True)
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import random
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,7 +36,9 @@ import pandas as pd
 
 from steerlens.checked import whole_number
 from steerlens.errors import PairsError
+from steerlens.fields import Foreign
 from steerlens.instructions import Instruction, base_queries, catalogue
+from steerlens.pair_files import csv_records, jsonl_records, read_text, write_whole
 
 __all__ = ["ContrastPair", "ContrastSet", "contrast_pairs"]
 
@@ -150,35 +150,40 @@ class ContrastSet(Sequence[ContrastPair]):
         """
         target = Path(path)
         lines = (json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in self.pairs)
-        _write_whole(target, "".join(lines))
+        write_whole(target, "".join(lines))
 
     @classmethod
     def from_prompts(
         cls,
-        instructed: Sequence[str],
-        uninstructed: Sequence[str],
-        base_queries: Sequence[str] | None = None,
+        instructed: Iterable[str],
+        uninstructed: Iterable[str],
+        base_queries: Iterable[str] | None = None,
     ) -> "ContrastSet":
         """Pairs from two lists of prompts of equal length (and one of base queries).
+
+        Anything else that gives prompts will do: an array, a column of a table, a generator.
 
         Raises:
             PairsError: the lists differ in length, or a prompt is empty or not a string.
         """
-        columns: dict[str, Sequence[str]] = {
+        columns: dict[str, Iterable[str]] = {
             "instructed": instructed,
             "uninstructed": uninstructed,
         }
         if base_queries is not None:
             columns["base_query"] = base_queries
         for name, column in columns.items():
-            if isinstance(column, str) or not isinstance(column, Sequence):
+            if isinstance(column, str | bytes | Mapping) or not isinstance(column, Iterable):
                 raise PairsError(f"{name!r} must be a list of prompts, but is {_a(column)}")
-            if len(column) != len(instructed):
+        lists = {name: list(column) for name, column in columns.items()}
+        n_pairs = len(lists["instructed"])
+        for name, prompts in lists.items():
+            if len(prompts) != n_pairs:
                 raise PairsError(
-                    f"the sides differ in length: {len(instructed)} 'instructed' and "
-                    f"{len(column)} {name!r}; give one of each per pair"
+                    f"the sides differ in length: {n_pairs} 'instructed' and {len(prompts)} "
+                    f"{name!r}; give one of each per pair"
                 )
-        rows = zip(*columns.values(), strict=True)
+        rows = zip(*lists.values(), strict=True)
         return cls._from_records(
             (f"row {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(rows, 1)
         )
@@ -188,11 +193,11 @@ class ContrastSet(Sequence[ContrastPair]):
         """Pairs from a file with one JSON object a line; blank lines are skipped.
 
         Raises:
-            PairsError: the file is missing, not UTF-8 or not JSON, or a pair is malformed; file
-                and line are named.
+            PairsError: the file is missing, not UTF-8 or not JSON, or a pair is malformed or has
+                a misspelt field; file and line are named.
         """
         file = Path(path)
-        return cls._from_records(_jsonl_records(file, _read_text(file)), source=f" in {file}")
+        return cls._from_records(jsonl_records(file, read_text(file)), source=f" in {file}")
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> "ContrastSet":
@@ -205,7 +210,7 @@ class ContrastSet(Sequence[ContrastPair]):
                 malformed; file and line are named.
         """
         file = Path(path)
-        return cls._from_records(_csv_records(file, _read_text(file)), source=f" in {file}")
+        return cls._from_records(csv_records(file, read_text(file), REQUIRED), source=f" in {file}")
 
     @classmethod
     def from_dataset(cls, dataset: Iterable[Mapping[str, Any]]) -> "ContrastSet":
@@ -223,7 +228,9 @@ class ContrastSet(Sequence[ContrastPair]):
     def _from_records(
         cls, records: Iterable[tuple[str, object]], source: str = ""
     ) -> "ContrastSet":
-        pairs = tuple(_pair(where, record) for where, record in records)
+        fields = Foreign((*REQUIRED, *OPTIONAL))
+        pairs = tuple(_pair(where, record, fields) for where, record in records)
+        fields.warn(source.removeprefix(" in ") or "what the pairs were made of")
         try:
             return cls(pairs)
         except PairsError as error:
@@ -284,7 +291,7 @@ def contrast_pairs(
     return ContrastSet(tuple(pairs), instruction.id, split, seed)
 
 
-def _pair(where: str, record: object) -> ContrastPair:
+def _pair(where: str, record: object, fields: Foreign) -> ContrastPair:
     """One pair from a mapping; errors are prefixed with where it stands."""
     if not isinstance(record, Mapping):
         raise PairsError(
@@ -295,10 +302,11 @@ def _pair(where: str, record: object) -> ContrastPair:
         if record.get(name) is None:
             given = ", ".join(repr(str(key)) for key in record) or "none"
             raise PairsError(f"{where}: the field {name!r} is missing (fields given: {given})")
-    fields = {name: record[name] for name in REQUIRED}
-    fields |= {name: record[name] for name in OPTIONAL if record.get(name) is not None}
-    _validate_fields(fields, f"{where}: ")
-    return ContrastPair(**fields)
+    fields.check(record, where, PairsError)
+    known = {name: record[name] for name in REQUIRED}
+    known |= {name: record[name] for name in OPTIONAL if record.get(name) is not None}
+    _validate_fields(known, f"{where}: ")
+    return ContrastPair(**known)
 
 
 def _validate_fields(fields: Mapping[str, object], where: str = "") -> None:
@@ -337,75 +345,3 @@ def _validate_kwargs(value: object, where: str) -> None:
 def _a(value: object) -> str:
     """How errors name what was given: a value of type int."""
     return f"a value of type {type(value).__name__}"
-
-
-def _read_text(file: Path) -> str:
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise PairsError(f"the pairs file {file} cannot be read: {error.strerror}") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise PairsError(f"{file}, line {line}: not UTF-8 text; save the file as UTF-8") from error
-
-
-def _jsonl_records(file: Path, text: str) -> Iterator[tuple[str, object]]:
-    # Not str.splitlines: JSON strings may hold other line separators, such as U+2028.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            yield where, json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise PairsError(f"{where}: not a JSON object ({_json_fault(error)})") from error
-
-
-def _csv_records(file: Path, text: str) -> Iterator[tuple[str, object]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = reader.fieldnames or []
-        for name in REQUIRED:
-            if name not in header:
-                raise PairsError(
-                    f"{file}, line 1: the column {name!r} is missing; the header has "
-                    + (", ".join(map(repr, header)) or "no columns")
-                )
-        for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            record: dict[str, object] = {k: v for k, v in row.items() if k is not None and v != ""}
-            if "kwargs" in record:
-                record["kwargs"] = _json_cell(where, str(record["kwargs"]))
-            yield where, record
-    except csv.Error as error:
-        raise PairsError(f"{file}, line {reader.line_num}: not CSV ({error})") from error
-
-
-def _json_cell(where: str, cell: str) -> object:
-    try:
-        return json.loads(cell)
-    except (ValueError, RecursionError) as error:
-        raise PairsError(
-            f"{where}: the field 'kwargs' is not JSON ({_json_fault(error)})"
-        ) from error
-
-
-def _json_fault(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg
-    # Python refuses to read integers of thousands of digits, as a plain ValueError.
-    return "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
-
-
-def _write_whole(target: Path, text: str) -> None:
-    """Write beside the target, then move over it; a failure leaves nothing behind."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, target)
-    except OSError as error:
-        raise PairsError(f"the pairs file {target} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

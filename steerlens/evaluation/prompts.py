@@ -6,11 +6,14 @@ An evaluation file has one JSON object a line with IFEval's fields (Zhou et al.,
      "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}],
      "prompt_without_instruction": "Plan a trip."}
 
-`prompt_without_instruction` is optional; without it a prompt has no *uninstructed* condition. Other
-fields are ignored. `kwargs` has one object an instruction, in order; entries that are null count as
-absent (IFEval's rows list every argument of every check). Ids are IFEval's or the catalogue's
-("length:brief"); arguments are tried on their checks here, so that a row that could not be scored
-is refused before anything is generated for it.
+`prompt_without_instruction` is optional; without it a prompt has no *uninstructed* condition. A
+field that seems to be one of these misspelt is refused; others are ignored, with a warning unless
+they are known from files made of IFEval (`FOREIGN`).
+
+`kwargs` has one object an instruction, in order; entries that are null count as absent (IFEval's
+rows list every argument of every check). Ids are IFEval's or the catalogue's ("length:brief");
+arguments are tried on their checks here, so that a row that could not be scored is refused before
+anything is generated for it.
 
 **Keys.** Files reduced from IFEval repeat a key where one prompt was made into several, each with
 another word to include. Such rows are kept, and `EvaluationPrompt.row` tells them apart ("1265",
@@ -30,10 +33,24 @@ from typing import Any
 
 from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
 from steerlens.evaluation.checks import is_known, verdict
+from steerlens.fields import Foreign
 
 __all__ = ["EvaluationPrompt", "PromptFile", "check_prompts", "read_prompts", "unknown_ids"]
 
 REQUIRED = ("key", "prompt", "instruction_id_list", "kwargs")
+OPTIONAL = ("prompt_without_instruction",)
+# Fields of the files of Stolfo et al. 2025, and of responses beside their prompts, as IFEval's own
+# scorer writes them.
+FOREIGN = (
+    "instruction_id_list_for_eval",
+    "removed",
+    "question",
+    "likely_words",
+    "unlikely_words",
+    "response",
+    "follow_all_instructions",
+    "follow_instruction_list",
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,8 @@ def read_prompts(path: str | os.PathLike[str], skip_unknown: bool = False) -> Pr
 
     Raises:
         FileFormatError: The file cannot be read or holds no prompt; or "FILE, line 3, field
-            'kwargs': …" for a malformed row, arguments its check cannot use, or a repeated row.
+            'kwargs': …" for a malformed row, arguments its check cannot use, or a repeated row;
+            "FILE, line 3: unknown field … did you mean …?" for a misspelt field.
         UnknownNameError: "FILE asks for 2 instructions that are not known: 'x:y' (3 rows), …".
     """
     file = Path(path)
@@ -102,7 +120,9 @@ def read_prompts(path: str | os.PathLike[str], skip_unknown: bool = False) -> Pr
         raise FileFormatError(
             f"the prompts file {file} cannot be read: {error.strerror}"
         ) from error
-    rows = [(line, _row(file, line, text)) for line, text in _lines(file, data)]
+    fields = Foreign((*REQUIRED, *OPTIONAL), FOREIGN)
+    rows = [(line, _row(file, line, text, fields)) for line, text in _lines(file, data)]
+    fields.warn(str(file))
     if not rows:
         raise FileFormatError(f"{file} holds no prompt; give one JSON object a line")
     unknown = unknown_ids(row["instruction_id_list"] for _, row in rows)
@@ -173,7 +193,7 @@ def _lines(file: Path, data: bytes) -> list[tuple[int, str]]:
     return [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
-def _row(file: Path, line: int, text: str) -> dict[str, Any]:
+def _row(file: Path, line: int, text: str, fields: Foreign) -> dict[str, Any]:
     """One row with its fields validated; ids may still be unknown."""
     try:
         row = json.loads(text)
@@ -185,6 +205,7 @@ def _row(file: Path, line: int, text: str) -> dict[str, Any]:
     for name in REQUIRED:
         if row.get(name) is None:
             raise _fault(file, line, name, "is missing")
+    fields.check(row, f"{file}, line {line}", FileFormatError)
     if isinstance(row["key"], bool) or not isinstance(row["key"], int | str):
         raise _fault(file, line, "key", f"must be a number or a text; got {row['key']!r}")
     _validate_text(file, line, "prompt", row["prompt"])
