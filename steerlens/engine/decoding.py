@@ -14,11 +14,11 @@ the rows in flight start again.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -28,21 +28,11 @@ from steerlens.engine.memory import SlotCache, attention_masks
 from steerlens.engine.modules import device_of, dtype_of, fast_modules, on_blocks, unembed
 from steerlens.engine.packing import packed_linears
 from steerlens.engine.reading import Reading, branch, first_touched, read
+from steerlens.engine.rows import Choose, Row, is_sound, out_of_memory
 from steerlens.errors import SteerlensError
-from steerlens.steering import RowSteering, Steering, TokenRoles
+from steerlens.steering import RowSteering, TokenRoles
 
-__all__ = [
-    "Choose",
-    "FinishReason",
-    "Row",
-    "decode_rows",
-    "first_logits",
-    "is_sound",
-    "out_of_memory",
-]
-
-FinishReason = Literal["stop", "length", "non-finite"]
-Choose = Callable[[Float[Tensor, "row vocab"], Sequence[int]], Int[Tensor, "row"]]
+__all__ = ["decode_rows", "first_logits"]
 
 # A shared beginning shorter than this is not worth a pass of its own.
 _MIN_PREAMBLE = 8
@@ -57,51 +47,6 @@ _WORTH_PACKING = 40
 # Waiting rows are admitted when this share of the slots is free: reading one row at a time would
 # stall the others, waiting longer would leave slots empty.
 _REFILL_SHARE = 8
-
-
-@dataclass(eq=False)
-class Row:
-    """One prompt on its way through the engine.
-
-    Attributes:
-        index: The caller's number of it.
-        tokens: Prompt token ids.
-        steering: Its own interventions.
-        max_new_tokens: Longest response, in tokens.
-        produced: Response tokens so far.
-        reason: Why it ended; ``None`` while it has not.
-    """
-
-    index: int
-    tokens: tuple[int, ...]
-    steering: Steering | None
-    max_new_tokens: int
-    produced: list[int] = field(default_factory=list)
-    reason: FinishReason | None = None
-
-    def take(self, token: int, sound: bool, ends: frozenset[int]) -> None:
-        """Add the next token, or end; a row that has ended ignores it.
-
-        Args:
-            token: The chosen token.
-            sound: Whether its logits were finite.
-            ends: Token ids that end a response; they are not part of it.
-        """
-        if self.reason is not None:
-            return
-        if not sound:
-            self.reason = "non-finite"
-        elif token in ends:
-            self.reason = "stop"
-        else:
-            self.produced.append(token)
-            if len(self.produced) == self.max_new_tokens:
-                self.reason = "length"
-
-
-def is_sound(logits: Float[Tensor, "row vocab"], following: Int[Tensor, "row"]) -> list[bool]:
-    """Whether each row's chosen logit is a finite number; with NaN among its logits it is not."""
-    return torch.isfinite(logits.gather(-1, following[:, None])[:, 0]).tolist()
 
 
 class _Library:
@@ -297,13 +242,6 @@ def _packed(model: TransformerBridge, rows: Sequence[Row]) -> AbstractContextMan
     if max(row.max_new_tokens for row in rows) < _WORTH_PACKING:
         return nullcontext()
     return packed_linears(model.original_model)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left, on whatever device."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "allocate memory" in str(error) or "out of memory" in str(error)
-    )
 
 
 class _Flow:

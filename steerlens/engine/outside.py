@@ -47,7 +47,8 @@ def outside_change(model: TransformerBridge) -> str | None:
         Such as ``"the hook on blocks.3.hook_out"``; ``None`` when there is none.
     """
     for name, point in model.hook_dict.items():
-        if point.fwd_hooks or point.bwd_hooks:
+        handles = [*point.fwd_hooks, *point.bwd_hooks]
+        if not all(_belongs_to_a_library(handle.user_hook) for handle in handles):
             return f"the hook on {point.name or name}"
     if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
         return "a hook on all modules of the process"
@@ -72,7 +73,7 @@ def _change_of(module: nn.Module, is_quantised: bool) -> str | None:
         hooks = own.get(attribute)
         if hooks and not all(map(_belongs_to_a_library, hooks.values())):
             return kind
-    if "forward" in own and not hasattr(module, "_hf_hook"):
+    if "forward" in own and not _belongs_to_a_library(own["forward"]):
         return "replaced forward"
     if "parametrizations" in own["_modules"]:
         return "parametrisation"
@@ -83,7 +84,7 @@ def _change_of(module: nn.Module, is_quantised: bool) -> str | None:
     return None
 
 
-def _belongs_to_a_library(hook: Callable[..., Any]) -> bool:
+def _belongs_to_a_library(hook: Callable[..., Any] | None) -> bool:
     while isinstance(hook, functools.partial):
         hook = hook.func
     return str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)

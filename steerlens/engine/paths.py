@@ -21,14 +21,13 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import length_batches
-from steerlens.exclusion import exclusively
 from steerlens.engine.modules import (
     FUSED,
     device_of,
@@ -37,6 +36,11 @@ from steerlens.engine.modules import (
     has_plain_stack,
 )
 from steerlens.engine.outside import outside_change
+from steerlens.errors import ModelError, first_line
+from steerlens.exclusion import exclusively
+
+if TYPE_CHECKING:
+    from steerlens.engine.verification import Verdict
 
 __all__ = [
     "BRIDGE",
@@ -45,6 +49,7 @@ __all__ = [
     "choose_path",
     "free_memory",
     "length_switch",
+    "mixes_dtypes",
     "running",
     "slots_for",
 ]
@@ -108,10 +113,24 @@ def running(model: TransformerBridge, longest: int = 0) -> Iterator[FastPath]:
         longest: Tokens of the longest row to come, response included.
 
     Raises:
-        ModelError: Waiting for another thread would never end.
+        ModelError: Waiting for another thread would never end; a forward pass of TransformerLens's
+            that cannot run in the model's dtype.
     """
     with alone_with(model):
-        yield choose_path(model, longest)
+        try:
+            yield choose_path(model, longest)
+        except RuntimeError as error:
+            if not mixes_dtypes(error):
+                raise
+            raise ModelError(
+                f"TransformerLens's forward pass of this model fails in {dtype_of(model)} "
+                f"({first_line(error)}); load the model in float32"
+            ) from error
+
+
+def mixes_dtypes(error: RuntimeError) -> bool:
+    """Whether a pass failed because it multiplied numbers of two dtypes."""
+    return "same dtype" in str(error)
 
 
 @contextmanager
@@ -153,15 +172,15 @@ def choose_path(model: TransformerBridge, longest: int = 0) -> FastPath:
         return FastPath("eager", f"{change} needs the bridge's own forward pass", pads=False)
     switch = length_switch(model)
     if switch is not None and longest > switch:
-        reason = f"beyond {switch} tokens this model's rotary embedding has other factors"
+        reason = f"beyond {switch} tokens this model computes by the length of the whole row"
         return FastPath("eager", reason, pads=False)
     if not has_plain_stack(model):
         return FastPath("eager", "the architecture has no plain stack of blocks")
     if fused_attention(model) is None:
         return FastPath("eager", "the architecture has no fused attention")
-    problem = _problem(model)
-    if problem is not None:
-        return FastPath("eager", problem)
+    found = _verdict(model)
+    if found.problem is not None:
+        return FastPath("eager", found.problem, pads=found.pads)
     return FastPath(FUSED, "no hook needs the parts of attention")
 
 
@@ -171,14 +190,18 @@ def _takes_cache(root: torch.nn.Module) -> bool:
 
 
 def length_switch(model: TransformerBridge) -> int | None:
-    """The length from which on a model computes every token of a row differently, if there is one.
+    """The length beyond which a row cannot be shared, packed or padded, if there is one.
 
     Long-range rotary embeddings (Phi-3's ``longrope``, ``dynamic`` scaling) choose their factors by
-    the length of the whole row, so the beginning of a long row is not that of a short one.
+    the length of the whole row, so the beginning of a long row is not that of a short one; Llama 4
+    scales queries by a position that it takes from the length of the batch.
     """
     config: Any = model.original_model.config
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     found = []
+    if getattr(config, "attn_temperature_tuning", None) and getattr(config, "floor_scale", None):
+        # Llama 4 takes positions from the length of the whole batch; from here on they matter.
+        found.append(int(config.floor_scale) - 1)
     for one in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
         if one.get("rope_type", one.get("type")) in _SWITCHING_ROPE:
             limit = one.get("original_max_position_embeddings") or getattr(
@@ -188,31 +211,30 @@ def length_switch(model: TransformerBridge) -> int | None:
     return min(found, default=None)
 
 
-def _problem(model: TransformerBridge) -> str | None:
-    """Why the engine cannot be used with this model; ``None`` when both paths agree."""
+def _verdict(model: TransformerBridge) -> "Verdict":
+    """What comparing the engine with the bridge found, now or for an earlier call."""
     # Imported here: comparing runs the engine, which is chosen here.
-    from steerlens.engine.verification import Unverified, difference
+    from steerlens.engine.verification import UnverifiedError, Verdict, verdict
 
-    verdicts: dict[str, str | None] = model.original_model.__dict__.setdefault(_VERDICTS, {})
+    verdicts: dict[str, Verdict] = model.original_model.__dict__.setdefault(_VERDICTS, {})
     key = _what_is_compared(model)
     if key not in verdicts:
         try:
-            verdicts[key] = difference(model)
-        except Unverified as error:
-            return str(error)
+            verdicts[key] = verdict(model)
+        except UnverifiedError as error:
+            return Verdict(str(error))
     return verdicts[key]
 
 
 def _what_is_compared(model: TransformerBridge) -> str:
     """Everything a verdict depends on, in one string."""
-    root = model.original_model
-    config = root.config.to_dict()
+    root: Any = model.original_model
     content = [
         str(dtype_of(model)),
         str(device_of(model)),
         bool(getattr(model, "compatibility_mode", False)),
         [f"{type(module).__module__}.{type(module).__qualname__}" for module in root.modules()],
-        config,
+        root.config.to_dict(),
     ]
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import left_padded
-from steerlens.engine.decoding import Choose, Row, is_sound
 from steerlens.engine.paths import BRIDGE, FastPath, length_switch
+from steerlens.engine.rows import Choose, Row, is_sound
 from steerlens.steering import RowSteering, TokenRoles
 
 __all__ = ["decode_rows_plainly", "first_logits_plainly"]

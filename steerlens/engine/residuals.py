@@ -88,7 +88,7 @@ def residuals_unshared(
     progress: bool | None = False,
     path: FastPath = BRIDGE,
 ) -> Float[Tensor, "row layer d_model"]:
-    """`residuals_at` through the bridge's own forward pass; `path` says which rows may be padded."""
+    """`residuals_at` on the bridge's path, which says which rows may be padded."""
     with _collected(model, len(rows), layers, progress) as (result, keep):
         _walk_plainly(model, rows, spans, layers, batch_size, keep, path)
     return result

@@ -2,23 +2,30 @@
 
 The engine rearranges a model it does not know: it starts passes in the middle, shares beginnings,
 packs rows, makes its own masks. Whether that is right is a question of the architecture, and it is
-asked twice (a second or less on a small model):
+asked of an **excerpt** of the model (a second or less on a small model): its first few blocks, so
+many that every kind of block is among them, with a vocabulary of 64 tokens and with every attention
+window cut to 8 tokens, so that probes are longer than any window.
 
-1. On an **excerpt** of the model: its first few blocks, so many that every kind of block is among
-   them, in float32, with a vocabulary of 64 tokens and with every attention window cut to 8 tokens.
-   There a right engine agrees with the bridge to 1e-3 of the logits' and residuals' norms, and a
-   wrong one does not hide behind the rounding of a half-precision model or behind probes shorter
-   than a window.
-2. On the **model itself**, in its dtype, where only rounding may be between the two: at most four
-   times what the bridge differs by from itself when it reads the same rows one at a time.
+1. In float32 a right engine agrees with the bridge to 1e-3 of the norms of logits and residuals,
+   and a wrong one does not hide behind the rounding of a half-precision model.
+2. In the model's own dtype, if that is another one, the engine may be at most three times as far
+   from the bridge's float32 numbers as the bridge is itself.
+3. On the model as a whole, with its devices and all its blocks, two steps must agree: to 1e-3 in
+   float32, to a quarter of the norms in half precision, which only finds what is broken outright.
+
+The bridge reads one row at a time here, as nothing can go wrong with padding then. Where its own
+padded batches differ from that by more than rounding, the plain path is told not to pad.
 
 Probes are rows of several lengths that share a beginning, unsteered and steered at the first, a
 middle and the last block, with scopes prompt, response and all, over several decoding steps.
+A model that computes long rows differently (`steerlens.engine.paths.length_switch`) is probed below
+that length; longer rows never take the fast path.
 """
 
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,96 +33,133 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-from steerlens.engine.decoding import Row, decode_rows, out_of_memory
-from steerlens.engine.modules import device_of, dtype_of, fast_modules, has_plain_stack
-from steerlens.engine.paths import free_memory
+from steerlens.engine.decoding import decode_rows
+from steerlens.engine.modules import device_of, dtype_of, fast_modules
+from steerlens.engine.paths import free_memory, length_switch, mixes_dtypes
 from steerlens.engine.plain import decode_rows_plainly
 from steerlens.engine.residuals import residuals_shared, residuals_unshared
+from steerlens.engine.rows import Row, out_of_memory
 from steerlens.steering import Intervention, Steering
 
-__all__ = ["Unverified", "difference", "excerpt"]
+__all__ = ["UnverifiedError", "Verdict", "excerpt", "verdict"]
 
 # Relative error of logits and residuals that counts as float32's rounding; it is 1e-6 to 1e-5 on
-# 25 architectures, and above 0.02 where an engine was wrong.
+# 40 architectures, and above 0.02 where an engine was wrong.
 _TOLERANCE = 1e-3
-# How many times the bridge's own rounding counts as rounding, and the least that does: a model's
-# rows may happen to round alike on the bridge.
-_TIMES_ROUNDING = 4.0
-_LEAST_HALF = 0.02
+# How many times the bridge's own distance from float32 the engine's may be, as a root mean square.
+# On the same architectures in half precision it is 0.6 to 1.6 times, and above 7 for a wrong one.
+_TIMES_ROUNDING = 3.0
+# Of the norm, on a whole model in half precision: mixtures of experts round into other experts.
+_BROKEN = 0.25
 _N_VOCAB = 64
 _WINDOW = 8
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 _MEMORY_SHARE = 0.25
+# Tokens that probes are answered with, whatever their logits.
+_ANSWER = (30, 17, 5, 41, 9, 23)
 # A pass of a new architecture that fails in one of these ways is one the engine does not know.
 _FAILURES = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
 
 
-class Unverified(Exception):
+@dataclass(frozen=True)
+class Verdict:
+    """What the comparison found.
+
+    Attributes:
+        problem: Why the engine cannot be used with this model; ``None`` when it agrees.
+        pads: Whether the bridge's own path may pad rows.
+    """
+
+    problem: str | None
+    pads: bool = True
+
+
+class UnverifiedError(Exception):
     """The comparison could not be made now; the message is the reason to take the plain path."""
 
 
-def difference(model: TransformerBridge) -> str | None:
-    """Why the engine cannot be used with this model; ``None`` when it agrees with the bridge.
+def verdict(model: TransformerBridge) -> Verdict:
+    """Whether the engine can be used with this model.
 
     Raises:
-        Unverified: There is no memory to compare them in.
+        UnverifiedError: There is no memory to compare them in.
     """
     try:
-        try:
-            small = excerpt(model)
-        except _FAILURES as error:
-            if out_of_memory(error):
-                raise
-            # Not every architecture can be cut; the model itself must do then.
-            small = None
-        if small is not None:
-            problem = _compared(small)
-            if problem is not None:
-                return problem
-        return _compared(model)
-    except _FAILURES as error:
+        return _on_excerpt(model) or _on_the_whole(model)
+    except (MemoryError, *_FAILURES) as error:
         if out_of_memory(error):
-            raise Unverified(
+            raise UnverifiedError(
                 "there was no memory to compare the engine with the bridge, whose path is taken"
             ) from error
-        return f"the engine does not know this architecture ({type(error).__name__})"
-    except MemoryError as error:
-        raise Unverified(
-            "there was no memory to compare the engine with the bridge, whose path is taken"
-        ) from error
+        return Verdict(f"the engine does not know this architecture ({type(error).__name__})")
 
 
-def _compared(model: TransformerBridge) -> str | None:
-    rows = _probes(model)
-    ours = _run(model, rows, fast=True)
-    theirs = _run(model, rows, fast=False)
-    rounding = _TOLERANCE
-    if dtype_of(model) not in (torch.float32, torch.float64):
-        alone = _run(model, rows, fast=False, batch_size=1)
-        rounding = max(_LEAST_HALF, _TIMES_ROUNDING * _worst(alone, theirs))
-    worst = _worst(ours, theirs)
-    if worst <= rounding:
+def _on_excerpt(model: TransformerBridge) -> Verdict | None:
+    """What the excerpt says against the engine or against padding; ``None`` for nothing."""
+    try:
+        small = excerpt(model, torch.float32)
+    except _FAILURES as error:
+        if out_of_memory(error):
+            raise
+        # Not every architecture can be cut; the model itself must do then.
         return None
+    rows = _probes(small)
+    true = _run(small, rows, fast=False, batch_size=1)
+    pads = _worst(_run(small, rows, fast=False), true) <= _TOLERANCE
+    wrong = _worst(_run(small, rows, fast=True), true)
+    if wrong > _TOLERANCE:
+        return Verdict(_differs(wrong), pads)
+    if dtype_of(model) not in (torch.float32, torch.float64):
+        half = excerpt(model, dtype_of(model))
+        bridge = _run_bridge(half, rows, batch_size=1)
+        limit = _BROKEN if bridge is None else _TIMES_ROUNDING * _mean(bridge, true)
+        wrong = _mean(_run(half, rows, fast=True), true)
+        if wrong > limit:
+            return Verdict(_differs(wrong), pads)
+    return None if pads else Verdict(None, pads)
+
+
+def _on_the_whole(model: TransformerBridge) -> Verdict:
+    rows = _probes(model)[1:4]
+    for row in rows:
+        row.max_new_tokens = 2
+    bridge = _run_bridge(model, rows)
+    if bridge is None:
+        return Verdict(None)
+    worst = _worst(_run(model, rows, fast=True), bridge)
+    half = dtype_of(model) not in (torch.float32, torch.float64)
+    return Verdict(_differs(worst) if worst > (_BROKEN if half else _TOLERANCE) else None)
+
+
+def _differs(error: float) -> str:
     return (
         "the engine's logits or residuals differ from the bridge's for this architecture "
-        f"(by {worst:.2g} of their norm)"
+        f"(by {error:.2g} of their norm)"
     )
 
 
-def _worst(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Largest relative difference of two vectors; NaN on one side only counts as infinite."""
-    worst = 0.0
-    for mine, other in zip(ours, theirs, strict=True):
-        if not torch.equal(mine.isnan(), other.isnan()):
-            return math.inf
-        mine, other = mine.nan_to_num(), other.nan_to_num()
-        norm = other.norm().item()
-        worst = max(worst, (mine - other).norm().item() / max(norm, 1e-12))
-    return worst
+def _errors(ours: Sequence[Tensor], true: Sequence[Tensor]) -> list[float]:
+    """Relative differences of vectors; infinite where only one of two has NaN."""
+    errors = []
+    for mine, other in zip(ours, true, strict=True):
+        alike = torch.equal(mine.isnan(), other.isnan())
+        left = (mine.nan_to_num() - other.nan_to_num()).norm().item()
+        errors.append(left / max(other.nan_to_num().norm().item(), 1e-12) if alike else math.inf)
+    return errors
+
+
+def _worst(ours: Sequence[Tensor], true: Sequence[Tensor]) -> float:
+    return max(_errors(ours, true))
+
+
+def _mean(ours: Sequence[Tensor], true: Sequence[Tensor]) -> float:
+    """Root mean square of the relative differences."""
+    errors = _errors(ours, true)
+    return math.sqrt(sum(error**2 for error in errors) / len(errors))
 
 
 def _probes(model: TransformerBridge) -> list[Row]:
-    """Rows with their steering; the tokens they are answered with are fixed, see `_run`."""
+    """Rows with their steering; what they are answered with is fixed (`_ANSWER`)."""
     n_layers, width, n_vocab = model.cfg.n_layers, model.cfg.d_model, model.cfg.d_vocab
     generator = torch.Generator().manual_seed(0)
     draw = torch.randint(3, min(n_vocab, _N_VOCAB), (64,), generator=generator).tolist()
@@ -133,8 +177,11 @@ def _probes(model: TransformerBridge) -> list[Row]:
         )
         return Steering((one,))
 
-    shared, middle, last = tuple(draw[:12]), n_layers // 2, n_layers - 1
-    short, long = (*shared, *draw[12:15]), (*shared, *draw[15:27])
+    middle, last = n_layers // 2, n_layers - 1
+    n_long = min(27, model.cfg.n_ctx - len(_ANSWER), (length_switch(model) or 99) - len(_ANSWER))
+    n_shared = min(12, n_long - 6)
+    shared = tuple(draw[:n_shared])
+    short, long = (*shared, *draw[30:33]), tuple(draw[:n_long])
     prompts_and_pushes = [
         (short, None),
         (long, None),
@@ -149,15 +196,12 @@ def _probes(model: TransformerBridge) -> list[Row]:
     ]
 
 
-_ANSWER = (30, 17, 5, 41, 9, 23)
-
-
 def _run(
     model: TransformerBridge, rows: Sequence[Row], fast: bool, batch_size: int | None = None
 ) -> list[Tensor]:
     """Logits of every row and step, and residuals of every unsteered row and layer, in float64."""
     seen: dict[tuple[int, int], Tensor] = {}
-    rows = [Row(row.index, row.tokens, row.steering, row.max_new_tokens) for row in rows]
+    rows = [Row(i, row.tokens, row.steering, row.max_new_tokens) for i, row in enumerate(rows)]
 
     def choose(logits: Tensor, indices: Sequence[int]) -> Tensor:
         steps = [len(rows[i].produced) for i in indices]
@@ -177,45 +221,65 @@ def _run(
     spans = [(len(tokens) - 1, len(tokens)) for tokens in texts]
     layers = range(model.cfg.n_layers)
     read = residuals(model, texts, spans, layers, together)
-    logits = [seen[i, step] for i in range(len(rows)) for step in range(len(_ANSWER))]
+    logits = [seen[key] for key in sorted(seen)]
     return logits + [one.double() for row in read for one in row]
 
 
-def excerpt(model: TransformerBridge) -> TransformerBridge | None:
-    """The first blocks of a model in float32, with short windows and few tokens.
+def _run_bridge(
+    model: TransformerBridge, rows: Sequence[Row], batch_size: int | None = None
+) -> list[Tensor] | None:
+    """The same on the bridge's path; ``None`` where its attention mixes dtypes and fails (OLMo)."""
+    try:
+        return _run(model, rows, fast=False, batch_size=batch_size)
+    except RuntimeError as error:
+        if mixes_dtypes(error):
+            return None
+        raise
+
+
+def excerpt(model: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
+    """The first blocks of a model, with short windows and few tokens.
+
+    Quantised weights are replaced by random ones: what is asked is whether the engine runs such
+    blocks as the bridge does.
+
+    Args:
+        model: A hooked model with a plain stack of blocks.
+        dtype: Of the excerpt.
 
     Returns:
-        A bridge of its own; ``None`` where weights are quantised or spread over devices, or would
-        take more than a quarter of the free memory.
+        A bridge of its own, without tokenizer.
+
+    Raises:
+        ValueError: It would take more than a quarter of the free memory; or, like other errors, a
+            model that cannot be cut.
     """
     root: Any = model.original_model
     config = copy.deepcopy(root.config)
-    devices = {parameter.device for parameter in root.parameters()}
     quantised = getattr(config, "quantization_config", None) is not None
-    if quantised or len(devices) > 1 or not has_plain_stack(model):
-        return None
     with fast_modules(model):
-        weights: dict[str, Tensor] = root.state_dict()
-        blocks = root.get_submodule(str(model.adapter.component_mapping["blocks"].name))
-        n_blocks = _kinds_end(blocks, getattr(config, "layer_types", None))
-        n_bytes = 4 * sum(
-            parameter.numel() for block in blocks[:n_blocks] for parameter in block.parameters()
-        )
-    device = device_of(model)
-    if n_bytes > _MEMORY_SHARE * free_memory(device):
-        return None
-    n_layers, n_vocab = len(blocks), config.vocab_size
+        weights: dict[str, Tensor] = {} if quantised else root.state_dict()
+        blocks = root.get_submodule(str((model.adapter.component_mapping or {})["blocks"].name))
+        n_layers, n_blocks = len(blocks), _kinds_end(blocks, getattr(config, "layer_types", None))
+        n_numbers = sum(p.numel() for block in blocks[:n_blocks] for p in block.parameters())
+    device, n_vocab = device_of(model), config.vocab_size
+    if n_numbers * dtype.itemsize > _MEMORY_SHARE * free_memory(device):
+        raise ValueError("no room for an excerpt")
+    if quantised:
+        del config.quantization_config
     _shorten(config, n_layers, n_blocks)
-    small = type(root)._from_config(config, dtype=torch.float32, attn_implementation="eager")
-    own: dict[str, Tensor] = small.state_dict()
-    for name, target in own.items():
-        source = weights[name]
-        if source.shape != target.shape and len(source) == n_vocab:
-            source = source[: len(target)]
-        target.copy_(source)
+    # Building draws random weights; the caller's stream of random numbers stays as it was.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        small = type(root)._from_config(config, dtype=dtype, attn_implementation="eager")
+        for name, target in small.state_dict().items():
+            if not quantised:
+                source = weights[name]
+                cut = len(target) if target.ndim and len(source) == n_vocab else None
+                target.copy_(source[:cut] if target.ndim else source)
     small = small.to(device).eval()
     bridge: TransformerBridge = build_bridge_from_module(
-        small, type(root).__name__, hf_config=config, dtype=torch.float32, device=str(device)
+        small, type(root).__name__, hf_config=config, dtype=dtype, device=str(device)
     )
     bridge.eval()
     return bridge
@@ -226,8 +290,10 @@ def _kinds_end(blocks: Sequence[nn.Module], layer_types: Sequence[str] | None) -
     kinds = [
         (
             layer_types[i] if layer_types else None,
-            tuple((type(part), *(p.shape for p in part._parameters.values() if p is not None))
-                  for part in block.modules()),
+            tuple(
+                (type(part), *(p.shape for p in part._parameters.values() if p is not None))
+                for part in block.modules()
+            ),
         )
         for i, block in enumerate(blocks)
     ]
