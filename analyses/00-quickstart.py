@@ -56,13 +56,13 @@ behaviour.figure(recovery.plot(), "recovery")
 # ## Steer there
 #
 # On prompts of a third split, without the instruction in any of them. One prompt shows little;
-# sixteen already differ from none. (More strength than 1, and only on the prompt: what the search
-# by behaviour found for titles.)
+# sixteen already differ from none. (Strength 2, and only on the prompt, as in the README: on 24
+# prompts of the `select` split 22 answers have a title then, 12 at strength 1, none without.)
 
 # %%
 n_prompts, n_tokens = (2, 8) if behaviour.SMALL else (16, 48)
 prompts = [one.uninstructed for one in sl.contrast_pairs(task, n=n_prompts, split="report")]
-steering = vector.at(layer=recovery.best_layer, strength=1.5, scope="prompt")
+steering = vector.at(layer=recovery.best_layer, strength=2.0, scope="prompt")
 plain = sl.generate(model, prompts, max_new_tokens=n_tokens)
 steered = sl.generate(model, prompts, steering, max_new_tokens=n_tokens)
 passes = {
