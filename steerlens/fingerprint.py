@@ -32,7 +32,7 @@ keeps.
 import functools
 import hashlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
@@ -81,18 +81,26 @@ class Stamp:
 
     def __init__(self, model: TransformerBridge) -> None:
         self._switches = switches(model)
+        held = {id(one): one for one in _tensors(model)}
+        beside = [one for _, one in named_tensors(model) if id(one) not in held]
         # Not their ids, which a later tensor may get.
-        self._tensors = [(weakref.ref(one), _counted(one)) for one in _tensors(model)]
+        self._tensors = [(weakref.ref(one), _counted(one)) for one in held.values()]
+        self._beside = [(weakref.ref(one), _counted(one)) for one in beside]
 
     def fits(self, model: TransformerBridge) -> bool:
         """Whether the model still has the same tensors, none of them written to."""
-        now = list(_tensors(model))
+        now = list({id(one): one for one in _tensors(model)}.values())
         return (
             self._switches == switches(model)
             and len(now) == len(self._tensors)
             and all(
                 ref() is tensor and counted == _counted(tensor)
                 for (ref, counted), tensor in zip(self._tensors, now, strict=True)
+            )
+            # The bridge's own are not looked for again, which would take longer than all the rest.
+            and all(
+                (tensor := ref()) is not None and counted == _counted(tensor)
+                for ref, counted in self._beside
             )
         )
 
@@ -103,7 +111,7 @@ class Stamp:
 
 def _fits_nothing() -> Stamp:
     empty = Stamp.__new__(Stamp)
-    empty._switches, empty._tensors = {}, []
+    empty._switches, empty._tensors, empty._beside = {}, [], []
     return empty
 
 
@@ -125,10 +133,14 @@ def switches(model: TransformerBridge) -> dict[str, bool]:
 
 
 def is_rearranged(model: TransformerBridge) -> bool:
-    """Whether some weight is away for the moment: the engine packs weights while it decodes."""
-    return any(
-        isinstance(module, nn.Linear) and module.weight.numel() == 0 and "forward" in vars(module)
-        for module in _modules(model.original_model, {})
+    """Whether the engine is at work: the bridge's parts are out of place, or a weight is packed."""
+    root = model.original_model
+    wraps = any(isinstance(module, GeneralizedComponent) for module in model.modules())
+    return (
+        wraps and not any(isinstance(one, GeneralizedComponent) for one in root.modules())
+    ) or any(
+        isinstance(one, nn.Linear) and one.weight.numel() == 0 and "forward" in vars(one)
+        for one in root.modules()
     )
 
 
@@ -139,7 +151,7 @@ def named_tensors(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in _of_the_model(model.original_model, modules):
         tensors.add(id(tensor))
         yield name, tensor
-    for name, module in _beside(model, "bridge", modules):
+    for name, module in _beside(model, "bridge", modules, set()):
         for key, tensor in _held(module):
             if id(tensor) not in tensors:
                 yield f"{name}.{key}", tensor
@@ -220,11 +232,6 @@ def _of_the_model(
             yield f"{name}.{key}" if name else key, tensor
 
 
-def _modules(root: nn.Module, seen: dict[int, str]) -> Iterator[nn.Module]:
-    for _, module in _named_modules(root, seen):
-        yield module
-
-
 def _named_modules(
     module: nn.Module, seen: dict[int, str], name: str = ""
 ) -> Iterator[tuple[str, nn.Module]]:
@@ -238,15 +245,16 @@ def _named_modules(
             yield from _named_modules(child, seen, f"{name}.{key}" if name else key)
 
 
-def _beside(module: nn.Module, name: str, seen: dict[int, str]) -> Iterator[tuple[str, nn.Module]]:
-    """The bridge's modules that are none of the model's."""
-    if id(module) in seen:
-        return
-    seen[id(module)] = name
-    yield name, module
+def _beside(
+    module: nn.Module, name: str, of_the_model: Container[int], met: set[int]
+) -> Iterator[tuple[str, nn.Module]]:
+    """The bridge's modules that are none of the model's, which may stand among those that are."""
+    met.add(id(module))
+    if id(module) not in of_the_model:
+        yield name, module
     for key, child in module._modules.items():
-        if child is not None and not isinstance(child, HookPoint):
-            yield from _beside(child, f"{name}.{key}", seen)
+        if child is not None and id(child) not in met and not isinstance(child, HookPoint):
+            yield from _beside(child, f"{name}.{key}", of_the_model, met)
 
 
 def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

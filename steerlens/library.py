@@ -57,7 +57,9 @@ __all__ = ["Library", "LibraryItem", "Rate", "load_library", "save_library", "ve
 
 PAGE_NAME = "README.md"
 # What must agree between the vectors of a library: they are for one model.
-OF_THE_MODEL = ("model", "weights_hash", "n_layers")
+OF_THE_MODEL = ("model", "weights_hash", "configuration_hash", "n_layers")
+# Vectors of earlier versions, and of other tools, do not name this one.
+_MAY_LACK = "configuration_hash"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -221,10 +223,11 @@ def _check_items(items: Sequence[LibraryItem]) -> None:
             )
         stems[stem] = name
         for key in OF_THE_MODEL:
-            if metadata.get(key) != first.get(key):
+            this, firsts = metadata.get(key), first.get(key)
+            if this != firsts and not (key == _MAY_LACK and None in (this, firsts)):
                 raise SteerlensError(
-                    f"{name!r} was made for {key} {metadata.get(key)!r}, {items[0].vector.name!r} "
-                    f"for {first.get(key)!r}; a library holds vectors of one model"
+                    f"{name!r} was made for {key} {this!r}, {items[0].vector.name!r} for "
+                    f"{firsts!r}; a library holds vectors of one model"
                 )
         if item.steering is not None:
             only_intervention(item)

@@ -26,7 +26,7 @@ install_import_hook("steerlens", "beartype.beartype")
 from pathlib import Path
 
 import pytest
-from tiny_models import write_tiny_folder
+from tiny_models import write_tiny_folder, write_tiny_gpt2
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaForCausalLM
 
@@ -58,6 +58,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tiny_folder: Path) -> TransformerBridge:
     """The model of `tiny_folder`, hooked; leave no hooks on it."""
     return load_model(tiny_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: three GPT-2 blocks of width 16, random weights, a tokenizer of bytes."""
+    return write_tiny_gpt2(tmp_path_factory.mktemp("models") / "gpt2")
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,9 @@ __all__ = [
 
 Array = np.ndarray
 # Metadata entries in which caches of comparable directions agree.
-_SAME = ("weights_hash", "position")
+_SAME = ("weights_hash", "configuration_hash", "position")
+# Caches of earlier versions do not name this one.
+_MAY_LACK = "configuration_hash"
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,7 +378,7 @@ def _check_comparable(name: str, one: ResidualCache, other: str, cache: Residual
         )
     for key in _SAME:
         ours, theirs = one.metadata.get(key), cache.metadata.get(key)
-        if ours != theirs:
+        if ours != theirs and not (key == _MAY_LACK and None in (ours, theirs)):
             raise ActivationError(
                 f"the activations of {name} and {other} differ in {key.replace('_', ' ')} "
                 f"({ours} and {theirs}), so their directions cannot be compared"

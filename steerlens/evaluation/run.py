@@ -207,6 +207,7 @@ def evaluate(
             **described,
             **summarise(records, seed=settings.seed),
         }
+        run.retract(SUMMARY)
         run.write_jsonl(RESPONSES, records)
         run.write_json(SUMMARY, summary)
         if costs is not None:

@@ -1,32 +1,34 @@
 """`Run`: the folder of one long piece of work, opened by one process at a time."""
 
-import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from steerlens.errors import SteerlensError
-from steerlens.files import check_writable
 from steerlens.places import place
 from steerlens.runs.durable import sync_folder, write_lines
-from steerlens.runs.manifest import MANIFEST, Manifest, now, read_manifest
+from steerlens.runs.manifest import MANIFEST, Manifest, now
+from steerlens.runs.opening import (
+    LOCK,
+    PIECES,
+    check_place,
+    locked,
+    remove_abandoned,
+    start_or_continue,
+    write_manifest,
+)
 from steerlens.runs.pieces import PieceLog
 from steerlens.runs.plain import json_document, json_line
 from steerlens.runs.remote import RemoteFolder
 
 __all__ = ["Run"]
-
-PIECES = "pieces.jsonl"
-LOCK = ".lock"
-# How `steerlens.files.write_atomically` names the file it writes before it is renamed.
-TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
 
 
 class Run:
@@ -119,14 +121,14 @@ class Run:
     def _open_here(
         cls, path: Path, manifest: Manifest, resume: bool, added: Mapping[str, Any] | None
     ) -> "Run":
-        _check_place(path, resume)
+        check_place(path, resume)
         made = not path.exists()
-        lock = _locked(path)
+        lock = locked(path)
         try:
             # Again: another process may have started a run here just before the lock was had.
-            _check_place(path, resume)
-            _remove_abandoned(path)
-            pieces, manifest = _start_or_continue(path, manifest, added)
+            check_place(path, resume)
+            remove_abandoned(path)
+            pieces, manifest = start_or_continue(path, manifest, added)
         except BaseException:
             lock.release()
             raise
@@ -213,6 +215,30 @@ class Run:
         lines = (json_line(r, f"{name}[{n}]") + "\n" for n, r in enumerate(records))
         return self._sent(write_lines(self.path(name), lines))
 
+    def write_file(self, name: str, write: Callable[[Path], Any]) -> Path:
+        """Have a final file written by a function that writes it whole or not at all.
+
+        Args:
+            name: As for `path`.
+            write: Given the path; `SteeringVector.save` is one.
+        """
+        self._check_open()
+        path = self.path(name)
+        write(path)
+        return self._sent(path)
+
+    def retract(self, name: str) -> None:
+        """Take a final file of an earlier conclusion away, before files it speaks of are written.
+
+        A resumed run may come to other files (another date in a template). Killed in between, it
+        must not leave the old list beside new files.
+        """
+        self._check_open()
+        self.path(name).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        if self._remote is not None and name in self._remote.names():
+            self._remote.remove(name)
+
     def note_engine(self, record: Mapping[str, Any]) -> None:
         """Say in the manifest who, beside this process, computes pieces from now on.
 
@@ -222,7 +248,7 @@ class Run:
         self._check_open()
         entries = (*self._manifest.computed_by, {"time": now(), **record})
         self._manifest = replace(self._manifest, computed_by=entries)
-        self._sent(_write_manifest(self.folder, self._manifest))
+        self._sent(write_manifest(self.folder, self._manifest))
 
     def note(self, record: Mapping[str, Any]) -> None:
         """Say in the manifest how something is that changes by itself, unless it says so already.
@@ -236,7 +262,7 @@ class Run:
             return
         entries = (*self._manifest.noted, {"time": now(), **record})
         self._manifest = replace(self._manifest, noted=entries)
-        self._sent(_write_manifest(self.folder, self._manifest))
+        self._sent(write_manifest(self.folder, self._manifest))
 
     def conclude(self) -> None:
         """Mark the run as complete, after its final files have been written."""
@@ -245,7 +271,7 @@ class Run:
         if self._remote is not None:
             # Before the manifest says that all is there.
             self._remote.send_all(self.folder, PIECES, left_out=(LOCK, MANIFEST))
-        self._sent(_write_manifest(self.folder, self._manifest))
+        self._sent(write_manifest(self.folder, self._manifest))
 
     def withdraw(self) -> None:
         """Undo the opening of a run that is new and has finished nothing, and close it.
@@ -307,98 +333,3 @@ class Run:
     def _check_open(self) -> None:
         if not self._open:
             raise SteerlensError(f"the run in {self.folder} has been closed; open it again")
-
-
-def _check_place(folder: Path, resume: bool) -> None:
-    """Refuse a folder in which no run can be started, and, unless asked for, one that has a run."""
-    check_writable(folder / MANIFEST)
-    if not folder.exists():
-        return
-    if (folder / MANIFEST).exists():
-        if not resume:
-            raise SteerlensError(
-                f"{folder} holds a run already; add --resume to continue it, or choose another "
-                "folder"
-            )
-        return
-    # A process killed while it started leaves its lock and half a manifest: nothing to lose.
-    others = [
-        path.name
-        for path in sorted(folder.iterdir())
-        if path.name != LOCK and _temporary_for(path) != MANIFEST
-    ]
-    if others:
-        raise SteerlensError(
-            f"{folder} holds files but no run ({others[0]}{', …' if others[1:] else ''}); choose "
-            "an empty or a new folder"
-        )
-
-
-def _locked(folder: Path) -> FileLock:
-    """The folder's lock, held; the operating system frees it when the process ends."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, thread_local=False)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise SteerlensError(
-            f"another process is at work in {folder}; wait for its end, or choose another folder"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SteerlensError(
-            f"cannot lock {folder}: {reason}; choose a folder on a local disk"
-        ) from error
-    return lock
-
-
-def _start_or_continue(
-    folder: Path, manifest: Manifest, added: Mapping[str, Any] | None
-) -> tuple[PieceLog, Manifest]:
-    """The log and the manifest, as written, of the run in this (locked) folder."""
-    if not (folder / MANIFEST).exists():
-        # The manifest first: pieces without one would be files of unknown origin.
-        _write_manifest(folder, manifest)
-        pieces = PieceLog(folder / PIECES)
-        sync_folder(folder)
-        return pieces, manifest
-    earlier = read_manifest(folder)
-    manifest.check_continues(earlier, folder, added)
-    pieces = PieceLog(folder / PIECES)
-    try:
-        entry = {
-            "time": now(),
-            "versions": dict(manifest.versions),
-            "pieces": len(pieces.names),
-            "damaged_lines": pieces.damaged,
-        }
-        resumed = replace(
-            earlier,
-            concluded=None,
-            resumed=(*earlier.resumed, entry),
-            # From now on it names those that its first version had no name for.
-            settings=manifest.settings,
-            settings_hash=manifest.settings_hash,
-        )
-        _write_manifest(folder, resumed)
-    except BaseException:
-        pieces.close()
-        raise
-    return pieces, resumed
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> Path:
-    return write_lines(folder / MANIFEST, [json_document(manifest.to_json(), MANIFEST)])
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what killed processes left half written; the lock says that none is at work."""
-    for path in folder.rglob(".*.tmp"):
-        if _temporary_for(path) is not None:
-            path.unlink(missing_ok=True)
-
-
-def _temporary_for(path: Path) -> str | None:
-    """The name of the file that `path` was to become; None when it is not such a file."""
-    found = TEMPORARY.fullmatch(path.name)
-    return found[1] if found else None

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
@@ -88,7 +89,7 @@ def search(
             wanted = search_work(model, tasks, settings)
             costs = Forecast.start(model, judge, wanted, settings.batch_size, workers, resume)
         book = VectorBook(answerer, settings.recipe)
-        plans = {}
+        plans: dict[str, Any] = {}
         vectors = {}
         disable = None if progress is None else not progress
         # While some wait for the driver, or for the last piece of a stage, others have pieces.
@@ -97,9 +98,12 @@ def search(
         for task, found in tqdm(
             searched, "search", len(tasks), unit="instruction", disable=disable
         ):
+            if not plans:
+                # A plan that stands here names vectors that are written again from now on.
+                run.retract(PLAN_FILE)
             plans[task.id] = found.record
             for estimator, vector in found.vectors.items():
-                vector.save(run.path(vector_file(task.id, estimator)))
+                run.write_file(vector_file(task.id, estimator), vector.save)
                 vectors[task.id, estimator] = vector
         data = {
             "schema": PLAN_SCHEMA,

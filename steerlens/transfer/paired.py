@@ -155,11 +155,18 @@ def paired_residuals(
         residuals[1],
         groups,
         {
-            "source": model_info(source).reference,
-            "source_weights_hash": model_info(source).weights_hash,
-            "target": model_info(target).reference,
-            "target_weights_hash": model_info(target).weights_hash,
+            **_named("source", source),
+            **_named("target", target),
             "position": position,
             "n_texts": len(texts),
         },
     )
+
+
+def _named(side: str, model: TransformerBridge) -> dict[str, str]:
+    info = model_info(model, exact=True)
+    return {
+        side: info.reference,
+        f"{side}_weights_hash": info.weights_hash,
+        f"{side}_configuration_hash": info.configuration_hash,
+    }

@@ -150,13 +150,14 @@ def transfer_vector(
 def _check_maps(vector: SteeringVector, cache: ResidualCache, maps: LayerMaps) -> None:
     """Refuse maps that are from, or to, other weights than the vector's and the cache's."""
     for side, metadata in (("source", vector.metadata), ("target", cache.metadata)):
-        known, given = maps.metadata.get(f"{side}_weights_hash"), metadata.get("weights_hash")
-        if known is not None and given is not None and known != given:
-            of = "vector was made for" if side == "source" else "residuals are of"
-            raise SteeringError(
-                f"the maps' {side} model is {maps.metadata.get(side)} ({known[:19]}), the {of} "
-                f"{metadata.get('model')} ({given[:19]}); fit maps between these two models"
-            )
+        for key in ("weights_hash", "configuration_hash"):
+            known, given = maps.metadata.get(f"{side}_{key}"), metadata.get(key)
+            if known is not None and given is not None and known != given:
+                of = "vector was made for" if side == "source" else "residuals are of"
+                raise SteeringError(
+                    f"the maps' {side} model is {maps.metadata.get(side)} ({known[:19]}), the {of} "
+                    f"{metadata.get('model')} ({given[:19]}); fit maps between these two models"
+                )
     width = maps.maps[0].weights.shape[1]
     if cache.d_model != width:
         raise SteeringError(
@@ -167,7 +168,7 @@ def _check_maps(vector: SteeringVector, cache: ResidualCache, maps: LayerMaps) -
 def _record(
     vector: SteeringVector, cache: ResidualCache, maps: LayerMaps | None, method: str
 ) -> dict[str, Any]:
-    known = ("model", "weights_hash", "data_hash", "position", "n_layers")
+    known = ("model", "weights_hash", "configuration_hash", "data_hash", "position", "n_layers")
     record: dict[str, Any] = {
         "method": method,
         "from": {key: vector.metadata.get(key) for key in known},
