@@ -259,8 +259,13 @@ def excerpt(model: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
     quantised = getattr(config, "quantization_config", None) is not None
     with fast_modules(model):
         weights: dict[str, Tensor] = {} if quantised else root.state_dict()
-        blocks = root.get_submodule(str((model.adapter.component_mapping or {})["blocks"].name))
-        n_layers, n_blocks = len(blocks), _kinds_end(blocks, getattr(config, "layer_types", None))
+        blocks: Any = root.get_submodule(
+            str((model.adapter.component_mapping or {})["blocks"].name)
+        )
+        n_layers, n_blocks = (
+            len(blocks),
+            _kinds_end([*blocks], getattr(config, "layer_types", None)),
+        )
         n_numbers = sum(p.numel() for block in blocks[:n_blocks] for p in block.parameters())
     device, n_vocab = device_of(model), config.vocab_size
     if n_numbers * dtype.itemsize > _MEMORY_SHARE * free_memory(device):
