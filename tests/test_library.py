@@ -8,11 +8,12 @@ import pytest
 from interop_examples import assert_same_vector, example_vector
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens import files
 from steerlens.cards import LibraryItem, Rate
 from steerlens.errors import FileFormatError, SteeringError, SteerlensError, UnknownNameError
 from steerlens.interop import load_vector
 from steerlens.interop.index import INDEX_NAME
-from steerlens.library import load_library, save_library
+from steerlens.library import Library, load_library, save_library
 from steerlens.vectors import SteeringVector
 from steerlens.weights import sha256_of_files
 
@@ -77,6 +78,53 @@ def test_the_index_has_the_hash_of_every_file_and_a_changed_file_is_refused(
     library.load("detectable_format:title")
 
 
+class Stopped(BaseException):
+    """In place of a kill."""
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_a_library_written_again_and_stopped_anywhere_gives_nothing_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    def items(seed: int, layer: int) -> list[LibraryItem]:
+        vectors = [made_for(name, seed=seed + i) for i, name in enumerate(("title", "bullets"))]
+        return [LibraryItem(one, one.at(layer, operation="add")) for one in vectors]
+
+    def told(library: Library, name: str) -> tuple[int, list[float]] | None:
+        try:
+            [one] = library.steering(name).interventions
+        except FileFormatError:
+            return None
+        return one.layer, one.direction.tolist()
+
+    names = ("title", "bullets")
+    other = save_library(tmp_path / "other", items(7, layer=2))
+    new = {name: told(other, name) for name in names}
+    first = save_library(tmp_path / "mine", items(0, layer=1))
+    old = {name: told(first, name) for name in names}
+
+    # Given the n-th of its six files as the last,
+    whole, written = files.write_atomically, []
+
+    def write(path: Any, content: Any) -> Path:
+        written.append(path)
+        if len(written) == n:
+            raise Stopped
+        return whole(path, content)
+
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(files, "write_atomically", write)
+        save_library(tmp_path / "mine", items(7, layer=2))
+
+    # then each vector comes with its own settings, or is refused.
+    library = load_library(tmp_path / "mine")
+    for name in names:
+        assert told(library, name) in (old[name], new[name], None)
+    assert (told(library, "title") == old["title"]) == (n == 1)
+    save_library(tmp_path / "mine", items(7, layer=2))
+    assert {name: told(load_library(tmp_path / "mine"), name) for name in names} == new
+
+
 def test_a_vector_for_another_model_is_refused_on_loading(
     tmp_path: Path, tiny_model: TransformerBridge
 ) -> None:
@@ -112,6 +160,10 @@ def test_names_from_data_cannot_leave_the_folder_or_the_table(tmp_path: Path) ->
         ([made_for("a:b"), made_for("a-b")], "would be called 'a-b'"),
         ([made_for("readme")], "would be called 'readme'"),
         ([made_for("a"), made_for("b", weights_hash="sha256:cd")], "vectors of one model"),
+        (
+            [made_for(name, configuration_hash=name) for name in ("a", "b")],
+            "configuration_hash 'b'.*vectors of one model",
+        ),
         (
             [LibraryItem(made_for("a"), made_for("a").at(0) + made_for("a").at(1))],
             "must be one intervention",

@@ -56,6 +56,23 @@ def test_a_piece_is_at_the_url_when_finish_returns(url):
         assert any(NAMES[3].encode() in memory.cat_file(one) for one in memory.find(url))
 
 
+def test_a_list_is_taken_from_the_url_before_the_files_it_names_are_sent_again(url):
+    def write(content: bytes):
+        return lambda path: (path.parent.mkdir(exist_ok=True), path.write_bytes(content))
+
+    with open_run(url) as run:
+        run.write_file("vectors/one.bin", write(b"first"))
+        run.write_json("plan.json", {"vectors": ["one"]})
+        run.conclude()
+    with open_run(url, resume=True) as run:
+        run.retract("plan.json")
+        assert "plan.json" not in RemoteFolder(url).names()
+        run.write_file("vectors/one.bin", write(b"second"))
+        with fetched(url) as here:
+            assert (here / "vectors" / "one.bin").read_bytes() == b"second"
+        run.retract("plan.json")
+
+
 def test_what_stands_at_a_url_is_respected(url):
     stop_after(1, url)
     with pytest.raises(SteerlensError, match=rf"{url} holds a run already; add --resume"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from steerlens.search.space import (
     instructed_candidates,
     neighbours,
 )
+from steerlens.vectors import SteeringVector
 
 TITLE = "detectable_format:title"
 SMALL = SearchSettings(
@@ -276,6 +278,45 @@ def test_a_search_stopped_anywhere_resumes_to_the_same_plan(
     other = SearchSettings(seed=1)
     with pytest.raises(SteerlensError, match="other settings"):
         search(model, [TITLE], tmp_path / "plan", other, resume=True, progress=False)
+
+
+def test_a_finished_search_stopped_while_its_vectors_are_written_again_is_no_plan(
+    model, plan_folder, tmp_path, monkeypatch
+) -> None:
+    folder = tmp_path / "plan"
+    shutil.copytree(plan_folder, folder)
+    save = SteeringVector.save
+
+    def stops(self, path):
+        save(self, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(SteeringVector, "save", stops)
+        search(model, [TITLE], folder, SMALL, resume=True, progress=False)
+    with pytest.raises(FileFormatError, match="holds no plan"):
+        Plan.load(folder)
+    search(model, [TITLE], folder, SMALL, resume=True, progress=False)
+    assert (folder / "plan.json").read_bytes() == (plan_folder / "plan.json").read_bytes()
+
+
+def test_a_plan_is_for_weights_and_configuration_as_they_were(
+    model, plan_folder, monkeypatch
+) -> None:
+    plan = Plan.load(plan_folder)
+    monkeypatch.setattr(model.original_model.config, "rms_norm_eps", 1e-3)
+    with pytest.raises(SteerlensError, match=r"configuration_hash .*search again"):
+        plan.check_model(model)
+    monkeypatch.undo()
+    plan.check_model(model)
+    weight = model.original_model.model.norm.weight.data
+    weight.mul_(2)
+    try:
+        with pytest.raises(SteerlensError, match="weights were changed since loading"):
+            plan.check_model(model)
+    finally:
+        weight.div_(2)
+    plan.check_model(model)
 
 
 def test_a_search_killed_outright_resumes_to_the_same_plan(model, plan_folder, tmp_path) -> None:

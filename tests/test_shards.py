@@ -10,6 +10,7 @@ import torch
 from planted_activations import planted
 
 import steerlens as sl
+from steerlens import files
 from steerlens.activations import ResidualCache
 from steerlens.attribution import many_pairs, separability
 from steerlens.attribution.resampling import query_draws
@@ -184,3 +185,87 @@ def test_the_command_ranks_from_shards_as_from_memory(tiny_folder, tmp_path, cap
     assert "say with --shards DIR" in capsys.readouterr().err
     assert main([*command, "--shards", str(tmp_path / "s"), "--evidence", "separability,null"]) == 2
     assert "only separability is computed" in capsys.readouterr().err
+
+
+class Stopped(BaseException):
+    """In place of a kill."""
+
+
+def stopping(monkeypatch, n: int, after: bool) -> None:
+    """Let the n-th file from now on be the last, written or not."""
+    whole = files.write_atomically
+    written = []
+
+    def write(path, content):
+        written.append(path)
+        if len(written) == n and not after:
+            raise Stopped
+        found = whole(path, content)
+        if len(written) == n:
+            raise Stopped
+        return found
+
+    monkeypatch.setattr(files, "write_atomically", write)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_shards_written_again_and_stopped_anywhere_are_not_opened_as_whole(
+    tmp_path, monkeypatch, n, after
+):
+    first = planted(n_pairs=10, d_prime=0.0)
+    second = planted(n_pairs=10, d_prime=4.0)
+    before = sharded(first, tmp_path, 5)
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stopping(patched, n, after)
+        sharded(second, tmp_path, 5)
+    if n < 3 or not after:
+        with pytest.raises(FileFormatError, match="holds no whole set"):
+            ShardedResiduals.open(tmp_path)
+    if n > 1 or after:
+        # Whoever had opened the first ones does not read the second's rows among them.
+        with pytest.raises(FileFormatError, match="written again since the index"):
+            before.runs(0)
+    # The same call makes them whole.
+    again = sharded(second, tmp_path, 5)
+    np.testing.assert_array_equal(again.runs(1)[0], second.instructed[:, 1].numpy())
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_caching_other_pairs_into_the_folder_and_stopped_goes_on(
+    tiny_model, tmp_path, monkeypatch, n
+):
+    def pairs(word: str) -> sl.ContrastSet:
+        return sl.ContrastSet.from_prompts(
+            [f"{i}: {word} yes" for i in range(4)], [f"{i}: {word}" for i in range(4)]
+        )
+
+    def cached(word: str) -> ShardedResiduals:
+        return shard_residuals(tiny_model, pairs(word), tmp_path, pairs_per_shard=2, progress=False)
+
+    old = cached("old")
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stopping(patched, n, after=False)
+        cached("new")
+    with pytest.raises(FileFormatError, match="goes on where it was interrupted"):
+        ShardedResiduals.open(tmp_path)
+    computed = []
+    compute = ResidualPiece.compute
+    monkeypatch.setattr(
+        ResidualPiece, "compute", lambda *given: computed.append(1) or compute(*given)
+    )
+    new = cached("new")
+    assert len(computed) == 3 - n
+    whole = sl.cache_residuals(tiny_model, pairs("new"), progress=False)
+    np.testing.assert_allclose(new.runs(1)[0], whole.instructed[:, 1].numpy(), atol=1e-5)
+    assert new.metadata["data_hash"] == whole.metadata["data_hash"] != old.metadata["data_hash"]
+
+
+def test_a_shard_of_another_run_under_the_index_is_refused(tmp_path):
+    # As a copy that was not finished would leave it: same shape, other numbers.
+    sharded(planted(n_pairs=10, d_prime=0.0), tmp_path / "a", 5)
+    sharded(planted(n_pairs=10, d_prime=4.0), tmp_path / "b", 5)
+    name = "shard-00001.safetensors"
+    (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
+    with pytest.raises(FileFormatError, match="written again since the index"):
+        ShardedResiduals.open(tmp_path / "a")
