@@ -35,6 +35,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 from safetensors.torch import save_model
+from transformers import modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
 from steerlens.errors import FileFormatError, ModelError, SteerlensError
@@ -99,13 +101,22 @@ def sha256_of_files(parts: Sequence[Path]) -> str:
 
 @contextmanager
 def quiet_progress() -> Iterator[None]:
-    """Within the block, `transformers` draws no progress bars; afterwards as before."""
+    """Within the block, `transformers` draws no progress bars; afterwards as before.
+
+    The one over the tensors of a GGUF file, which takes some 20 seconds, is drawn in a terminal.
+    """
     was_on = transformers_logging.is_progress_bar_enabled()
     bars: Any = transformers_logging
     bars.disable_progress_bar()
+    # That bar is tqdm's own, which the setting does not reach: by itself it is drawn into pipes.
+    own = vars(modeling_gguf_pytorch_utils).get("tqdm")
+    if own is not None:
+        vars(modeling_gguf_pytorch_utils)["tqdm"] = partial(own, disable=None)
     try:
         yield
     finally:
+        if own is not None:
+            vars(modeling_gguf_pytorch_utils)["tqdm"] = own
         if was_on:
             bars.enable_progress_bar()
 

@@ -165,3 +165,10 @@ def test_undefined_numbers_are_null_in_files_too_and_csv_may_be_in_capitals(
 
     ranking = json.loads((tmp_path / "out" / "ranking.json").read_text(), parse_constant=refuse)
     assert ranking["layers"][0]["d_prime_high"] is None
+
+
+def test_the_name_of_a_model_without_its_owner_is_answered_with_what_hub_ids_look_like(capsys):
+    code, _, err = run(capsys, "rank", "--instruction", TITLE, "--n", 2, "--model", "gpt2")
+    assert code == 2
+    [line] = [line for line in err.splitlines() if line.startswith("steerlens: ")]
+    assert "unknown model 'gpt2'" in line and "openai-community/gpt2" in line

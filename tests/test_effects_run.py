@@ -1,10 +1,14 @@
 """Claims about one prompt answered without and with steering."""
 
+import re
+
 import pytest
 from steering_examples import n_hooks, random_vector
 
 from steerlens.effects import record_run, steer
 from steerlens.errors import SteeringError
+from steerlens.explorer.pins import pins_table
+from steerlens.explorer.state import Pin, Setting
 from steerlens.generation import generate
 from steerlens.steering import Steering
 
@@ -76,3 +80,21 @@ def test_what_cannot_be_steered_is_refused_before_anything_is_generated(tiny_mod
 def test_a_strength_that_breaks_the_logits_is_one_sentence(tiny_model):
     with pytest.raises(SteeringError, match="lower the strength"):
         steer(tiny_model, "Hi", random_vector(3, 16).at(1, "add", 1e38), max_new_tokens=4)
+
+
+def test_one_run_has_one_mean_kl_wherever_it_is_told(tiny_model) -> None:
+    # given a run, and its mean over the positions that predict the response, by plain arithmetic
+    steering = random_vector(3, 16).at(1, "add", 3.0)
+    run = steer(tiny_model, "Hi there", steering, max_new_tokens=6)
+    rows = run.effects.frame.kl.tolist()
+    predicting = rows[run.effects.n_prompt - 1 :]
+    expected = sum(predicting) / len(predicting)
+    assert expected > 0 and abs(expected - sum(rows) / len(rows)) > 1e-4, "not that of all tokens"
+
+    # then every view of it tells that number
+    assert run.effects.mean_kl == pytest.approx(expected, rel=1e-5)
+    assert f"mean KL over the response {expected:.3g} nats" in repr(run.effects)
+    pin = Pin.of(Setting("own words", "Hi there", 1), run)
+    for view in (run.effects._repr_html_(), pins_table([pin])):
+        [told] = re.findall(r"mean KL over the response (?:\(nats\) <b>)?([0-9.]+)", view)
+        assert float(told) == pytest.approx(expected, abs=5e-4)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from steerlens.errors import FileFormatError, UnknownNameError
+from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
+from steerlens.evaluation import run as run_module
 from steerlens.evaluation.prompts import EvaluationPrompt, read_prompts
+from steerlens.models import tokenize_prompts
 
 ROW: dict[str, Any] = {
     "key": 1001,
@@ -183,3 +185,65 @@ def test_the_same_row_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", ROW, {**ROW, "key": 2}, {**ROW, "key": "1001"})
     with pytest.raises(FileFormatError, match=r"line 3, field 'key': '1001' repeats .* line 1"):
         read_prompts(file)
+
+
+def prompt_with(**changes: Any) -> EvaluationPrompt:
+    given: dict[str, Any] = {
+        "key": "a",
+        "prompt": "Plan a trip. Use no commas.",
+        "prompt_without_instruction": "Plan a trip.",
+        "instruction_ids": ("punctuation:no_comma",),
+        "kwargs": ({},),
+    }
+    return EvaluationPrompt(**{**given, **changes})
+
+
+BAD = [
+    ({"instruction_ids": ("x:y",)}, r"not known: 'x:y' \(1 row\)"),
+    (
+        {"instruction_ids": ("length_constraints:number_words",)},
+        "prompt 'b': the check 'length_constraints:number_words' lacks the argument",
+    ),
+    ({"kwargs": ({"colour": 1},)}, "prompt 'b': .*does not know the argument 'colour'"),
+    ({"kwargs": ()}, "prompt 'b': each instruction needs its arguments"),
+    ({"prompt": " "}, "prompt 'b' has a text that is blank"),
+    ({"prompt_without_instruction": ""}, "prompt 'b' has a text that is blank"),
+    ({"key": "a"}, "prompt 'a' comes twice"),
+    ({"prompt": "Rome " * 60}, "row 'b': "),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), BAD)
+def test_what_cannot_be_scored_is_refused_before_anything_is_answered_or_written(
+    change: dict[str, Any], sentence: str, tiny_model: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(run_module, "Answerer", None)  # nothing could be answered
+    prompts = [prompt_with(), prompt_with(**{"key": "b", **change})]
+    with pytest.raises(SteerlensError, match=sentence):
+        run_module.evaluate(tiny_model, prompts, tmp_path / "e", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_no_check_knows_are_left_out_and_counted_where_asked(
+    tiny_model: Any, tmp_path: Path
+) -> None:
+    prompts = [prompt_with(), prompt_with(key="b", instruction_ids=("x:y",))]
+    settings = run_module.EvaluationSettings(max_new_tokens=2, skip_unknown=True)
+    found = run_module.evaluate(
+        tiny_model, prompts, tmp_path / "e", settings=settings, progress=False
+    )
+    assert found.summary["data"]["left_out"] == {"x:y": 1}
+    assert {row["row"] for row in found.responses} == {"a"}
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_first(
+    tiny_model: Any, tmp_path: Path
+) -> None:
+    # given a prompt of exactly as many tokens as the context holds; bytes are tokens
+    text = "x" * (128 - len(tokenize_prompts(tiny_model, ["x"])[0]) + 1)
+    assert len(tokenize_prompts(tiny_model, [text])[0]) == 128
+    for change in ({"prompt": text}, {"prompt_without_instruction": text}):
+        prompts = [prompt_with(), prompt_with(**{"key": "b", **change})]
+        with pytest.raises(SteerlensError, match="prompt 'b' fills the model's context of 128"):
+            run_module.evaluate(tiny_model, prompts, tmp_path / "e", progress=False)
+        assert list(tmp_path.iterdir()) == []

@@ -104,7 +104,7 @@ def test_pins_are_compared_token_by_token_in_shades_of_one_scale(tiny_model) -> 
     pinned = explorer.pinned.value
     first, second = pinned.split("<tr>")[2:]
     assert "at layer 1 on all" in first and "at layer 2 on all" in second
-    assert "mean KL 1" in first and "mean KL 10" in second
+    assert "mean KL over the response 1" in first and "response 10" in second
     assert f'class="k{LEVELS}"' in second and f'class="k{LEVELS}"' not in first
     assert pinned.count('class="legend"') == 1 and pinned.count('data-role="prompt"') == 0
     assert first.count('class="parts"') == 1
@@ -273,3 +273,27 @@ def test_without_widgets_one_sentence_says_what_to_install(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SteerlensError, match=r"pip install 'steerlens\[notebook\]'"):
         explore(tiny_model)
+
+
+def test_after_a_faulty_setting_nothing_of_the_one_before_is_left(tiny_model) -> None:
+    # Given an explorer that shows both texts of a setting
+    explorer = explore(tiny_model)
+    run = made_up_run(["an older", " baseline"], ["an older", " answer"])
+    explorer._show_run(Setting("detectable_format:title", "Hi!", 1), run)
+    explorer.details.value = "numbers of an older token"
+    assert "older baseline" in explorer.baseline.value and "older answer" in explorer.steered.value
+    # When a setting is wrong
+    explorer.source.value = "nonsense"
+    explorer.session.wait(60.0)
+    # Then its sentence stands alone
+    assert "no instruction of the catalogue" in explorer.message.value
+    shown = (explorer.baseline, explorer.steered, explorer.details)
+    assert [one.value for one in shown] == ["", "", ""] and explorer.strips.children == ()
+
+
+def test_without_a_source_nothing_is_shown_and_nothing_is_waited_for(tiny_model) -> None:
+    explorer = explore(tiny_model)
+    explorer.source.value = "nonsense"
+    explorer.session.wait(60.0)
+    explorer.source.value = ""
+    assert explorer.message.value == "" and explorer.baseline.value == ""

@@ -1,6 +1,8 @@
 """Models: the right numbers, the right text, and a sentence for everything that cannot be."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -381,3 +383,38 @@ def test_a_device_torch_was_not_compiled_for_is_one_sentence(tiny_folder: Path) 
         pytest.skip("this machine has an XPU")
     with pytest.raises(ModelError, match=r"cannot be set up: .*XPU"):
         load_model(tiny_folder, device="xpu")
+
+
+def test_advice_on_names_that_the_user_did_not_choose_is_not_passed_on(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    # given a folder whose name TransformerLens takes for a deprecated alias, in a fresh process
+    # (here pytest has handlers of its own on the root logger)
+    shutil.copytree(tiny_folder, tmp_path / "gemma-3-270m-it")
+    code = """
+import logging
+from steerlens.models import load_model
+load_model("gemma-3-270m-it", device="cpu")
+assert logging.getLogger().handlers == [], "nor is the root logger given a handler"
+assert logging.getLogger().filters == []
+logging.warning("another warning")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.strip() == "WARNING:root:another warning"
+
+
+def test_advice_is_left_out_of_a_users_own_handlers_too(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "gemma-3-270m-it")
+    monkeypatch.chdir(tmp_path)
+    load_model("gemma-3-270m-it", device="cpu")
+    assert caplog.text == "" and capfd.readouterr().err == ""

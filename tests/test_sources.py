@@ -184,6 +184,9 @@ def test_a_reference_that_leads_nowhere_is_one_sentence(
 
 
 @pytest.mark.parametrize("reference", ["", "gpt2", "smollm2 135m"])
-def test_a_bare_name_that_is_not_packaged_is_unknown(reference: str) -> None:
-    with pytest.raises(UnknownNameError, match="unknown model"):
+def test_a_bare_name_that_is_not_packaged_is_unknown_and_hub_ids_are_described(
+    reference: str,
+) -> None:
+    with pytest.raises(UnknownNameError, match="unknown model") as refused:
         find_source(reference)
+    assert "a hub id is owner/name, such as openai-community/gpt2" in str(refused.value)
