@@ -176,7 +176,7 @@ def expected(changed: nn.Module, prompts: list[list[int]]) -> tuple[list[list[in
 def outcome(model: TransformerBridge) -> tuple[list[list[int]], Tensor, dict[str, Any]]:
     """What the package makes of a ragged batch: tokens, residuals, settings."""
     made = generate(model, TEXTS, max_new_tokens=N_NEW, batch_size=2, chat_format="plain")
-    pairs = ContrastSet.from_prompts(TEXTS, TEXTS)
+    pairs = ContrastSet.from_prompts(TEXTS, [f"{text} Well?" for text in TEXTS])
     cache = cache_residuals(model, pairs, chat_format="plain", batch_size=2)
     return [list(row) for row in made.tokens], cache.instructed, dict(made.settings)
 

@@ -6,18 +6,28 @@ or would meet other tokens than its author expects. `outside_change` finds the f
 the call then takes the bridge's own path, where whole rows pass, without padding, as they would in
 a loop over prompts.
 
+The bridge computes some parts itself, from the weights, and never calls the module it took them
+from (attention, GPT-2's layer norms and its joint projection). A change there has no effect in
+``model(tokens)`` either, so it is refused rather than ignored.
+
 What the libraries themselves put on a model is not a change: the hooks by which TransformerLens
 finds the input of a norm and `accelerate` spreads layers over devices, and the tensor classes of
 quantised weights.
 """
 
 import functools
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.errors import ModelError
 
 __all__ = ["outside_change"]
 
@@ -35,6 +45,8 @@ _GLOBAL_HOOKS = (
     "_global_backward_pre_hooks",
     "_global_backward_hooks",
 )
+_CALLED = "steerlens_modules_called"
+_ALWAYS_CALLED = (HookPoint, TransformerBridge)
 
 
 def outside_change(model: TransformerBridge) -> str | None:
@@ -45,13 +57,32 @@ def outside_change(model: TransformerBridge) -> str | None:
 
     Returns:
         Such as ``"the hook on blocks.3.hook_out"``; ``None`` when there is none.
+
+    Raises:
+        ModelError: "the hook on … would be ignored …".
     """
+    changes = list(_changes(model))
+    unsure = [change for change in changes if not isinstance(change[1], _ALWAYS_CALLED)]
+    if unsure:
+        called = _modules_called(model, [module for _, module in unsure])
+        for phrase, module in unsure:
+            if not called[id(module)]:
+                raise ModelError(
+                    f"{phrase} would be ignored: TransformerLens computes this part from its "
+                    "weights and does not call the module; put it on the bridge's own component "
+                    "(such as model.blocks[0].attn) or on a module around it"
+                )
+    if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
+        return "a hook on all modules of the process"
+    return changes[0][0] if changes else None
+
+
+def _changes(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
+    """Each change in a phrase, with its module."""
     for name, point in model.hook_dict.items():
         handles = [*point.fwd_hooks, *point.bwd_hooks]
         if not all(_belongs_to_a_library(handle.user_hook) for handle in handles):
-            return f"the hook on {point.name or name}"
-    if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
-        return "a hook on all modules of the process"
+            yield f"the hook on {point.name or name}", point
     root = model.original_model
     is_quantised = getattr(root.config, "quantization_config", None) is not None
     seen: set[int] = set()
@@ -63,8 +94,7 @@ def outside_change(model: TransformerBridge) -> str | None:
             seen.add(id(module))
             kind = _change_of(module, is_quantised)
             if kind is not None:
-                return f"the {kind} on {_plain_name(name)}"
-    return None
+                yield f"the {kind} on {_plain_name(name)}", module
 
 
 def _change_of(module: nn.Module, is_quantised: bool) -> str | None:
@@ -88,6 +118,43 @@ def _belongs_to_a_library(hook: Callable[..., Any] | None) -> bool:
     while isinstance(hook, functools.partial):
         hook = hook.func
     return str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
+
+
+def _modules_called(model: TransformerBridge, modules: Sequence[nn.Module]) -> dict[int, bool]:
+    """Whether a forward pass of the bridge calls each module; seen once, on a few tokens.
+
+    Experts that no token is sent to count as called.
+    """
+    root: Any = model.original_model
+    known: dict[int, bool] = root.__dict__.setdefault(_CALLED, {})
+    new = [module for module in modules if id(module) not in known]
+    if new:
+        called: set[int] = set()
+
+        def note(module: nn.Module, _args: Any) -> None:
+            called.add(id(module))
+
+        with _without_hooks([module for _, module in _changes(model)]), ExitStack() as stack:
+            for module in new:
+                stack.callback(module.register_forward_pre_hook(note).remove)
+            with torch.inference_mode():
+                model(torch.arange(3, 7, device=next(root.parameters()).device)[None])
+        experts = {id(module) for name, module in root.named_modules() if "expert" in name}
+        known.update({id(module): id(module) in called | experts for module in new})
+    return known
+
+
+@contextmanager
+def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Modules whose hooks do not notice what passes meanwhile."""
+    kept = [(module, name, module.__dict__[name]) for module in modules for name, _ in _HOOKS]
+    try:
+        for module, name, _ in kept:
+            module.__dict__[name] = OrderedDict()
+        yield
+    finally:
+        for module, name, hooks in kept:
+            module.__dict__[name] = hooks
 
 
 def _plain_name(name: str) -> str:

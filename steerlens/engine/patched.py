@@ -30,6 +30,7 @@ from steerlens.engine.modules import (
     unembed,
 )
 from steerlens.engine.paths import FastPath, running
+from steerlens.engine.plain import after_blocks
 from steerlens.engine.reading import Reading, read
 
 __all__ = ["ending_residuals", "patched_logits"]
@@ -78,10 +79,10 @@ def _ending_residuals(
         for batch in path.batches([len(row) for row in rows], batch_size):
             tokens, mask = left_padded([rows[i] for i in batch], device=device)
 
-            def keep(resid: Tensor, hook: Any, batch: list[int] = batch) -> None:
-                kept[batch, place[int(hook.name.split(".")[1])]] = resid[:, -n_last:]
+            def keep(layer: int, resid: Tensor, batch: list[int] = batch) -> None:
+                kept[batch, place[layer]] = resid[:, -n_last:]
 
-            with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_out", keep) for layer in layers]):
+            with after_blocks(model, layers, keep):
                 out = model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
             logits[batch] = out[:, -1].float().cpu()
         return kept, logits

@@ -5,12 +5,13 @@ is checked against (`verified`). Rows are padded on the left and a batch runs un
 ends.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import left_padded
@@ -18,7 +19,30 @@ from steerlens.engine.paths import BRIDGE, FastPath, length_switch
 from steerlens.engine.rows import Choose, Row, is_sound
 from steerlens.steering import RowSteering, TokenRoles
 
-__all__ = ["decode_rows_plainly", "first_logits_plainly"]
+__all__ = ["after_blocks", "decode_rows_plainly", "first_logits_plainly"]
+
+
+@contextmanager
+def after_blocks(
+    model: TransformerBridge, layers: Sequence[int], function: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Call ``function(layer, residual)`` after each of some blocks of the bridge, to read it.
+
+    The block as a whole is listened to, not its ``hook_out``: PyTorch hooks that someone has put on
+    the block act after that, and what the next block reads is what they leave.
+    """
+
+    def after(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            function(layer, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer in layers:
+            handle = model.blocks[layer].register_forward_hook(after(layer))
+            stack.callback(handle.remove)
+        yield
 
 
 @torch.inference_mode()

@@ -9,7 +9,6 @@ run. On the plain path rows run whole, in left-padded batches sorted by length.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,6 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.batches import common_prefix, left_padded
 from steerlens.engine.modules import fast_modules
 from steerlens.engine.paths import BRIDGE, FastPath, running
+from steerlens.engine.plain import after_blocks
 from steerlens.engine.reading import Reading, read
 from steerlens.errors import ActivationError
 
@@ -129,11 +129,11 @@ def _walk_plainly(
         windows = [_moved(spans[i], offset) for i, offset in zip(batch, offsets, strict=True)]
 
         def after(
-            resid: Tensor, hook: Any, batch: list[int] = batch, windows: list[Span] = windows
+            layer: int, resid: Tensor, batch: list[int] = batch, windows: list[Span] = windows
         ) -> None:
-            keep(int(hook.name.split(".")[1]), batch, _span_means(resid, windows))
+            keep(layer, batch, _span_means(resid, windows))
 
-        with model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_out", after) for layer in layers]):
+        with after_blocks(model, layers, after):
             if stop < model.cfg.n_layers:
                 model(tokens, attention_mask=mask, stop_at_layer=stop, use_cache=False)
             else:
