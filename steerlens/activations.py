@@ -26,6 +26,7 @@ about 1e-5 relative in float32 and 1e-2 in bfloat16.
 ResidualCache(4 pairs, 2 layers 0–1, d_model 3)
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,13 +40,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.checked import layer_numbers, whole_number
-from steerlens.control_tokens import literal_ids
 from steerlens.engine.residuals import Span, residuals_at
-from steerlens.errors import ActivationError, FileFormatError, PairsError, unknown_name
+from steerlens.errors import ActivationError, FileFormatError, PairsError
 from steerlens.files import library_versions, read_tensors, write_tensors
-from steerlens.identity import attached_tokenizer
-from steerlens.models import model_info, tokenize_prompts
-from steerlens.pairs import ContrastPair, ContrastSet
+from steerlens.models import model_info
+from steerlens.pair_notices import about_pairs, warn_of_pairs
+from steerlens.pairs import ContrastSet
+from steerlens.positions import POSITIONS, SIDES, Position, prompt_lengths, rows_and_spans
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -58,9 +59,6 @@ __all__ = [
     "check_layers",
 ]
 
-Position = str | int
-_OF_RESPONSES = ("response_mean", "last_response")
-POSITIONS = ("last_prompt", *_OF_RESPONSES)
 _FILE_KIND = "residual-cache"
 
 
@@ -72,8 +70,8 @@ class ResidualCache:
         instructed: Residuals of the prompts with the instruction.
         uninstructed: Residuals of the prompts without it; row *i* belongs to the same pair.
         layers: The layer of each entry of the middle axis.
-        groups: Number of the base query of each pair; pairs of one base query share a number, and
-            cross-validation never splits them.
+        groups: Number of the base query of each pair; pairs of one base query, or of
+            near-duplicates, share a number, and cross-validation never splits them.
         metadata: What is needed to compute the cache again (model, weights hash, data hash, …).
     """
 
@@ -115,8 +113,7 @@ class ResidualCache:
         n_pairs, n_layers, _ = instructed.shape
         if n_pairs < 2:
             raise ActivationError(f"at least 2 pairs are needed to compare sides; got {n_pairs}")
-        numbers = range(n_layers) if layers is None else layers
-        named = layer_numbers(numbers, error=ActivationError)
+        named = layer_numbers(range(n_layers) if layers is None else layers, error=ActivationError)
         numbers = range(n_pairs) if groups is None else groups
         grouped = layer_numbers(numbers, "groups", ActivationError)
         if len(named) != n_layers or len(grouped) != n_pairs:
@@ -158,7 +155,7 @@ class ResidualCache:
         two means.
         """
         columns: dict[str, Any] = {"layer": list(self.layers)}
-        for side in _SIDES:
+        for side in SIDES:
             norms = getattr(self, side).norm(dim=2).numpy()
             ends = zip(("_low", "", "_high"), np.quantile(norms, (0.1, 0.5, 0.9), 0), strict=True)
             columns |= {f"{side}{end}": values.tolist() for end, values in ends}
@@ -235,13 +232,33 @@ def cache_residuals(
             text, ``"keep"`` lets them act; see `steerlens.control_tokens`.
 
     Returns:
-        A `ResidualCache` in float32 on the CPU.
+        A `ResidualCache` in float32 on the CPU. Its metadata say what about the pairs may mislead
+        (`steerlens.pair_notices`: ``length_auroc``, ``near_duplicates``, ``identical_pairs``), and
+        ``notices`` are warned of.
 
     Raises:
         ActivationError: A layer or position out of range, or non-finite activations.
         PairsError: ``response_mean`` or ``last_response`` without responses.
         ModelError: A prompt longer than the model's context.
     """
+    cache = residuals_of(
+        model, pairs, position, layers, batch_size, chat_format, progress, control_tokens
+    )
+    warn_of_pairs(cache.metadata)
+    return cache
+
+
+def residuals_of(
+    model: TransformerBridge,
+    pairs: Any,
+    position: Position,
+    layers: Iterable[int] | None,
+    batch_size: int,
+    chat_format: str,
+    progress: bool | None,
+    control_tokens: str,
+) -> ResidualCache:
+    """`cache_residuals` without its warnings, for parts of a set of pairs."""
     if not isinstance(pairs, ContrastSet):
         raise PairsError(
             f"pairs must be a ContrastSet; got {type(pairs).__name__}; see ContrastSet.from_prompts"
@@ -264,14 +281,13 @@ def cache_residuals(
         progress=progress,
     )
     gathered = residuals[torch.tensor(places)]
-    query_numbers: dict[str, int] = {}
-    groups = [query_numbers.setdefault(pair.base_query, len(query_numbers)) for pair in pairs]
+    lengths = prompt_lengths(model, pairs, chat_format, control_tokens)
     info = model_info(model, exact=True)
     return ResidualCache.from_tensors(
         gathered[: len(pairs)],
         gathered[len(pairs) :],
         layers=chosen,
-        groups=groups,
+        groups=pairs.query_groups,
         metadata={
             "model": info.reference,
             "weights_hash": info.weights_hash,
@@ -284,6 +300,7 @@ def cache_residuals(
             "position": position,
             "n_pairs": len(pairs),
             "n_prompts_run": len(distinct),
+            **about_pairs(pairs, *lengths),
             "data_hash": pairs.data_hash,
             "instruction": pairs.instruction_id,
             "split": pairs.split,
@@ -315,64 +332,19 @@ def check_layers(model: TransformerBridge, layers: Iterable[int] | None) -> tupl
     return tuple(sorted({layer % n_layers for layer in numbers}))
 
 
-def rows_and_spans(
-    model: TransformerBridge,
-    pairs: ContrastSet,
-    position: Position,
-    chat_format: str,
-    control_tokens: str,
-) -> tuple[list[list[int]], list[Span]]:
-    """Token rows (all instructed, then all uninstructed) and the span each is read at."""
-    prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
-    rows = tokenize_prompts(model, prompts, chat_format, control_tokens)
-    if position == "last_prompt":
-        return rows, [(len(row) - 1, len(row)) for row in rows]
-    if position in _OF_RESPONSES:
-        which = [(side, i) for side in _SIDES for i in range(len(pairs))]
-        responses = literal_ids(
-            attached_tokenizer(model),
-            [_response(pairs, side, i, str(position)) for side, i in which],
-            [f"the {side} response of pair {i}" for side, i in which],
-            control_tokens,
-        )
-        whole = [p + r for p, r in zip(rows, responses, strict=True)]
-        _check_context(model, whole, len(pairs))
-        if position == "last_response":
-            return whole, [(len(row) - 1, len(row)) for row in whole]
-        return whole, [(len(p), len(row)) for p, row in zip(rows, whole, strict=True)]
-    if isinstance(position, str):
-        raise unknown_name("position", str(position), POSITIONS)
-    for i, row in enumerate(rows):
-        if not -len(row) <= position < len(row):
-            raise ActivationError(
-                f"position {position} is out of range for the {_SIDES[i // len(pairs)]} prompt of "
-                f"pair {i % len(pairs)}, which has {len(row)} tokens"
-            )
-    return rows, [(position % len(row), position % len(row) + 1) for row in rows]
-
-
-_SIDES = ("instructed", "uninstructed")
-
-
-def _response(pairs: ContrastSet, side: str, i: int, position: str) -> str:
-    pair: ContrastPair = pairs[i]
-    text = pair.instructed_response if side == "instructed" else pair.uninstructed_response
-    if not text:
-        raise PairsError(
-            f"position {position!r} needs a response on both sides; pair {i} has no {side}_response"
-        )
-    return text
-
-
-def _check_context(model: TransformerBridge, rows: Sequence[Sequence[int]], n_pairs: int) -> None:
-    """Refuse rows (all instructed, then all uninstructed) that the model cannot read."""
-    limit = model_info(model).context_length
-    for i, row in enumerate(rows):
-        if len(row) > limit:
-            raise ActivationError(
-                f"{_SIDES[i // n_pairs]} prompt and response of pair {i % n_pairs} have "
-                f"{len(row)} tokens together; the model's context holds {limit}"
-            )
+def repeated_pairs(
+    instructed: Float[Tensor, "pair layer d_model"],
+    uninstructed: Float[Tensor, "pair layer d_model"],
+) -> tuple[int, ...]:
+    """A number for each pair; pairs whose residuals are the same to the last bit share one."""
+    numbers: dict[bytes, int] = {}
+    found = []
+    for sides in zip(instructed.numpy(), uninstructed.numpy(), strict=True):
+        digest = hashlib.blake2b(digest_size=16)
+        for side in sides:
+            digest.update(np.ascontiguousarray(side).data)
+        found.append(numbers.setdefault(digest.digest(), len(numbers)))
+    return tuple(found)
 
 
 def _stored(

@@ -29,12 +29,14 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 import pandas as pd
 
 from steerlens.checked import whole_number
+from steerlens.duplicates import near_duplicates
 from steerlens.errors import PairsError
 from steerlens.fields import Foreign
 from steerlens.instructions import Instruction, base_queries, catalogue
@@ -136,6 +138,20 @@ class ContrastSet(Sequence[ContrastPair]):
         rows = [asdict(pair) for pair in self.pairs]
         canonical = json.dumps(rows, sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(canonical.encode('ascii')).hexdigest()}"
+
+    @cached_property
+    def query_groups(self) -> tuple[int, ...]:
+        """Number of the base query of each pair; near-duplicates share one.
+
+        See `steerlens.duplicates`; cross-validation and resampling never split a group. Pairs of
+        the same two prompts share one, too, whatever their base queries are called.
+        """
+        first: dict[tuple[str, str], str] = {}
+        queries = [
+            first.setdefault((pair.instructed, pair.uninstructed), pair.base_query)
+            for pair in self.pairs
+        ]
+        return near_duplicates(queries)
 
     @property
     def frame(self) -> pd.DataFrame:

@@ -11,10 +11,11 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import Position, ResidualCache, cache_residuals, rows_and_spans
+from steerlens.activations import ResidualCache, residuals_of
 from steerlens.errors import ActivationError
 from steerlens.identity import digest_of_rows
 from steerlens.pairs import ContrastSet
+from steerlens.positions import Position, rows_and_spans
 from steerlens.remembered import naming_key
 from steerlens.runs.plain import piece_name
 
@@ -111,7 +112,7 @@ class ResidualPiece:
                 "chat template that writes the date or the time does so: begin again, and all "
                 "pieces are computed with what it writes then"
             )
-        return cache_residuals(
+        return residuals_of(
             model,
             self.pairs,
             self.position,
@@ -119,6 +120,7 @@ class ResidualPiece:
             self.batch_size,
             self.chat_format,
             progress=False,
+            control_tokens="escape",
         )
 
 

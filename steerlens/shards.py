@@ -45,15 +45,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import Position, ResidualCache, check_layers
+from steerlens.activations import ResidualCache, check_layers
 from steerlens.costs.forecast import COSTS_FILE, Forecast
 from steerlens.costs.ledger import Ledger
 from steerlens.costs.work import shard_work
 from steerlens.errors import ActivationError, FileFormatError, PairsError, unknown_name
 from steerlens.files import check_writable, write_text
 from steerlens.models import model_info
+from steerlens.pair_notices import about_pairs, warn_of_pairs
 from steerlens.pairs import ContrastSet
 from steerlens.placement import DTYPES
+from steerlens.positions import Position, prompt_lengths
 from steerlens.residual_pieces import ResidualPiece
 from steerlens.runs.plain import json_document
 from steerlens.shard_files import (
@@ -266,11 +268,12 @@ def shard_residuals(
                     made = {"made_from": piece.name, "metadata": metadata}
                     write_shard(shard_path(folder, number), cache, dtype, made)
                     bar.update()
-    numbers: dict[str, int] = {}
-    groups = [numbers.setdefault(pair.base_query, len(numbers)) for pair in pairs]
+    groups = pairs.query_groups
     # Of all pairs, and not of those in the shard that was made last.
     about = {"instruction": pairs.instruction_id, "split": pairs.split, "seed": pairs.seed}
+    about |= about_pairs(pairs, *prompt_lengths(model, pairs, chat_format))
     metadata = {**metadata, **about, "n_pairs": len(pairs), "data_hash": pairs.data_hash}
+    warn_of_pairs(metadata)
     metadata.pop("n_prompts_run", None)  # of one shard only
     sizes = [stop - start for start, stop in bounds]
     shards = _write_index(folder, chosen, groups, model_info(model).d_model, dtype, sizes, metadata)

@@ -68,7 +68,7 @@ __all__ = [
     "steer_residual",
 ]
 
-# The largest float32: what is added is computed there.
+# The largest float32: gaps and targets are applied in it.
 _LARGEST = torch.finfo(torch.float32).max
 
 Operation = Literal["add", "set_projection", "ablate"]
@@ -95,7 +95,7 @@ class Intervention:
     Raises:
         SteeringError: A layer that is no whole number; a direction that is no unit vector (in half
             precision its norm may be 1 % off); a gap, target, baseline or strength that is not
-            finite, a negative gap, or a product of them that does not fit float32.
+            finite in float32; a negative gap.
         UnknownNameError: An operation or scope that does not exist.
     """
 
@@ -121,16 +121,14 @@ class Intervention:
         for name in ("strength", "gap", "target", "baseline"):
             value = getattr(self, name)
             if value is not None or name != "baseline":
-                object.__setattr__(self, name, finite_number(name, value, error=SteeringError))
+                number = finite_number(name, value, error=SteeringError)
+                if abs(number) > _LARGEST:
+                    raise SteeringError(f"{name} must fit float32; got {number:g}")
+                object.__setattr__(self, name, number)
         if self.gap < 0:
             raise SteeringError(
                 f"gap is the length of a difference and not negative; got {self.gap:g}; turn the "
                 "direction round instead"
-            )
-        if not all(abs(one) <= _LARGEST for one in self.coefficients):
-            raise SteeringError(
-                f"strength {self.strength:g} times the gap or target of {self.label} does not fit "
-                "float32; give a smaller one"
             )
         if self.only_below and (self.operation != "set_projection" or self.strength < 0):
             raise SteeringError(

@@ -171,8 +171,8 @@ def _intervention(**changes):
         ({"target": float("inf")}, "target must be a finite number; got inf"),
         ({"baseline": float("nan")}, "baseline must be a finite number"),
         ({"strength": float("inf")}, "strength must be a finite number; got inf"),
-        ({"gap": 1e30, "strength": 1e30}, "does not fit float32"),
-        ({"target": 1e39, "operation": "set_projection"}, "does not fit float32"),
+        ({"gap": 1e39}, "gap must fit float32; got 1e\\+39"),
+        ({"target": -1e39, "operation": "set_projection"}, "target must fit float32; got -1e"),
     ],
 )
 def test_an_intervention_that_would_steer_into_nonsense_is_refused(changes, words):

@@ -26,7 +26,7 @@ tokens add less to both sums: :math:`R_h` is not an average over tokens. The bes
 is flattered by the choice; its interval does not correct for that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -241,7 +241,7 @@ def causal_recovery(
         for kind in kinds
         for operation, strength, scope, layer in grid
     ]
-    queries = [pair.base_query for pair in pairs]
+    queries = pairs.query_groups
     draws = query_draws(queries, seed=seed)
     instructed, uninstructed = _tokenized(model, pairs, chat_format)
     responses = instructed_responses(model, instructed, uninstructed, horizons[-1], progress)
@@ -314,7 +314,7 @@ def first_token_recovery(
         )
     kinds = _fitting(model, vector, placebo)
     steerings = [kind.at(layer, operation, strength, scope) for kind in kinds for layer in layers]
-    queries = [pair.base_query for pair in pairs]
+    queries = pairs.query_groups
     instructed, uninstructed = _tokenized(model, pairs, chat_format)
     # What is predicted first does not depend on what follows: any token stands for a response.
     anything = [(0,)] * len(pairs)
@@ -376,7 +376,7 @@ def _table(
     horizons: Sequence[int],
     whole: Float[Array, "pair horizon"],
     remaining: Float[Array, "kind setting pair horizon"],
-    queries: Sequence[str],
+    queries: Sequence[Hashable],
 ) -> pd.DataFrame:
     """One row a setting and horizon, the horizons of a setting side by side."""
     settings = pd.DataFrame(grid, columns=["operation", "strength", "scope", "layer"])
@@ -392,7 +392,7 @@ def _table(
 def _shares(
     remaining: Float[Array, "setting pair"],
     whole: Float[Array, "pair"],
-    queries: Sequence[str],
+    queries: Sequence[Hashable],
 ) -> Float[Array, "setting three"]:
     """Recovery of each setting with the ends of its 95 % interval."""
     with np.errstate(invalid="ignore", divide="ignore"):

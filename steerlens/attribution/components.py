@@ -156,7 +156,7 @@ def writing_components(
     vector.check_model(model)
     check_numbers(n_placebos, batch_size, seed)
     check_components(model)
-    queries = numbered_queries([pair.base_query for pair in pairs])
+    queries = numbered_queries(pairs.query_groups)
     direction = vector.directions[vector.layer_index(layer)]
     directions = torch.cat([direction[None], placebo_directions(n_placebos, len(direction), seed)])
     n_pairs = len(pairs)

@@ -270,6 +270,6 @@ def _written(writing: ComponentWriting, pairs: ContrastSet) -> pd.DataFrame:
     numbers = range(writing.layer + 1)
     # What others write is what is left; the share of the rest is what recovery is.
     others = np.stack([whole - by_pair[:, layers == layer].sum(axis=1) for layer in numbers], 1)
-    shares = recovery_interval(others, whole, [pair.base_query for pair in pairs])
+    shares = recovery_interval(others, whole, pairs.query_groups)
     columns = dict(zip(("writing", "low", "high"), shares, strict=True))
     return pd.DataFrame({"layer": list(numbers), **columns})

@@ -84,8 +84,9 @@ def check_rankable(cache: Residuals, n_folds: int, seed: int) -> Folds:
     n_groups = int(groups.max()) + 1
     if n_groups < 2:
         raise ActivationError(
-            f"all {cache.n_pairs} pairs come from one base query, so none can be held out and "
-            "nothing can be said about other queries; a steering vector can still be fitted "
+            f"all {cache.n_pairs} pairs come from one base query (near-duplicates and repeated "
+            "pairs count as one), so none can be held out and nothing can be said about other "
+            "queries; a steering vector can still be fitted "
             "(difference_of_means); to rank layers, add pairs of other base queries"
         )
     if n_groups < n_folds:

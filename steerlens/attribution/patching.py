@@ -135,7 +135,7 @@ def activation_patching(
     """
     chosen = check_layers(model, layers)
     _check_numbers(n_positions, placebo_positions, batch_size)
-    queries = numbered_queries([pair.base_query for pair in pairs])
+    queries = numbered_queries(pairs.query_groups)
     n_pairs = len(pairs)
     prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
     rows = tokenize_prompts(model, prompts, chat_format=chat_format)

@@ -277,6 +277,11 @@ class LayerRanking:
             parts.append(f"p {self.p_value:.3g} that no layer separates")
         return f"LayerRanking({', '.join(parts)}, {self.n_pairs} pairs)"
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What about the pairs may mislead, a sentence each; see `steerlens.pair_notices`."""
+        return tuple(self.metadata.get("notices", ()))
+
     def plot(self) -> "go.Figure":
         """Every kind of evidence over layers with its interval; a supported layer is marked."""
         from steerlens.plots.layers import evidence_curves
@@ -289,7 +294,8 @@ class LayerRanking:
         from steerlens.plots.summaries import summary
 
         best = self.table["layer"].tolist().index(self.best_layer)
-        return summary(repr(self), table=self._in_short(), around=best)
+        beware = {"beware": "; ".join(self.notices)} if self.notices else None
+        return summary(repr(self), beware, table=self._in_short(), around=best)
 
     def _in_short(self) -> pd.DataFrame:
         """For a view: one column a kind, its interval beside its value."""

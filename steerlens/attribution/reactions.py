@@ -167,7 +167,7 @@ def reading_components(
         raise SteeringError(
             f"layer {layer} is the model's last: no head or MLP comes after it; choose one below"
         )
-    queries = numbered_queries([pair.base_query for pair in pairs])
+    queries = numbered_queries(pairs.query_groups)
     prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
     rows = tokenize_prompts(model, prompts, chat_format=chat_format)
     target = logit_direction(model, rows, batch_size)

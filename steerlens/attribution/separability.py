@@ -37,13 +37,14 @@ steering does nothing yet; see `steerlens.attribution.causal`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from einops import rearrange
 from jaxtyping import Float, Int
 
-from steerlens.activations import ResidualCache
+from steerlens.activations import ResidualCache, repeated_pairs
 from steerlens.attribution.dimension import instruction_dimension
 from steerlens.attribution.held_out import (
     Folds,
@@ -68,6 +69,7 @@ from steerlens.attribution.uncertainty import (
 )
 from steerlens.checked import whole_number
 from steerlens.errors import SteerlensError, unknown_name
+from steerlens.pair_notices import warn_of_pairs
 
 __all__ = ["BEST_LAYER_RULE", "EVIDENCE", "LayerRanking", "rank_layers"]
 
@@ -145,6 +147,7 @@ def rank_layers(
         n_pairs=cache.n_pairs,
         metadata={
             **cache.metadata,
+            **_repetition(cache),
             "ranking_seed": seed,
             "n_folds": n_folds,
             "n_resamples": n_resamples,
@@ -155,6 +158,25 @@ def rank_layers(
     if not isinstance(cache, ResidualCache):
         return ranking
     return _with_more(ranking, cache, seed, n_folds, n_resamples, evidence)
+
+
+def _repetition(cache: Residuals) -> dict[str, Any]:
+    """Notices of a cache from elsewhere, whose pairs nobody has looked at; warned of here."""
+    if not isinstance(cache, ResidualCache) or "identical_pairs" in cache.metadata:
+        return {}
+    numbers = repeated_pairs(cache.instructed, cache.uninstructed)
+    n_identical = cache.n_pairs - len(set(numbers))
+    if not n_identical:
+        return {}
+    apart = len(set(zip(numbers, cache.groups, strict=True))) > len(set(numbers))
+    notice = f"{n_identical} of {cache.n_pairs} pairs have the very residuals of another one" + (
+        ", and are given as other base queries: what is held out was also fitted on"
+        if apart
+        else "; they are held out together and add nothing"
+    )
+    found = {"identical_pairs": n_identical, "notices": [notice]}
+    warn_of_pairs(found, stacklevel=4)
+    return found
 
 
 def _from_products(
