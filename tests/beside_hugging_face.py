@@ -159,7 +159,7 @@ class Sides:
         kept = [
             i
             for i, tokens in enumerate(self.prompts(texts))
-            if not (self.family.may_refuse and crosses(len(tokens)))
+            if not (self.family.may_refuse == "crossing" and crosses(len(tokens)))
         ]
         return [texts[i] for i in kept], [pushes[i] for i in kept]
 
@@ -243,3 +243,19 @@ class Sides:
                 ours.append(relative(row, true).square().mean().sqrt())
                 theirs.append(relative(theirs_here, true).square().mean().sqrt())
         return torch.stack(ours), torch.stack(theirs), how
+
+
+def row_of_table(sides: Sides) -> str:
+    """What the script of `architectures` prints for one family in one dtype."""
+    resid, resid_of_plain = sides.residual_errors()
+    logits, logits_of_plain, how = sides.logit_errors()
+    equal: list[bool] = []
+    for texts in (SHARING, MIXED):
+        some, pushes = sides.answerable(texts)
+        tokens, _ = sides.generated(some, pushes)
+        equal += [a == b for a, b in zip(tokens, sides.expected(some, pushes), strict=True)]
+    return (
+        f"{how['attention']} | {resid.max():.1e} ({resid_of_plain.max():.1e}) | "
+        f"{logits.max():.1e} ({logits_of_plain.max():.1e}) | {sum(equal)}/{len(equal)} | "
+        f"{how['attention_reason']}"
+    )
