@@ -200,7 +200,9 @@ def test_in_bfloat16_the_sum_is_off_by_rounding_only(tiny_folder, tiny_pairs):
     half = load_model(tiny_folder, dtype="bfloat16", device="cpu")
     vector = difference_of_means(cache_residuals(half, tiny_pairs))
     writing = writing_components(half, tiny_pairs, vector, 2)
-    assert 0 < writing.metadata["closure"] < 0.02
+    # Three blocks add twice each, and what they add is rounded too: twelve roundings, each of at
+    # most half a unit in the last of bfloat16's eight bits, in whatever order kernels add.
+    assert 0 < writing.metadata["closure"] < 12 * 2**-9
 
 
 @pytest.mark.parametrize(

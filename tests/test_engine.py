@@ -134,11 +134,18 @@ def test_in_bfloat16_the_engine_is_as_close_to_float32_as_the_bridge_is(model):
 
     plain = mixed_rows(half, 12, 8)
     decode_rows_plainly(half, plain, 12, NO_END, recording("bridge"), done)
+    alone = mixed_rows(half, 12, 8)
+    decode_rows_plainly(half, alone, 1, NO_END, recording("bridge alone", plain), done)
     decode_rows(half, mixed_rows(half, 12, 8), 12, NO_END, recording("engine", plain), done)
     decode_rows(model, mixed_rows(model, 12, 8), 12, NO_END, recording("exact", plain), done)
-    # Two paths round differently: each is 1e-3 nats from float32, and less from the other.
-    assert kl("exact", "engine") < 1.3 * kl("exact", "bridge") + 1e-4
-    assert kl("bridge", "engine") < 1e-3
+    # How bfloat16 rounds depends on the processor's kernels and on how many rows run together: the
+    # bridge is 0.8e-3 to 1.3e-3 nats from float32, and as far from itself in another batch. So the
+    # bounds are multiples of that here. Two roundings of the same numbers that have nothing to do
+    # with each other lie twice as far apart as each lies from the numbers (their errors add up in
+    # squares, and KL is a square); half as much again is the scatter of 96 positions.
+    rounding = max(kl("exact", "bridge"), kl("exact", "bridge alone"))
+    assert kl("exact", "engine") < 1.5 * rounding
+    assert kl("bridge", "engine") < 3 * rounding
 
 
 def test_a_row_with_non_finite_logits_ends_with_its_reason_while_the_others_finish(model):

@@ -44,13 +44,19 @@ def _theirs(query, key, value, mask, scaling):
     ("ours", "n_queries"),
     [(read_attention, 5), (read_attention, N_KEYS - 2), (decode_attention, 1)],
 )
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
-def test_attention_is_hugging_faces_eager_one(ours, n_queries, dtype, tolerance):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_is_hugging_faces_eager_one(ours, n_queries, dtype):
     query, key, value, mask = _parts(n_queries, dtype)
     before = [one.clone() for one in (query, key, value, mask)]
     out, _ = ours(torch.nn.Identity(), query, key, value, mask, scaling=0.3)
     theirs = _theirs(query, key, value, mask, 0.3)
-    torch.testing.assert_close(out, theirs, atol=tolerance, rtol=tolerance)
+    if dtype is torch.float32:
+        torch.testing.assert_close(out, theirs, atol=1e-6, rtol=1e-6)
+    else:
+        # In half precision kernels round as the processor has them: what is asked is that ours is
+        # as near to the exact result as theirs. 2: the last rounding alone may go either way.
+        exact = _theirs(query.float(), key.float(), value.float(), mask, 0.3)
+        assert (out - exact).abs().max() <= 2 * (theirs - exact).abs().max()
     # and what it was given is as it was
     for one, other in zip(before, (query, key, value, mask), strict=True):
         assert torch.equal(one, other)

