@@ -1,11 +1,14 @@
 """Claims about batched, steered generation, against plain Hugging Face generation."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from steering_examples import n_hooks, random_vector
 
 from steerlens.errors import ModelError, SteeringError, SteerlensError
-from steerlens.generation import generate
+from steerlens.generation import _sampler, generate
 from steerlens.models import render_prompt
 
 PROMPTS = [
@@ -112,3 +115,28 @@ def test_bad_requests_are_refused_in_one_sentence(tiny_model):
 def test_any_seed_samples(tiny_model):
     texts = generate(tiny_model, ["a"], temperature=1.0, seed=2**62, max_new_tokens=4)
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-40, 1e-12])
+def test_a_temperature_near_zero_is_the_greedy_limit(temperature, tiny_model):
+    prompts = ["ab", "cd ef", "gh"]
+    greedy = generate(tiny_model, prompts, max_new_tokens=8)
+    sampled = generate(tiny_model, prompts, max_new_tokens=8, temperature=temperature)
+    assert sampled.tokens == greedy.tokens
+    assert sampled.finish_reasons == greedy.finish_reasons
+
+
+@given(
+    logits=st.lists(st.floats(-60, 60, width=32), min_size=2, max_size=5),
+    temperature=st.floats(1e-3, 1e3),
+)
+@settings(deadline=None, max_examples=40)
+def test_draws_follow_the_softmax_at_any_temperature(logits, temperature):
+    n = 400
+    choose = _sampler(n, temperature, top_p=1.0, seed=0)
+    drawn = choose(torch.tensor(logits, dtype=torch.float32).expand(n, -1), range(n))
+    scaled = np.array(logits) / temperature
+    expected = np.exp(scaled - scaled.max()) / np.exp(scaled - scaled.max()).sum()
+    shares = np.bincount(drawn.numpy(), minlength=len(logits)) / n
+    # Six standard errors, and the tail beyond them.
+    assert np.all(np.abs(shares - expected) <= 6 * np.sqrt(expected * (1 - expected) / n) + 6 / n)
