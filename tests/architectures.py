@@ -438,6 +438,40 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+# Tested with every test run; STEERLENS_EVERY_FAMILY=1 tests all, in five times the time.
+DAILY = (
+    "llama",
+    "llama-3 rope",
+    "llama, longrope",
+    "mistral",
+    "mixtral",
+    "qwen2-moe",
+    "qwen3",
+    "gemma-2",
+    "gemma-3",
+    "phi",
+    "phi-3, longrope",
+    "olmo-2",
+    "gpt-2",
+    "gpt-neo",
+    "gpt-neox",
+    "gpt-j",
+    "gpt-bigcode",
+    "opt",
+    "bloom",
+    "falcon",
+    "stablelm, parallel",
+    "cohere-2",
+    "granite",
+    "mpt",
+    "starcoder-2",
+    "gpt-oss",
+    "llama-4",
+    "deepseek-3",
+    "smollm-3",
+    "mamba",
+)
+
 # TransformerLens has no hooks for these; `load_model` says so.
 UNKNOWN: dict[str, Family] = {
     "ministral": usual("MinistralConfig", head_dim=8, sliding_window=WINDOW),

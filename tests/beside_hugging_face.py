@@ -22,12 +22,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 from steerlens.activations import cache_residuals
-from steerlens.generation import generate, generate_from_tokens
+from steerlens.generation import generate_from_tokens
 from steerlens.models import end_token_ids, load_model, tokenize_prompts
 from steerlens.pairs import ContrastSet
 from steerlens.steering import Intervention, Steering
 
-N_NEW = 6
+N_NEW = 4
 SHARING = (
     "Tell me about it",
     "Tell me about Rome",
@@ -165,7 +165,7 @@ class Sides:
 
     def residual_errors(self) -> tuple[Tensor, Tensor]:
         """Errors of the package's residuals and of the plain model's, ``[prompt layer]``."""
-        texts = [*SHARING, *MIXED]
+        texts = [*SHARING[1:3], *MIXED[0:6:3], *MIXED[4::2]]
         longer = [text + ENDING for text in texts]
         pairs = ContrastSet.from_prompts(longer, texts)
         cache = cache_residuals(self.model, pairs, chat_format="plain", batch_size=5)
@@ -175,26 +175,59 @@ class Sides:
         theirs = torch.stack([residuals(self.plain, tokens) for tokens in prompts])
         return relative(ours, true), relative(theirs, true)
 
-    def generated(
+    def decoded(
         self, texts: Sequence[str], pushes: Sequence[Sequence[Push]]
-    ) -> tuple[list[list[int]], Any]:
-        """The package's greedy tokens of a ragged batch, and its settings."""
-        out = generate(
-            self.model,
-            list(texts),
-            steering=[as_steering(row) for row in pushes],
-            max_new_tokens=N_NEW,
-            chat_format="plain",
-            batch_size=4,
-        )
-        return [list(row) for row in out.tokens], out.settings
+    ) -> tuple[list[list[int]], list[Tensor], Any]:
+        """The package's greedy tokens of a ragged batch, their logits, and how it ran.
 
-    def expected(self, texts: Sequence[str], pushes: Sequence[Sequence[Push]]) -> list[list[int]]:
+        Returns:
+            Tokens of each row; for each row ``[step vocab]``, float32; the settings.
+        """
+        kept: list[list[Tensor]] = [[] for _ in texts]
+
+        def choose(logits: Tensor, indices: Sequence[int]) -> Tensor:
+            for i, row in zip(indices, logits, strict=True):
+                kept[i].append(row.float().cpu().clone())
+            return logits.argmax(-1)
+
+        steerings = [as_steering(row) for row in pushes]
+        rows, how = generate_from_tokens(
+            self.model, self.prompts(texts), steerings, N_NEW, 4, choose=choose
+        )
+        return [row.produced for row in rows], [torch.stack(steps) for steps in kept], how
+
+    def expected(
+        self, texts: Sequence[str], pushes: Sequence[Sequence[Push]], again: bool | None = None
+    ) -> list[list[int]]:
         """The plain model's greedy tokens, one prompt at a time."""
+        again = self.family.recomputes if again is None else again
         return [
-            greedy(self.plain, tokens, row, N_NEW, self.ends, again=self.family.recomputes)
+            greedy(self.plain, tokens, row, N_NEW, self.ends, again=again)
             for tokens, row in zip(self.prompts(texts), pushes, strict=True)
         ]
+
+    def greedy_errors(self) -> tuple[list[list[int]], list[list[int]], Tensor, Any]:
+        """Greedy tokens of the package and of the plain loop, and how far the logits are apart.
+
+        Returns:
+            Tokens, row by row, twice; the largest relative error of each row's logits on the plain
+            loop's text; the settings.
+        """
+        ours: list[list[int]] = []
+        theirs: list[list[int]] = []
+        errors: list[Tensor] = []
+        for texts in (SHARING, MIXED):
+            some, pushes = self.answerable(texts)
+            tokens, logits, how = self.decoded(some, pushes)
+            expected = self.expected(some, pushes)
+            ours += tokens
+            theirs += expected
+            for row, prompt, response, push in zip(
+                logits, self.prompts(some), expected, pushes, strict=True
+            ):
+                true = logits_along(self.plain, prompt, response, push)[:N_NEW]
+                errors.append(relative(row[: len(true)], true).max())
+        return ours, theirs, torch.stack(errors), how
 
     def forced_logits(
         self,
@@ -249,11 +282,8 @@ def row_of_table(sides: Sides) -> str:
     """What the script of `architectures` prints for one family in one dtype."""
     resid, resid_of_plain = sides.residual_errors()
     logits, logits_of_plain, how = sides.logit_errors()
-    equal: list[bool] = []
-    for texts in (SHARING, MIXED):
-        some, pushes = sides.answerable(texts)
-        tokens, _ = sides.generated(some, pushes)
-        equal += [a == b for a, b in zip(tokens, sides.expected(some, pushes), strict=True)]
+    ours, theirs, _, _ = sides.greedy_errors()
+    equal = [a == b for a, b in zip(ours, theirs, strict=True)]
     return (
         f"{how['attention']} | {resid.max():.1e} ({resid_of_plain.max():.1e}) | "
         f"{logits.max():.1e} ({logits_of_plain.max():.1e}) | {sum(equal)}/{len(equal)} | "

@@ -6,13 +6,14 @@ right values come from plain models with plain torch hooks, one prompt at a time
 """
 
 import copy
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
-from architectures import CONTEXT, FAMILIES, SWITCH, UNKNOWN, WINDOW, write_family
+from architectures import CONTEXT, DAILY, FAMILIES, SWITCH, UNKNOWN, WINDOW, write_family
 from beside_hugging_face import (
     ENDING,
     MIXED,
@@ -34,6 +35,17 @@ from steerlens.models import load_model
 # Two roundings of one computation. The package's largest error was at most 1.6 times the plain
 # model's (59 families, two dtypes); position embeddings that entered twice made it 8 to 78 times.
 ROUNDINGS = 2.5
+
+
+# Each of the daily families in one of the two half precisions, in turn.
+EVERY = bool(os.environ.get("STEERLENS_EVERY_FAMILY"))
+CHOSEN = tuple(FAMILIES) if EVERY else DAILY
+HALF = ("bfloat16", "float16")
+IN_HALF = [
+    (name, dtype)
+    for i, name in enumerate(CHOSEN)
+    for dtype in (HALF if EVERY else HALF[i % 2 : i % 2 + 1])
+]
 
 
 def sides(name: str, dtype: str) -> Sides:
@@ -72,22 +84,19 @@ def test_prompts_lie_on_both_sides_of_every_length_at_which_something_changes():
         assert any(n + N_NEW - 1 > length >= n for n in lengths)  # crossing
         assert any(n > 2 * length for n in lengths)
     assert max(lengths) + len(ENDING) + N_NEW < CONTEXT
-    assert len(FAMILIES) >= 20
+    assert len(DAILY) >= 20
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_in_float32_residuals_equal_plain_hooks_and_steered_tokens_the_plain_loop(name):
     both = sides(name, "float32")
 
     def compute() -> None:
         resid, _ = both.residual_errors()
         assert resid.max() < 1e-4
-        logits, _, _how = both.logit_errors()
+        tokens, expected, logits, settings = both.greedy_errors()
+        assert tokens == expected
         assert logits.max() < 1e-4
-        for texts in (SHARING, MIXED):
-            some, pushes = both.answerable(texts)
-            tokens, settings = both.generated(some, pushes)
-            assert tokens == both.expected(some, pushes)
         assert settings["attention_reason"]
         if not FAMILIES[name].is_plain:
             assert settings["attention"] == "sdpa"
@@ -95,8 +104,7 @@ def test_in_float32_residuals_equal_plain_hooks_and_steered_tokens_the_plain_loo
     answered(compute, name)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "dtype"), IN_HALF)
 def test_in_half_precision_nothing_but_rounding_differs(name, dtype):
     both = Sides(name, dtype)
 
@@ -123,12 +131,16 @@ def test_a_response_that_crosses_the_switch_is_hugging_faces_or_refused(name):
     assert len(crossing) >= 2
     pushes = pushes_for(len(crossing), both.model.cfg.n_layers, both.model.cfg.d_model)
     for steered in ([[] for _ in crossing], pushes):
-        expected = both.expected(crossing, steered)
+        # Where Hugging Face's `generate` keeps the keys from before the switch (Llama), its own
+        # forward pass on the whole text says something else; either is a plain loop's.
+        readings = [both.expected(crossing, steered, again) for again in (True, False)]
+        if both.family.recomputes:
+            readings = readings[:1]
         try:
-            tokens, _ = both.generated(crossing, steered)
+            tokens, _, _ = both.decoded(crossing, steered)
         except SteerlensError:
             continue
-        assert tokens == expected
+        assert tokens in readings
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma-2", "phi-3, longrope", "llama-4"])
@@ -185,11 +197,10 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("name", "fault"), FAULTS, ids=[name for name, _ in FAULTS])
-def test_a_wrong_computation_is_more_than_rounding(name, fault, dtype):
-    """The control of the bound: with a planted fault the same comparison fails."""
-    both = sides(name, dtype)
+def test_a_wrong_computation_is_more_than_rounding(name, fault):
+    """The control of the bound, where rounding is coarsest: a planted fault exceeds it."""
+    both = sides(name, "bfloat16")
     found = {}
     for change in (nothing, fault):
         wrong = copy.deepcopy(both.plain)
@@ -206,9 +217,8 @@ def test_a_wrong_computation_is_more_than_rounding(name, fault, dtype):
     assert found == {nothing: True, fault: False}
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_steering_one_layer_off_is_more_than_rounding(dtype):
-    both = sides("qwen3", dtype)
+def test_steering_one_layer_off_is_more_than_rounding():
+    both = sides("qwen3", "bfloat16")
     some, pushes = both.answerable(SHARING)
     responses = [[5] * N_NEW for _ in some]
     moved = [
@@ -226,21 +236,13 @@ def test_steering_one_layer_off_is_more_than_rounding(dtype):
     assert not only_rounding(torch.stack(errors), torch.stack(errors_of_plain))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma-2", "gpt-2", "phi-3, longrope", "mamba"])
+@pytest.mark.parametrize("name", ["llama", "gemma-2", "gpt-2", "phi-3, longrope"])
 def test_the_same_prompts_alone_and_together_give_the_same_tokens(name):
     both = sides(name, "float32")
     some, pushes = both.answerable(MIXED)
 
-    def compute() -> None:
-        together, _ = both.generated(some, pushes)
-        for text, row, expected in zip(some, pushes, together, strict=True):
-            alone = generate(
-                both.model,
-                [text],
-                steering=as_steering(row),
-                max_new_tokens=N_NEW,
-                chat_format="plain",
-            )
-            assert list(alone.tokens[0]) == expected
-
-    answered(compute, name)
+    steerings = [as_steering(row) for row in pushes]
+    options = {"max_new_tokens": N_NEW, "chat_format": "plain"}
+    together = generate(both.model, some, steering=steerings, **options)
+    for text, steering, tokens in zip(some, steerings, together.tokens, strict=True):
+        assert generate(both.model, [text], steering=steering, **options).tokens == (tokens,)
