@@ -212,7 +212,7 @@ def test_workers_answer_as_this_process_does(tiny, pool):
     asked = pieces(3)
     local = Answerer(tiny)
     for piece, records in pool.answers(asked):
-        assert records == local._generate(piece.questions, piece.max_new_tokens)
+        assert records == local._generate(piece)
     # The same direction in every row of every piece was sent once.
     assert pool.sent.n_directions == 1
 
@@ -255,7 +255,7 @@ def test_a_killed_worker_costs_its_piece_only(tiny, pool):
     assert pool.lost == before + 1
     local = Answerer(tiny)
     for piece in asked:
-        assert found[piece.name] == local._generate(piece.questions, piece.max_new_tokens)
+        assert found[piece.name] == local._generate(piece)
 
 
 @needs_ray
