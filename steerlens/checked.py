@@ -14,11 +14,13 @@ steerlens.errors.SteerlensError: layer must be a whole number; got True
 ('Hi.', 'Why?')
 """
 
+import functools
+import inspect
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +29,7 @@ from steerlens.errors import SteerlensError
 
 __all__ = [
     "UNIT_TOLERANCE",
+    "arguments",
     "finite_number",
     "layer_numbers",
     "text",
@@ -159,6 +162,83 @@ def texts(name: str, values: Any, error: type[SteerlensError] = SteerlensError) 
     if isinstance(values, Mapping | bytes) or not isinstance(values, Iterable):
         raise error(_no_text(name, values, "a list of strings"))
     return tuple(text(f"entry {i} of {name}", value, error) for i, value in enumerate(values))
+
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """A function whose plain arguments are what its annotations say, or are refused.
+
+    ``int`` takes whole numbers of any kind; ``float`` refuses truth values and what is no number
+    (bounds, NaN and infinity are the function's own matter, which knows what they would mean), and
+    ``str`` what is no text. A ``Sequence`` of them takes any iterable, once. Everything else is
+    passed on as it is.
+
+    >>> @arguments
+    ... def repeated(word: str, n: int = 1) -> str:
+    ...     return word * n
+    >>> repeated("a", np.int64(2))
+    'aa'
+    >>> repeated("a", n=2.5)
+    Traceback (most recent call last):
+        ...
+    steerlens.errors.SteerlensError: n must be a whole number; got 2.5
+    """
+    signature = inspect.signature(function)
+    doors = {
+        name: door
+        for name, parameter in signature.parameters.items()
+        if (door := _DOORS.get(str(_without_none(parameter.annotation)))) is not None
+    }
+    optional = {name for name in doors if _takes_none(signature.parameters[name].annotation)}
+
+    @functools.wraps(function)
+    def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            if name in doors and not (value is None and name in optional):
+                bound.arguments[name] = doors[name](name, value)
+        return function(*bound.args, **bound.kwargs)
+
+    return checked
+
+
+def _takes_none(annotation: Any) -> bool:
+    return type(None) in get_args(annotation)
+
+
+def _without_none(annotation: Any) -> Any:
+    """The annotation itself, or what it is beside None."""
+    if not _takes_none(annotation):
+        return annotation
+    others = [one for one in get_args(annotation) if one is not type(None)]
+    return others[0] if len(others) == 1 else annotation
+
+
+def _real(name: str, value: Any) -> Any:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real | np.number | Tensor):
+        raise SteerlensError(f"{name} must be a number; got {_shown(value)}")
+    return value
+
+
+def _several(name: str, value: Any) -> Iterable[Any]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise SteerlensError(f"{name} must be a list of numbers; got {_shown(value)}")
+    return value
+
+
+_DOORS: Mapping[str, Callable[[str, Any], Any]] = {
+    str(int): whole_number,
+    str(float): _real,
+    str(str): text,
+    str(Sequence[int]): lambda name, value: layer_numbers(value, name),
+    str(Sequence[float]): lambda name, value: tuple(
+        _real(f"every one of {name}", one) for one in _several(name, value)
+    ),
+    str(Sequence[str]): texts,
+}
 
 
 def _no_text(name: str, value: Any, expected: str) -> str:

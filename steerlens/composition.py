@@ -61,6 +61,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlens.checked import arguments
 from steerlens.errors import SteeringError
 from steerlens.steering import Intervention, Steering
 
@@ -127,6 +128,7 @@ class Composition:
         return summary(repr(self), table=self.table)
 
 
+@arguments
 def compose_report(
     steerings: Steering | Sequence[Steering], cutoff: float = CUTOFF, seed: int = 0
 ) -> Composition:
@@ -173,6 +175,7 @@ def compose_report(
     )
 
 
+@arguments
 def joint_projection(
     steerings: Steering | Sequence[Steering],
     strengths: Sequence[float] | None = None,

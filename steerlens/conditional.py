@@ -46,6 +46,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations import ResidualCache, check_layers
+from steerlens.checked import arguments
 from steerlens.engine.residuals import residuals_at
 from steerlens.errors import FileFormatError, SteeringError
 from steerlens.evaluation.statistics import Interval, wilson
@@ -249,6 +250,7 @@ class Condition:
         )
 
 
+@arguments
 def fit_condition(
     model: TransformerBridge,
     positive: Sequence[str],

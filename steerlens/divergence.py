@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.checked import arguments
 from steerlens.engine.scoring import ForcedRow, score_rows
 from steerlens.errors import SteeringError
 from steerlens.generation import Generations, generate
@@ -100,6 +101,7 @@ class ResponseKL:
         )
 
 
+@arguments
 def response_kl(
     model: TransformerBridge,
     steering: Steering,
@@ -141,7 +143,7 @@ def unsteered_answers(
                 "KL is measured on greedy responses without steering; these are not"
             )
     else:
-        answers = generate(model, list(prompts), max_new_tokens=max_new_tokens, progress=False)
+        answers = generate(model, prompts, max_new_tokens=max_new_tokens, progress=False)
     if not any(answers.tokens):
         raise SteeringError(
             f"none of {len(answers)} prompts has a response token to measure KL on; give prompts "

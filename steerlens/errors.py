@@ -63,7 +63,7 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UnknownNameErro
     >>> str(unknown_name("scope", "xyz", ["all", "prompt"]))
     "unknown scope 'xyz'; choose one of 'all', 'prompt'"
     """
-    names = list(known)
+    names, given = list(known), str(given)  # None, 3: anything may arrive where a name should
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
     if not near and given.strip():
         # The last part of an id ("title") is too short a piece of it to count as close.

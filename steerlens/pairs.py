@@ -274,6 +274,10 @@ def contrast_pairs(
         PairsError: n is below 2 or above what the split holds; the maximum is named.
     """
     instruction = catalogue[task] if isinstance(task, str) else task
+    if not isinstance(instruction, Instruction):
+        raise PairsError(
+            f"task must be an instruction or its id in the catalogue, but is {_a(task)}"
+        )
     kinds = instruction.query_kinds
     queries = [q for q in base_queries(split) if kinds is None or q.kind in kinds]
     phrasings = list(instruction.phrasings_for(split))

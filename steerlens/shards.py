@@ -46,6 +46,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations import ResidualCache, check_layers
+from steerlens.checked import arguments
 from steerlens.costs.forecast import COSTS_FILE, Forecast
 from steerlens.costs.ledger import Ledger
 from steerlens.costs.work import shard_work
@@ -201,6 +202,7 @@ class ShardedResiduals:
         )
 
 
+@arguments
 def shard_residuals(
     model: TransformerBridge,
     pairs: Any,

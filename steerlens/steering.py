@@ -52,7 +52,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.checked import finite_number, unit_direction, whole_number
+from steerlens.checked import arguments, finite_number, unit_direction, whole_number
 from steerlens.errors import SteeringError, unknown_name
 from steerlens.exclusion import exclusively
 from steerlens.roles import TokenRoles, observed_roles
@@ -167,6 +167,7 @@ class Steering:
         """The layers touched, ascending."""
         return tuple(sorted({one.layer for one in self.interventions}))
 
+    @arguments
     def scaled(self, factor: float) -> "Steering":
         """The same interventions, each at `factor` times its strength."""
         return Steering(

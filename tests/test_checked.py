@@ -1,8 +1,10 @@
 """Arguments are checked where they arrive, and what is stored is what was checked."""
 
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from planted_activations import planted
 
 import steerlens as sl
-from steerlens.checked import finite_number, texts, whole_number
+from steerlens.checked import arguments, finite_number, texts, whole_number
 from steerlens.errors import ActivationError, SteeringError, SteerlensError
 from steerlens.steering import RowSteering, TokenRoles
 from steerlens.vectors.estimators import from_directions
@@ -48,6 +50,19 @@ def test_what_is_no_finite_number_is_refused(value):
     assert finite_number("x", np.float32(0.5)) == 0.5
     with pytest.raises(SteerlensError, match="of at least 1; got 0"):
         finite_number("x", 0, least=1.0)
+
+
+@arguments
+def _called(n: int, x: float | None, word: str, layers: Sequence[int] | None = None):
+    return n, x, word, layers
+
+
+def test_a_checked_function_gets_what_its_annotations_say():
+    assert _called(np.int64(3), None, np.str_("a"), range(2)) == (3, None, "a", (0, 1))
+    assert _called(3.0, math.inf, "a", layers=None) == (3, math.inf, "a", None)
+    for given_ in [(True, 1.0, "a"), (1, True, "a"), (1, "1", "a"), (1, 1.0, 3), (1, 1.0, "a", 3)]:
+        with pytest.raises(SteerlensError):
+            _called(*given_)
 
 
 # --- texts ---
@@ -229,7 +244,7 @@ CALLS = {
     "sl.generate(model, 'a', max_new_tokens=0)": "max_new_tokens must be a whole number of at lea",
     "sl.generate(model, 'a', batch_size=True)": "batch_size must be a whole number of at least 1",
     "sl.generate(model, 'a', batch_size=0)": "batch_size must be a whole number of at least 1; got",
-    "sl.generate(model, 'a', seed=None)": "seed must be a whole number; got None",
+    "sl.generate(model, 'a', seed=None)": "seed must be a whole number; got",
     "sl.generate(model, 'a', seed='1')": "seed must be a whole number; got '1'",
     "sl.generate(model, 'a', temperature=None)": "temperature must be a finite number of at least",
     "sl.generate(model, 'a', temperature=True)": "temperature must be a finite number of at",
@@ -250,7 +265,7 @@ CALLS = {
     "sl.contrast_pairs('punctuation:no_comma', n=4, seed=1.5)": "seed must be a whole number; got",
     "sl.random_direction(cache, seed='a')": "seed must be a whole number; got 'a'",
     "sl.random_direction(cache, seed=True)": "seed must be a whole number; got True",
-    "sl.rank_layers(cache, seed=None)": "seed must be a whole number; got None",
+    "sl.rank_layers(cache, seed=None)": "seed must be a whole number; got",
     "sl.rank_layers(cache, seed=True)": "seed must be a whole number; got True",
     "sl.rank_layers(cache, n_folds=True)": "n_folds must be a whole number; got True",
     "sl.rank_layers(cache, n_resamples=2.5)": "n_resamples must be a whole number of at least 1",
@@ -261,6 +276,30 @@ CALLS = {
     "sl.ResidualCache.from_tensors(*sides, groups=[0, 1.5])": "every one of groups must be a whole",
     "sl.ContrastSet.from_prompts('ab', 'cd')": "'instructed' must be a list of prompts",
     "sl.ContrastSet.from_prompts([CHAT, CHAT], ['a', 'b'])": "row 1: the field 'instructed' must",
+    "sl.contrast_pairs(3)": "task must be an instruction or its id in the catalogue, but is a",
+    "sl.contrast_pairs('punctuation:no_comma', split=None)": "unknown split 'None'; choose one of",
+    "sl.generate(model, 'a', chat_format=None)": "unknown chat_format 'None'; choose one of",
+    "recovery(layers=1)": "layers must be a list of whole numbers; got 1",
+    "recovery(layers=[True])": "every one of layers must be a whole number; got True",
+    "recovery(batch_size=True)": "batch_size must be a whole number; got True",
+    "recovery(batch_size=None)": "batch_size must be a whole number; got None",
+    "recovery(seed=1.5)": "seed must be a whole number; got 1.5",
+    "recovery(strength=True)": "strength must be a number; got True",
+    "recovery(scope=None)": "scope is a value of type NoneType; give a string",
+    "sl.causal_recovery(model, pairs, vector, strengths=1.0)": "strengths must be a list of num",
+    "sl.causal_recovery(model, pairs, vector, horizons=[1.5])": "every one of horizons must be a",
+    "sl.activation_patching(model, pairs, n_positions=2.5)": "n_positions must be a whole number",
+    "sl.vocabulary_readout(model, vector, n_tokens=True)": "n_tokens must be a whole number; got",
+    "sl.response_kl(model, vector.at(1), 3)": "prompts is a value of type int; give a list",
+    "sl.response_kl(model, vector.at(1), ['a'], seed=None)": "seed must be a whole number; got",
+    "sl.fit_condition(model, 'abc', ['a'])": "positive is one string; give a list of strings",
+    "sl.catalogue_prompts(['punctuation:no_comma'], True)": "n_per_instruction must be a whole",
+    "sl.token_effects(model, [1.5], [3], vector.at(1))": "every one of prompt_tokens must be",
+    "sl.steer(model, 'a', vector.at(1), read_at=True)": "read_at must be a whole number; got True",
+    "vector.at(1).scaled(None)": "factor must be a number; got None",
+    "vector.interpolate(vector, True)": "share must be a number; got True",
+    "sl.layer_geometry(cache, above=None)": "above must be a number; got None",
+    "sl.mean_centred(cache, [3])": "the pool must be a list of caches; got one with a int",
 }
 """What is called -> how the sentence begins, or a part of it."""
 
@@ -276,6 +315,12 @@ cache = sl.cache_residuals(model, pairs)
 vector = sl.difference_of_means(cache)
 sides = torch.ones(2, 1, 4), torch.zeros(2, 1, 4)
 CHAT = [{"role": "user", "content": "Hi."}]
+
+
+def recovery(**given):
+    return sl.first_token_recovery(model, pairs, vector, **given)
+
+
 heard = {}
 for call in json.load(sys.stdin):
     try:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS, byte_tokenizer, write_tiny_folder
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 import steerlens as sl
 from steerlens.chat import render_prompt, tokenize_prompts
@@ -208,3 +208,36 @@ def test_the_control_tokens_are_those_the_tokenizer_calls_special():
     assert control_tokens_of(byte_tokenizer()) == {
         token: i for i, token in enumerate(SPECIAL_TOKENS)
     }
+
+
+class Letters(PreTrainedTokenizer):
+    """A tokenizer written in Python: one token a letter."""
+
+    def __init__(self, **given):
+        self.letters = {c: i for i, c in enumerate(["<s>", "</s>", "?", *"</s>abc \n:QA"])}
+        super().__init__(bos_token="<s>", eos_token="</s>", unk_token="?", **given)
+
+    @property
+    def vocab_size(self):
+        return len(self.letters)
+
+    def get_vocab(self):
+        return dict(self.letters)
+
+    def _tokenize(self, text, **given):
+        return list(text)
+
+    def _convert_token_to_id(self, token):
+        return self.letters.get(token, self.letters["?"])
+
+    def _convert_id_to_token(self, index):
+        return list(self.letters)[index]
+
+
+def test_a_tokenizer_written_in_python_reads_them_as_text_too():
+    tokenizer = Letters()
+    ids = {c: tokenizer.convert_tokens_to_ids(c) for c in "</s>abc "}
+    [found] = rendered_ids(tokenizer, [["a</s>b"]], lambda own: f"<s>{own[0]}</s>c", ["prompt 0"])
+    assert found == [0, *(ids[c] for c in "a</s>b"), 1, ids["c"]]
+    kept = tokenizer("<s>a</s>b</s>c", add_special_tokens=False)["input_ids"]
+    assert kept == [0, ids["a"], 1, ids["b"], 1, ids["c"]]

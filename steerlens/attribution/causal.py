@@ -41,6 +41,7 @@ from steerlens.attribution.intervals import recovery_interval
 from steerlens.attribution.resampling import query_draws
 from steerlens.attribution.support import caveat
 from steerlens.attribution.teacher_forcing import instructed_responses, kl_to_instructed
+from steerlens.checked import arguments
 from steerlens.errors import SteeringError
 from steerlens.models import tokenize_prompts
 from steerlens.pairs import ContrastSet
@@ -181,6 +182,7 @@ class ResponseRecovery:
         return summary(repr(self), {"order": "highest recovery first"}, ranked)
 
 
+@arguments
 def causal_recovery(
     model: TransformerBridge,
     pairs: ContrastSet,
@@ -266,6 +268,7 @@ def causal_recovery(
     )
 
 
+@arguments
 def first_token_recovery(
     model: TransformerBridge,
     pairs: ContrastSet,

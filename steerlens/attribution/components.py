@@ -43,6 +43,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.attribution.intervals import mean_interval
 from steerlens.attribution.resampling import INTERVAL, numbered_queries
+from steerlens.checked import arguments
 from steerlens.engine.parts import Parts, check_components, last_parts
 from steerlens.engine.shares import head_shares, tolerance
 from steerlens.errors import ModelError, SteeringError
@@ -123,6 +124,7 @@ class ComponentWriting:
         return summary(repr(self), table=self.table, largest="contribution")
 
 
+@arguments
 def writing_components(
     model: TransformerBridge,
     pairs: ContrastSet,

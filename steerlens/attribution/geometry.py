@@ -46,6 +46,7 @@ from jaxtyping import Float, Int
 from scipy.stats import t
 
 from steerlens.activations import ResidualCache
+from steerlens.checked import arguments
 from steerlens.errors import ActivationError, SteerlensError
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ class InstructionGeometry:
         return summary(repr(self), table=self.table, largest="corrected")
 
 
+@arguments
 def layer_geometry(cache: ResidualCache, above: float = 0.5) -> LayerGeometry:
     """Compare the difference of means between layers.
 
@@ -237,6 +239,7 @@ def layer_geometry(cache: ResidualCache, above: float = 0.5) -> LayerGeometry:
     )
 
 
+@arguments
 def instruction_geometry(caches: Mapping[str, ResidualCache], layer: int) -> InstructionGeometry:
     """Compare the difference of means of several instructions at one layer.
 

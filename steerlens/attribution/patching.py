@@ -41,6 +41,7 @@ from steerlens.activations import check_layers
 from steerlens.attribution.components import provenance
 from steerlens.attribution.intervals import recovery_interval
 from steerlens.attribution.resampling import numbered_queries
+from steerlens.checked import arguments
 from steerlens.engine.patched import ending_residuals, patched_logits
 from steerlens.errors import ActivationError, SteeringError
 from steerlens.models import tokenize_prompts
@@ -105,6 +106,7 @@ class PatchingMap:
         return summary(repr(self), table=self.table, largest="recovery")
 
 
+@arguments
 def activation_patching(
     model: TransformerBridge,
     pairs: ContrastSet,

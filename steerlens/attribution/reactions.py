@@ -52,6 +52,7 @@ from steerlens.attribution.components import (
     provenance,
 )
 from steerlens.attribution.resampling import numbered_queries
+from steerlens.checked import arguments
 from steerlens.engine import Row, first_logits, running
 from steerlens.engine.parts import Parts, Vary, check_components, varied_parts
 from steerlens.engine.plain import first_logits_plainly
@@ -124,6 +125,7 @@ class ComponentReading:
         return summary(repr(self), table=self.table, largest="reaction")
 
 
+@arguments
 def reading_components(
     model: TransformerBridge,
     pairs: ContrastSet,

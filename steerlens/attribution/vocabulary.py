@@ -33,6 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis import logit_readout
 
 from steerlens.attribution.components import placebo_directions
+from steerlens.checked import arguments
 from steerlens.errors import ModelError, SteeringError
 from steerlens.vectors import SteeringVector
 
@@ -102,6 +103,7 @@ class VocabularyReadout:
         return summary(repr(self), table=wide)
 
 
+@arguments
 def vocabulary_readout(
     model: TransformerBridge,
     vector: SteeringVector,

@@ -43,6 +43,7 @@ from scipy.optimize import brentq
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.calibration.saved import saved
+from steerlens.checked import arguments
 from steerlens.divergence import (
     check_statistic,
     interval_of,
@@ -151,6 +152,7 @@ class Calibration:
         )
 
 
+@arguments
 def calibrate(
     model: TransformerBridge,
     steering: Steering | OfStrength,

@@ -23,6 +23,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.calibration.saved import saved
+from steerlens.checked import arguments
 from steerlens.errors import SteeringError
 from steerlens.evaluation.fluency import fluency, is_degenerate
 from steerlens.evaluation.statistics import Interval, best_of_many, wilson
@@ -117,6 +118,7 @@ class RateCalibration:
         return f"RateCalibration(strength {self.strength:.3g}, {found})"
 
 
+@arguments
 def calibrate_rate(
     model: TransformerBridge,
     steering: Steering,

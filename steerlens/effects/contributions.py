@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.checked import arguments
 from steerlens.effects.forced import TokenEffects, decoder
 from steerlens.effects.streams import run_blocks
 from steerlens.engine.modules import device_of, fast_modules, unembed
@@ -110,6 +111,7 @@ class TokenContributions:
 
 
 @torch.inference_mode()
+@arguments
 def token_contributions(
     model: TransformerBridge,
     effects: TokenEffects,

@@ -37,6 +37,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations import POSITIONS, check_layers
+from steerlens.checked import arguments, whole_number
 from steerlens.effects.distributions import RankedTokens, compare
 from steerlens.effects.lens import LensReadout, read_through_lens
 from steerlens.effects.streams import Stream, both_streams
@@ -191,6 +192,7 @@ class TokenEffects:
         )
 
 
+@arguments
 def token_effects(
     model: TransformerBridge,
     prompt_tokens: Sequence[int],
@@ -345,6 +347,7 @@ def _read_positions(
     index = -1 if read_at == "last_prompt" else read_at
     if isinstance(index, str):
         raise unknown_name("position", index, POSITIONS)
+    index = whole_number("read_at", index, error=SteeringError)
     if not -n_prompt <= index < n_prompt:
         raise SteeringError(
             f"the vector cannot have been read at position {index} of a prompt of {n_prompt} "

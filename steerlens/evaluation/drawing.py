@@ -16,6 +16,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steerlens.checked import arguments
 from steerlens.errors import SteerlensError
 from steerlens.evaluation.prompts import EvaluationPrompt
 from steerlens.instructions import base_queries, catalogue
@@ -52,6 +53,7 @@ _EXCLUSIVE: tuple[frozenset[str], ...] = (
 )
 
 
+@arguments
 def catalogue_prompts(
     instruction_ids: Sequence[str], n_per_instruction: int, split: str = "report", seed: int = 0
 ) -> tuple[EvaluationPrompt, ...]:

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.checked import arguments
 from steerlens.engine.residuals import residuals_at
 from steerlens.errors import ActivationError, SteerlensError, unknown_name
 from steerlens.instructions import catalogue
@@ -71,6 +72,7 @@ class PairedResiduals:
         return f"PairedResiduals({len(self.groups)} texts, {shapes[0]} → {shapes[1]})"
 
 
+@arguments
 def map_texts(
     n: int = 256, without: str | None = None, seed: int = 0
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:

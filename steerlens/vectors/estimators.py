@@ -225,10 +225,16 @@ def mean_centred(
         SteeringError: Other layers in the pool, an empty pool, or nothing to tell it from the
             instructed side.
     """
+    if isinstance(pool, ResidualCache):
+        pool = [pool]
     caches = [cache] if pool is None else list(pool)
     if not caches:
         raise SteeringError("the pool to centre on is empty; give caches of other prompts, or None")
     for other in caches:
+        if not isinstance(other, ResidualCache):
+            raise SteeringError(
+                f"the pool must be a list of caches; got one with a {type(other).__name__}"
+            )
         if other.layers != cache.layers or other.d_model != cache.d_model:
             raise SteeringError(
                 f"the pool must hold the cache's layers and width; got {other!r} beside {cache!r}"

@@ -46,7 +46,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.checked import layer_numbers, whole_number
+from steerlens.checked import arguments, layer_numbers, whole_number
 from steerlens.errors import FileFormatError, SteeringError
 from steerlens.files import read_tensors, write_tensors
 from steerlens.steering import Intervention, Steering
@@ -184,6 +184,7 @@ class SteeringVector:
     def __neg__(self) -> "SteeringVector":
         return _combined([(-1.0, self)])
 
+    @arguments
     def interpolate(self, other: "SteeringVector", share: float) -> "SteeringVector":
         """``(1 − share) · self + share · other``: at 0 this vector, at 1 the other."""
         return _combined([(1.0 - share, self), (share, other)])
