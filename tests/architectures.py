@@ -63,7 +63,8 @@ class Family:
         options: Its arguments.
         may_refuse: What may be refused with a sentence instead: ``"crossing"``, responses that
             cross the length at which the whole text's arithmetic changes (longrope); ``"any"``, the
-            model (a recurrent state that padding enters, no keys and values to keep).
+            model (a recurrent state that padding enters, no keys and values to keep); ``"half"``,
+            the model in half precision, where TransformerLens's own forward pass fails.
         recomputes: The plain loop reads everything again at each step, as Hugging Face's `generate`
             does at longrope's switch, and as a model without keys and values needs.
         in_half: Options that differ in half precision: every token goes to all experts, since
@@ -73,7 +74,7 @@ class Family:
 
     config: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    may_refuse: Literal["", "crossing", "any"] = ""
+    may_refuse: Literal["", "crossing", "any", "half"] = ""
     recomputes: bool = False
     in_half: Mapping[str, Any] = field(default_factory=dict)
     is_plain: bool = False
@@ -95,7 +96,7 @@ class Family:
 def usual(
     config: str,
     *,
-    may_refuse: Literal["", "crossing", "any"] = "",
+    may_refuse: Literal["", "crossing", "any", "half"] = "",
     recomputes: bool = False,
     in_half: Mapping[str, Any] | None = None,
     is_plain: bool = False,
@@ -356,7 +357,7 @@ FAMILIES: dict[str, Family] = {
         "GraniteMoeConfig", num_local_experts=4, num_experts_per_tok=2, in_half=ALL_EXPERTS
     ),
     "codegen": Family(
-        "CodeGenConfig", {**GPT2, "rotary_dim": 4, "initializer_range": 0.3}, is_plain=True
+        "CodeGenConfig", {**GPT2, "rotary_dim": 4, "initializer_range": 0.3}, "half", is_plain=True
     ),
     "xglm": Family(
         "XGLMConfig",

@@ -53,14 +53,14 @@ def blocks_of(hf_model: nn.Module) -> nn.ModuleList:
 
 
 def first_of(output: Any) -> Tensor:
-    """Hidden states of a module that may put out a tuple."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    """Hidden states of a module that may put out a tuple, or a list."""
+    hidden: Tensor = output[0] if isinstance(output, tuple | list) else output
     return hidden
 
 
 def instead(output: Any, hidden: Tensor) -> Any:
     """The output with other hidden states."""
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
 
 @contextmanager
