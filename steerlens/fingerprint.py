@@ -13,7 +13,7 @@ columns is a polynomial in an odd multiplier, modulo :math:`2^{64}`,
 and the SHA-256 of the columns, with names, dtypes and shapes, is the fingerprint. As :math:`k` is
 odd, a change of a single word always changes its column; where two words change places,
 :math:`k^{i}` tells them apart. Sums are exact, so the fingerprint is the same on every device and
-with any number of threads. SmolLM2 in float32 (538 MB) takes 0.12 s on one core, a third of what
+with any number of threads. SmolLM2 in float32 (538 MB) takes 0.12 to 0.16 s on one core, a third of what
 SHA-256 of the bytes would.
 
 Names are those in the Hugging Face model, whether or not the bridge's components stand in it at the
@@ -116,7 +116,19 @@ def _fits_nothing() -> Stamp:
 
 
 def _tensors(model: TransformerBridge) -> Iterator[Tensor]:
-    return (tensor for _, tensor in _of_the_model(model.original_model))
+    """Tensors of the Hugging Face model without their names; asked for often, so a plain loop."""
+    waiting: list[nn.Module] = [model.original_model]
+    while waiting:
+        module = waiting.pop()
+        for group in (module._parameters, module._buffers):
+            for tensor in group.values():
+                if tensor is not None:
+                    yield tensor
+        for child in module._modules.values():
+            while isinstance(child, GeneralizedComponent) and child.original_component is not None:
+                child = child.original_component
+            if child is not None and not isinstance(child, HookPoint):
+                waiting.append(child)
 
 
 def _counted(tensor: Tensor) -> tuple[Any, ...]:

@@ -58,6 +58,7 @@ class _Live:
 
     stamp: Stamp
     fingerprint: str
+    configuration: str
     at_first: str
 
 
@@ -199,12 +200,12 @@ def model_identity(model: TransformerBridge) -> Identity:
 def model_info(model: TransformerBridge, exact: bool = False) -> ModelInfo:
     """What to record about a model: from loading, or worked out for a bridge made elsewhere.
 
-    dtype, device and configuration are read from the model as it is now.
+    dtype and device are read from the model as it is now.
 
     Args:
         model: A hooked model.
-        exact: Read all weights again, whether or not they seem to have changed; see the module's
-            page.
+        exact: Read all weights and the configuration again, whether or not weights seem to have
+            changed; see the module's page.
     """
     live = _live(model, exact)
     known: ModelInfo | None = model.__dict__.get(_INFO)
@@ -226,7 +227,7 @@ def model_info(model: TransformerBridge, exact: bool = False) -> ModelInfo:
         dtype=dtype,
         device=device,
         dtype_reason=reason,
-        configuration_hash=configuration_hash(model),
+        configuration_hash=live.configuration,
         chat_format=_chat_format(model),
     )
 
@@ -241,7 +242,8 @@ def _live(model: TransformerBridge, exact: bool) -> _Live:
             return known  # asked in the midst of decoding, which puts every weight back
         before = Stamp(model)
         found = fingerprint(model)
-    live = _Live(before, found, found if known is None else known.at_first)
+    at_first = found if known is None else known.at_first
+    live = _Live(before, found, configuration_hash(model), at_first)
     model.__dict__[_LIVE] = live
     return live
 
