@@ -13,8 +13,8 @@ columns is a polynomial in an odd multiplier, modulo :math:`2^{64}`,
 and the SHA-256 of the columns, with names, dtypes and shapes, is the fingerprint. As :math:`k` is
 odd, a change of a single word always changes its column; where two words change places,
 :math:`k^{i}` tells them apart. Sums are exact, so the fingerprint is the same on every device and
-with any number of threads. SmolLM2 in float32 (538 MB) takes 0.12 to 0.16 s on one core, a third of what
-SHA-256 of the bytes would.
+with any number of threads. SmolLM2 in float32 (538 MB) takes 0.12 to 0.16 s on one core, a third
+of what SHA-256 of the bytes would.
 
 Names are those in the Hugging Face model, whether or not the bridge's components stand in it at the
 moment. Tensors that only the bridge has (the parts of a joint query-key-value matrix) follow.
