@@ -237,7 +237,8 @@ _DOORS: Mapping[str, Callable[[str, Any], Any]] = {
     str(Sequence[float]): lambda name, value: tuple(
         _real(f"every one of {name}", one) for one in _several(name, value)
     ),
-    str(Sequence[str]): texts,
+    # One string may stand for a list of one; where it may not, the function says so.
+    str(Sequence[str]): lambda name, value: value if isinstance(value, str) else texts(name, value),
 }
 
 

@@ -292,7 +292,7 @@ CALLS = {
     "sl.vocabulary_readout(model, vector, n_tokens=True)": "n_tokens must be a whole number; got",
     "sl.response_kl(model, vector.at(1), 3)": "prompts is a value of type int; give a list",
     "sl.response_kl(model, vector.at(1), ['a'], seed=None)": "seed must be a whole number; got",
-    "sl.fit_condition(model, 'abc', ['a'])": "positive is one string; give a list of strings",
+    "sl.fit_condition(model, 3, ['a'])": "positive is a value of type int; give a list of strings",
     "sl.catalogue_prompts(['punctuation:no_comma'], True)": "n_per_instruction must be a whole",
     "sl.token_effects(model, [1.5], [3], vector.at(1))": "every one of prompt_tokens must be",
     "sl.steer(model, 'a', vector.at(1), read_at=True)": "read_at must be a whole number; got True",
