@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.residual_pieces import ResidualPiece
 from steerlens.instructions import Instruction, catalogue
 from steerlens.pairs import contrast_pairs
 from steerlens.plans.fitting import ENDING_TOKENS, FitRecipe, most_pairs, n_ending
 from steerlens.plans.plan import Plan
+from steerlens.residual_pieces import ResidualPiece
 
 if TYPE_CHECKING:
     from steerlens.evaluation.prompts import EvaluationPrompt
