@@ -22,7 +22,7 @@ import pandas as pd
 
 import steerlens as sl
 from analyses import behaviour, lengths
-from steerlens.plots import length_over_strength
+from steerlens.views import length_over_strength
 
 model = sl.load_model(behaviour.MODEL, dtype="auto")
 LEVELS = [

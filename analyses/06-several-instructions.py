@@ -22,7 +22,7 @@
 # %%
 import steerlens as sl
 from analyses import behaviour, together
-from steerlens.evaluation import several
+from steerlens.behaviour.evaluation import several
 
 model = sl.load_model(behaviour.MODEL, dtype="auto")
 TITLE, LOWER = "detectable_format:title", "change_case:english_lowercase"

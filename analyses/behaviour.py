@@ -19,20 +19,20 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import steerlens as sl
-from steerlens.evaluation import (
+from steerlens.behaviour.evaluation import (
     EvaluationPrompt,
     Interval,
     PromptFile,
     catalogue_prompts,
     read_prompts,
 )
-from steerlens.evaluation.judge import DEFAULT_JUDGE
-from steerlens.evaluation.run import Evaluation, EvaluationSettings, evaluate
-from steerlens.models import available_models
-from steerlens.plans import FitRecipe, Plan
-from steerlens.plans.plan import PLAN_FILE
-from steerlens.plots import save
-from steerlens.search import SearchSettings, Stage, search
+from steerlens.behaviour.evaluation.judge import DEFAULT_JUDGE
+from steerlens.behaviour.evaluation.run import Evaluation, EvaluationSettings, evaluate
+from steerlens.behaviour.plans import FitRecipe, Plan
+from steerlens.behaviour.plans.plan import PLAN_FILE
+from steerlens.behaviour.search import SearchSettings, Stage, search
+from steerlens.models.loading import available_models
+from steerlens.views import save
 
 SMALL = os.environ.get("STEERLENS_SMALL") == "1"
 MODEL = "smollm2-135m-instruct"
@@ -135,7 +135,7 @@ def percent(rates: Mapping[str, float], value: str = "rate") -> str:
 
 
 def rate(interval: Interval) -> str:
-    """An interval of `steerlens.evaluation.statistics` in percent."""
+    """An interval of `steerlens.stats.rates` in percent."""
     return f"{interval.value:.0%} [{interval.low:.0%}, {interval.high:.0%}]"
 
 

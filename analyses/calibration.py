@@ -24,13 +24,13 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest, norm
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution import rank_layers
 from steerlens.attribution.held_out import check_rankable, difference_scores, products
 from steerlens.attribution.null import permutation_null
-from steerlens.attribution.resampling import INTERVAL, query_draws
 from steerlens.attribution.sensitivity import sensitivity
-from steerlens.attribution.uncertainty import auroc_of, fit_noise_share, held_out_measures
+from steerlens.stats.resampling import INTERVAL, query_draws
+from steerlens.stats.separability import auroc_of, fit_noise_share, held_out_measures
 
 Array = np.ndarray
 N_FOLDS = 5

@@ -15,15 +15,15 @@ from tqdm.auto import tqdm
 
 import steerlens as sl
 from analyses import behaviour
-from steerlens.answers import Answerer, Question
-from steerlens.composition import joint_projection
-from steerlens.evaluation import wilson
-from steerlens.evaluation.fluency import fluency, is_degenerate
-from steerlens.models import model_info
-from steerlens.plans import FitRecipe, VectorBook
+from steerlens.behaviour.answers import Answerer, Question
+from steerlens.behaviour.evaluation import wilson
+from steerlens.behaviour.evaluation.fluency import fluency, is_degenerate
+from steerlens.behaviour.plans import FitRecipe, VectorBook
+from steerlens.models.loading import model_info
 from steerlens.runs import Run
-from steerlens.steering import Steering
+from steerlens.steering.interventions import Steering
 from steerlens.vectors import SteeringVector
+from steerlens.vectors.composition import joint_projection
 
 __all__ = ["COMBINATIONS", "METHODS", "Part", "claims", "composed", "table"]
 

@@ -10,11 +10,11 @@ from scipy.stats import bootstrap
 
 import steerlens as sl
 from analyses import behaviour
-from steerlens.answers import Answerer
-from steerlens.evaluation import fluency, is_degenerate
-from steerlens.evaluation.run import Evaluation
-from steerlens.ifeval import count_sentences, count_words
-from steerlens.plans import FitRecipe, VectorBook
+from steerlens.behaviour.answers import Answerer
+from steerlens.behaviour.evaluation import fluency, is_degenerate
+from steerlens.behaviour.evaluation.run import Evaluation
+from steerlens.behaviour.plans import FitRecipe, VectorBook
+from steerlens.tasks.ifeval import count_sentences, count_words
 
 __all__ = ["claims", "median_interval", "sweep", "words_by_level"]
 
@@ -50,8 +50,8 @@ def words_by_level(result: Evaluation, unit: str = "n_words") -> pd.DataFrame:
 def sweep(model: Any, shortest: str, longest: str) -> dict[str, list[dict[str, float]]]:
     """Words and sentences a response while a vector is added to its tokens at one layer.
 
-    Two vectors: the estimator ``response_end`` of `steerlens.plans.fitting`, and the difference of
-    means between prompts that ask for the shortest and for the longest answer.
+    Two vectors: the estimator ``response_end`` of `steerlens.behaviour.plans.fitting`, and the
+    difference of means between prompts that ask for the shortest and for the longest answer.
 
     Returns:
         Rows for ``length_over_strength``: each vector and a placebo as long as the first.

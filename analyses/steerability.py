@@ -15,19 +15,19 @@ from tqdm.auto import tqdm
 
 import steerlens as sl
 from analyses import behaviour
-from steerlens.answers import Answerer, Question
 from steerlens.attribution import (
     EvidenceComparison,
     causal_recovery,
     compare_evidence,
     gather_evidence,
 )
+from steerlens.behaviour.answers import Answerer, Question
+from steerlens.behaviour.evaluation.fluency import fluency, is_degenerate
+from steerlens.behaviour.plans import FitRecipe, VectorBook
+from steerlens.behaviour.search.lengths import limits_length, tokens_to_tell
 from steerlens.errors import ActivationError
-from steerlens.evaluation.fluency import fluency, is_degenerate
-from steerlens.models import available_models, model_info
-from steerlens.plans import FitRecipe, VectorBook
+from steerlens.models.loading import available_models, model_info
 from steerlens.runs import Run, piece_name
-from steerlens.search.lengths import limits_length, tokens_to_tell
 
 __all__ = [
     "GEMMA",

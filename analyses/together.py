@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from analyses import behaviour
-from steerlens.evaluation import EvaluationPrompt, wilson
-from steerlens.evaluation.run import Evaluation
-from steerlens.plans import Plan
+from steerlens.behaviour.evaluation import EvaluationPrompt, wilson
+from steerlens.behaviour.evaluation.run import Evaluation
+from steerlens.behaviour.plans import Plan
 
 __all__ = ["claims", "one_by_one", "plan_of", "table"]
 

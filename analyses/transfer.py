@@ -38,13 +38,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import steerlens as sl
 from steerlens.attribution.causal import first_token_recovery
 from steerlens.attribution.teacher_forcing import kl_to_instructed
-from steerlens.evaluation import catalogue_prompts, wilson
-from steerlens.evaluation.checks import verdict
+from steerlens.behaviour.evaluation import catalogue_prompts, wilson
+from steerlens.behaviour.evaluation.checks import verdict
 from steerlens.files import write_text
-from steerlens.models import tokenize_prompts
-from steerlens.transfer import Transfer, fit_layer_maps, map_texts, paired_residuals
+from steerlens.models.loading import tokenize_prompts
+from steerlens.models.weights import cache_folder
 from steerlens.vectors import SteeringVector
-from steerlens.weights import cache_folder
+from steerlens.vectors.transfer import Transfer, fit_layer_maps, map_texts, paired_residuals
 
 SMOLLM2, GEMMA = "smollm2-135m-instruct", "gemma-3-270m"
 INSTRUCTIONS = (

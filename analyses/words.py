@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 
 import steerlens as sl
 from analyses import behaviour
-from steerlens.evaluation import fluency, is_degenerate, wilson
-from steerlens.evaluation.run import Evaluation
-from steerlens.plots import condition_rates
+from steerlens.behaviour.evaluation import fluency, is_degenerate, wilson
+from steerlens.behaviour.evaluation.run import Evaluation
+from steerlens.views import condition_rates
 
 __all__ = ["avoidance", "avoidance_plot", "claims"]
 

@@ -16,9 +16,9 @@ import steerlens as sl
 from benchmarks.measure import timed
 from benchmarks.work import Work
 from steerlens.engine.batches import left_padded, length_batches
-from steerlens.generation import generate_from_tokens
-from steerlens.models import render_prompt, tokenize_prompts
-from steerlens.steering import Steering
+from steerlens.engine.generation import generate_from_tokens
+from steerlens.models.loading import render_prompt, tokenize_prompts
+from steerlens.steering.interventions import Steering
 
 Contender = Callable[[Work], int]
 

@@ -20,7 +20,7 @@ from benchmarks import table
 from benchmarks.measure import timed
 from benchmarks.work import INSTRUCTION
 from steerlens.effects import TokenEffects, record_run
-from steerlens.plots.saving import page
+from steerlens.views.saving import page
 
 PROMPT = "Tell me about the history of Rome, in detail."
 LENGTHS = (8, 16, 32, 64, 128, 256)

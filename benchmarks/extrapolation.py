@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 import steerlens as sl
-from steerlens.generation import generate_from_tokens
-from steerlens.models import tokenize_prompts
+from steerlens.engine.generation import generate_from_tokens
+from steerlens.models.loading import tokenize_prompts
 
 # Tokens a search of the catalogue's 31 instructions writes (docs/scaling.md).
 TOKENS = 3_028_407

@@ -5,7 +5,7 @@ from typing import Any
 import steerlens as sl
 from benchmarks.measure import timed
 from benchmarks.work import Work
-from steerlens.generation import generate_from_tokens
+from steerlens.engine.generation import generate_from_tokens
 
 
 def measure(work: Work) -> dict[str, list[dict[str, Any]]]:

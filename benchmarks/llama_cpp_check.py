@@ -8,11 +8,11 @@ Run by hand, because llama.cpp has to be compiled for it::
 
 Both sides read the same GGUF model, the same prompt tokens and the same vector: here de-quantised
 to float32 and steered by ``add`` with scope ``all``; there as llama.cpp computes it, with the
-control vector of the file that `steerlens.interop.write_gguf` wrote, taken apart by the ``gguf``
-package as llama.cpp's own loader does. Compared are the *changes* of next-token log-probability
-after the last prompt token, over the tokens most likely without steering: Pearson's correlation, a
-prompt at a time. The control is the same comparison with the vector written one layer too high, as
-a wrong idea of llama.cpp's layer numbers would have it.
+control vector of the file that `steerlens.vectors.formats.write_gguf` wrote, taken apart by the
+``gguf`` package as llama.cpp's own loader does. Compared are the *changes* of next-token
+log-probability after the last prompt token, over the tokens most likely without steering: Pearson's
+correlation, a prompt at a time. The control is the same comparison with the vector written one
+layer too high, as a wrong idea of llama.cpp's layer numbers would have it.
 
 llama.cpp multiplies a quantised model's weights with activations rounded to 8 bits, which alone
 changes log-probabilities as much as a weak vector does. ``--float32`` takes that away: llama.cpp
@@ -58,8 +58,8 @@ def compare(
     import torch
 
     import steerlens as sl
-    from steerlens.models import tokenize_prompts
-    from steerlens.sources import DEFAULT_MODEL
+    from steerlens.models.loading import tokenize_prompts
+    from steerlens.models.sources import DEFAULT_MODEL
 
     model = sl.load_model(DEFAULT_MODEL)
     [weights] = [one.how for one in sl.available_models() if one.name == DEFAULT_MODEL]
@@ -109,8 +109,8 @@ def _written(vector: Any, layer: int, folder: Path) -> list[str]:
     """The vector at a layer as a file, and the control: the same numbers for the next layer."""
     from dataclasses import replace
 
-    from steerlens.interop import write_gguf
-    from steerlens.interop.record import restricted
+    from steerlens.vectors.formats import write_gguf
+    from steerlens.vectors.formats.record import restricted
 
     right = restricted(vector, [layer])
     wrong = replace(right, layers=(layer + 1,), metadata={})

@@ -28,9 +28,9 @@ from benchmarks import table
 from benchmarks.work import INSTRUCTION
 from steerlens.engine import Row, decode_rows
 from steerlens.engine.plain import decode_rows_plainly
-from steerlens.models import tokenize_prompts
-from steerlens.steering import Intervention
-from steerlens.weights import weights_entry
+from steerlens.models.loading import tokenize_prompts
+from steerlens.models.weights import weights_entry
+from steerlens.steering.interventions import Intervention
 
 Scores = dict[tuple[int, int], Tensor]
 _OPERATIONS = ("add", "set_projection", "ablate")

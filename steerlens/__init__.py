@@ -16,8 +16,8 @@ hooked models from TransformerLens::
 
 Names are imported on first use, so ``import steerlens`` and the command line start at once.
 
-``sl.search`` is the function, and `steerlens.search` also the package it is in: ``from
-steerlens.search import …`` and ``import steerlens.search`` read the package.
+``sl.search`` is the function, and `steerlens.behaviour.search` also the package it is in: ``from
+steerlens.behaviour.search import …`` and ``import steerlens.behaviour.search`` read the package.
 """
 
 import sys
@@ -26,7 +26,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from steerlens.activations import ResidualCache, cache_residuals
+    from steerlens.activations.cache import ResidualCache, cache_residuals
+    from steerlens.activations.shards import ShardedResiduals, shard_residuals, write_shards
     from steerlens.attribution import (
         ComponentReading,
         ComponentWriting,
@@ -49,16 +50,17 @@ if TYPE_CHECKING:
         vocabulary_readout,
         writing_components,
     )
-    from steerlens.calibration import (
+    from steerlens.behaviour.calibration import (
         Calibration,
         RateCalibration,
         calibrate,
         calibrate_rate,
         calibrated,
     )
-    from steerlens.composition import compose_report, joint_projection
-    from steerlens.conditional import Condition, fit_condition
-    from steerlens.divergence import response_kl
+    from steerlens.behaviour.evaluation import catalogue_prompts, read_prompts
+    from steerlens.behaviour.evaluation.run import Evaluation, EvaluationSettings, evaluate
+    from steerlens.behaviour.plans import Plan
+    from steerlens.behaviour.search import SearchSettings, search
     from steerlens.effects import (
         SteeredRun,
         TokenContributions,
@@ -67,21 +69,14 @@ if TYPE_CHECKING:
         token_contributions,
         token_effects,
     )
+    from steerlens.effects.divergence import response_kl
+    from steerlens.engine.generation import Generations, generate
     from steerlens.errors import SteerlensError, SteerlensWarning
-    from steerlens.evaluation import catalogue_prompts, read_prompts
-    from steerlens.evaluation.run import Evaluation, EvaluationSettings, evaluate
     from steerlens.explorer import explore
-    from steerlens.generation import Generations, generate
-    from steerlens.instructions import BaseQuery, Instruction, base_queries, catalogue
-    from steerlens.interop import load_vector
-    from steerlens.library import load_library, save_library
-    from steerlens.models import available_models, load_model, model_info
-    from steerlens.pairs import ContrastPair, ContrastSet, contrast_pairs
-    from steerlens.plans import Plan
-    from steerlens.search import SearchSettings, search
-    from steerlens.shards import ShardedResiduals, shard_residuals, write_shards
-    from steerlens.steering import Intervention, Steering
-    from steerlens.transfer import LayerMaps, Transfer, fit_maps, map_texts, transfer_vector
+    from steerlens.models.loading import available_models, load_model, model_info
+    from steerlens.steering.interventions import Intervention, Steering
+    from steerlens.tasks import BaseQuery, Instruction, base_queries, catalogue
+    from steerlens.tasks.pairs import ContrastPair, ContrastSet, contrast_pairs
     from steerlens.vectors import (
         SteeringVector,
         difference_of_means,
@@ -91,11 +86,16 @@ if TYPE_CHECKING:
         pca_of_differences,
         random_direction,
     )
+    from steerlens.vectors.composition import compose_report, joint_projection
+    from steerlens.vectors.conditional import Condition, fit_condition
+    from steerlens.vectors.formats import load_vector
+    from steerlens.vectors.library import load_library, save_library
+    from steerlens.vectors.transfer import LayerMaps, Transfer, fit_maps, map_texts, transfer_vector
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "steerlens.activations": (
+    "steerlens.activations.cache": (
         "ResidualCache",
         "cache_residuals",
     ),
@@ -121,22 +121,22 @@ _HOMES = {
         "vocabulary_readout",
         "writing_components",
     ),
-    "steerlens.calibration": (
+    "steerlens.behaviour.calibration": (
         "Calibration",
         "RateCalibration",
         "calibrate",
         "calibrate_rate",
         "calibrated",
     ),
-    "steerlens.composition": (
+    "steerlens.vectors.composition": (
         "compose_report",
         "joint_projection",
     ),
-    "steerlens.conditional": (
+    "steerlens.vectors.conditional": (
         "Condition",
         "fit_condition",
     ),
-    "steerlens.divergence": ("response_kl",),
+    "steerlens.effects.divergence": ("response_kl",),
     "steerlens.effects": (
         "SteeredRun",
         "TokenContributions",
@@ -149,56 +149,56 @@ _HOMES = {
         "SteerlensError",
         "SteerlensWarning",
     ),
-    "steerlens.evaluation": (
+    "steerlens.behaviour.evaluation": (
         "catalogue_prompts",
         "read_prompts",
     ),
-    "steerlens.evaluation.run": (
+    "steerlens.behaviour.evaluation.run": (
         "Evaluation",
         "EvaluationSettings",
         "evaluate",
     ),
     "steerlens.explorer": ("explore",),
-    "steerlens.generation": (
+    "steerlens.engine.generation": (
         "Generations",
         "generate",
     ),
-    "steerlens.instructions": (
+    "steerlens.tasks": (
         "BaseQuery",
         "Instruction",
         "base_queries",
         "catalogue",
     ),
-    "steerlens.interop": ("load_vector",),
-    "steerlens.library": (
+    "steerlens.vectors.formats": ("load_vector",),
+    "steerlens.vectors.library": (
         "load_library",
         "save_library",
     ),
-    "steerlens.models": (
+    "steerlens.models.loading": (
         "available_models",
         "load_model",
         "model_info",
     ),
-    "steerlens.pairs": (
+    "steerlens.tasks.pairs": (
         "ContrastPair",
         "ContrastSet",
         "contrast_pairs",
     ),
-    "steerlens.plans": ("Plan",),
-    "steerlens.search": (
+    "steerlens.behaviour.plans": ("Plan",),
+    "steerlens.behaviour.search": (
         "SearchSettings",
         "search",
     ),
-    "steerlens.steering": (
+    "steerlens.steering.interventions": (
         "Intervention",
         "Steering",
     ),
-    "steerlens.shards": (
+    "steerlens.activations.shards": (
         "ShardedResiduals",
         "shard_residuals",
         "write_shards",
     ),
-    "steerlens.transfer": (
+    "steerlens.vectors.transfer": (
         "LayerMaps",
         "Transfer",
         "fit_maps",
@@ -316,8 +316,8 @@ class _Package(ModuleType):
     """Keeps public functions that have the name of a package inside.
 
     Importing a package sets it as an attribute here, in the place of a function of that name. The
-    function stays, and has the package's names and modules, for ``import steerlens.search`` and
-    then ``steerlens.search.SearchSettings``.
+    function stays, and has the package's names and modules, for ``import
+    steerlens.behaviour.search`` and then ``steerlens.behaviour.search.SearchSettings``.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

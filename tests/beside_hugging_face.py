@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
-from steerlens.activations import cache_residuals
-from steerlens.generation import generate_from_tokens
-from steerlens.models import end_token_ids, load_model, tokenize_prompts
-from steerlens.pairs import ContrastSet
-from steerlens.steering import Intervention, Steering
+from steerlens.activations.cache import cache_residuals
+from steerlens.engine.generation import generate_from_tokens
+from steerlens.models.loading import end_token_ids, load_model, tokenize_prompts
+from steerlens.steering.interventions import Intervention, Steering
+from steerlens.tasks.pairs import ContrastSet
 
 N_NEW = 4
 SHARING = (

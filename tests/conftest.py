@@ -30,8 +30,8 @@ from tiny_models import write_tiny_folder, write_tiny_gpt2
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaForCausalLM
 
-from steerlens.models import load_model, model_info
-from steerlens.weights import cache_folder
+from steerlens.models.loading import load_model, model_info
+from steerlens.models.weights import cache_folder
 
 _LONGEST = ("test_notebooks", "test_browser_explorer", "test_workers")
 

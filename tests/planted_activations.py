@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 
 
 def planted(d_prime=2.0, layer=2, n_pairs=64, n_layers=5, d_model=16, seed=0, groups=None):

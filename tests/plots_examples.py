@@ -6,7 +6,7 @@ import torch
 
 from steerlens.effects import FreeEffects, OwnText, SteeredRun, TokenEffects, Travel, align
 from steerlens.effects.lens import LensReadout
-from steerlens.steering import Intervention, Steering
+from steerlens.steering.interventions import Intervention, Steering
 
 WORDS = (" the", " city", " of", " Rome", ",", " was", " built", ".", "\n", " roads")
 

@@ -3,7 +3,7 @@
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.vectors import SteeringVector, difference_of_means
 
 

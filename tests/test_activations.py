@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from steerlens.activations import ResidualCache, cache_residuals, check_layers
+from steerlens.activations.cache import ResidualCache, cache_residuals, check_layers
 from steerlens.errors import ActivationError, PairsError, UnknownNameError
-from steerlens.models import render_prompt
-from steerlens.pairs import ContrastPair, ContrastSet, contrast_pairs
+from steerlens.models.loading import render_prompt
+from steerlens.tasks.pairs import ContrastPair, ContrastSet, contrast_pairs
 
 LAYERS = tuple(range(30))
 

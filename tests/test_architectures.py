@@ -27,9 +27,9 @@ from beside_hugging_face import (
 from hf_reference import Push, greedy, logits_along
 from torch import Tensor, nn
 
+from steerlens.engine.generation import generate
 from steerlens.errors import ModelError, SteerlensError
-from steerlens.generation import generate
-from steerlens.models import load_model
+from steerlens.models.loading import load_model
 
 # Two roundings of one computation. The package's largest error was at most 1.6 times the plain
 # model's (59 families, two dtypes); position embeddings that entered twice made it 8 to 78 times.

@@ -4,11 +4,11 @@ import pytest
 import torch
 from steering_examples import random_vector
 
-from steerlens.activations import cache_residuals
+from steerlens.activations.cache import cache_residuals
 from steerlens.attribution import first_token_recovery
 from steerlens.errors import SteeringError
-from steerlens.models import render_prompt
-from steerlens.pairs import ContrastSet, contrast_pairs
+from steerlens.models.loading import render_prompt
+from steerlens.tasks.pairs import ContrastSet, contrast_pairs
 from steerlens.vectors import difference_of_means, random_direction
 
 

@@ -6,12 +6,12 @@ import torch
 from tiny_models import byte_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MambaConfig
 
-from steerlens.activations import cache_residuals
+from steerlens.activations.cache import cache_residuals
 from steerlens.attribution.components import writing_components
-from steerlens.engine.shares import head_shares
+from steerlens.engine.linear_norms import head_shares
 from steerlens.errors import ModelError, SteeringError, SteerlensError
-from steerlens.models import load_model, render_prompt, tokenize_prompts
-from steerlens.pairs import ContrastSet, contrast_pairs
+from steerlens.models.loading import load_model, render_prompt, tokenize_prompts
+from steerlens.tasks.pairs import ContrastSet, contrast_pairs
 from steerlens.vectors import difference_of_means
 
 LAYER = 20

@@ -6,7 +6,7 @@ import torch
 from planted_activations import planted, runs_of
 from sklearn.metrics import roc_auc_score
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.dimension import instruction_dimension
 from steerlens.attribution.held_out import check_rankable
 from steerlens.errors import ActivationError, SteerlensError

@@ -15,7 +15,7 @@ from steerlens.attribution import (
     writing_components,
 )
 from steerlens.attribution.evidence import _with_recovery, gather_evidence
-from steerlens.cli import main
+from steerlens.cli.main import main
 from steerlens.errors import ActivationError, SteeringError, UnknownNameError
 
 WORDS = ["tea", "sea", "ink", "oak", "sky", "ice", "fog", "hay", "elm", "jam", "owl", "pie"]

@@ -7,7 +7,7 @@ from planted_activations import planted, runs_of
 from sklearn.metrics import roc_auc_score
 
 import steerlens as sl
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.generalisation import generalise, pair_labels
 from steerlens.attribution.held_out import check_rankable
 from steerlens.errors import ActivationError, UnknownNameError

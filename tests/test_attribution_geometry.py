@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.geometry import instruction_geometry, layer_geometry
 from steerlens.errors import ActivationError, SteerlensError
 

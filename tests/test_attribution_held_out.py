@@ -6,7 +6,7 @@ import torch
 from planted_activations import planted, runs_of
 from sklearn.model_selection import GroupKFold
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.held_out import (
     check_rankable,
     difference_scores,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steerlens.attribution.intervals import mean_interval, recovery_interval
-from steerlens.attribution.resampling import query_draws
 from steerlens.errors import SteerlensError
+from steerlens.stats.means import mean_interval, recovery_interval
+from steerlens.stats.resampling import query_draws
 
 
 def test_with_one_pair_a_query_the_interval_of_a_mean_is_scipys():

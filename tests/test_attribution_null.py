@@ -7,7 +7,7 @@ from planted_activations import planted, runs_of
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.null import permutation_null
 from steerlens.errors import ActivationError, SteerlensError
 

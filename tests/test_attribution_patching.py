@@ -6,10 +6,10 @@ import torch
 from steering_examples import n_hooks
 
 from steerlens.attribution.patching import activation_patching
-from steerlens.engine.patched import ending_residuals, patched_logits
+from steerlens.engine.patching import ending_residuals, patched_logits
 from steerlens.errors import ActivationError, SteeringError, SteerlensError
-from steerlens.models import render_prompt, tokenize_prompts
-from steerlens.pairs import ContrastSet, contrast_pairs
+from steerlens.models.loading import render_prompt, tokenize_prompts
+from steerlens.tasks.pairs import ContrastSet, contrast_pairs
 
 LAYERS, POSITIONS = (3, 14, 22, 29), 7
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from steering_examples import n_hooks
 
-from steerlens.activations import cache_residuals
-from steerlens.attribution.reactions import reading_components
+from steerlens.activations.cache import cache_residuals
+from steerlens.attribution.downstream_components import reading_components
 from steerlens.errors import SteeringError, SteerlensError
-from steerlens.models import render_prompt
-from steerlens.pairs import ContrastSet, contrast_pairs
+from steerlens.models.loading import render_prompt
+from steerlens.tasks.pairs import ContrastSet, contrast_pairs
 from steerlens.vectors import difference_of_means
 
 LAYER = 26

@@ -6,7 +6,7 @@ from planted_activations import correlated_runs
 
 from steerlens.attribution.held_out import difference_scores, products
 from steerlens.attribution.sensitivity import sensitivity
-from steerlens.attribution.uncertainty import d_prime_of
+from steerlens.stats.separability import d_prime_of
 
 
 def written_out(runs, groups):

@@ -9,7 +9,7 @@ from planted_activations import planted
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import GroupKFold
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution import rank_layers
 from steerlens.attribution.dimension import instruction_dimension
 from steerlens.attribution.null import permutation_null

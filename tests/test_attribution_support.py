@@ -10,12 +10,12 @@ import torch
 from report_example import evidence_example, report_example
 
 import steerlens as sl
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution import LayerRanking, RecoveryCurve, ResponseRecovery
 from steerlens.attribution.evidence import Evidence
-from steerlens.attribution.support import caveat
-from steerlens.cli_rank import _print
+from steerlens.cli.rank import _print
 from steerlens.report import render_report
+from steerlens.stats.support import caveat
 
 NOTHING = "no layer's interval of first-token recovery is above 0"
 

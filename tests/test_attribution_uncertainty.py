@@ -9,7 +9,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import GroupKFold
 
 from steerlens.attribution.held_out import difference_scores, products
-from steerlens.attribution.uncertainty import (
+from steerlens.stats.separability import (
     auroc_of,
     d_prime_of,
     fit_noise_share,

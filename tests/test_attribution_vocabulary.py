@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from steerlens.activations import cache_residuals
+from steerlens.activations.cache import cache_residuals
 from steerlens.attribution.vocabulary import vocabulary_readout
 from steerlens.errors import SteeringError
-from steerlens.pairs import contrast_pairs
+from steerlens.tasks.pairs import contrast_pairs
 from steerlens.vectors import difference_of_means
 
 

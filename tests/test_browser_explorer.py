@@ -16,7 +16,7 @@ from browser import artefacts, chromium
 _TOKEN = "explorer"
 _PATIENCE = 120_000
 _CELLS = [
-    "from IPython.display import HTML, display\nfrom steerlens.plots import summary\n"
+    "from IPython.display import HTML, display\nfrom steerlens.views import summary\n"
     "display(HTML('<p class=control>$z^2$</p>'), HTML(summary('$x^2$ and $y$')))",
     "import steerlens as sl\nmodel = sl.load_model('smollm2-135m-instruct')",
     "explorer = sl.explore(model, n_pairs=4)\nexplorer.max_new_tokens.value = 8\nexplorer",

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from steering_examples import random_vector
 
-from steerlens.calibration import calibrate, calibrated
-from steerlens.divergence import response_kl
+from steerlens.behaviour.calibration import calibrate, calibrated
+from steerlens.effects.divergence import response_kl
+from steerlens.engine.generation import generate
 from steerlens.errors import SteeringError
-from steerlens.generation import generate
-from steerlens.steering import Steering
+from steerlens.steering.interventions import Steering
 from steerlens.vectors import SteeringVector
 
 PROMPTS = ["Tell me about Rome.", "Why is the sky blue?", "List fruits.", "Write a short poem."]

@@ -5,10 +5,10 @@ import pytest
 from steering_examples import random_vector
 
 import steerlens as sl
-from steerlens.calibration import calibrate_rate, calibrated
-from steerlens.calibration.rates import _chosen
+from steerlens.behaviour.calibration import calibrate_rate, calibrated
+from steerlens.behaviour.calibration.rates import _chosen
+from steerlens.behaviour.evaluation.fluency import fluency, is_degenerate
 from steerlens.errors import PairsError, SteeringError, UnknownNameError
-from steerlens.evaluation.fluency import fluency, is_degenerate
 
 TITLE = "detectable_format:title"
 

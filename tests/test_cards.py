@@ -4,8 +4,8 @@ import pytest
 from interop_examples import example_vector
 from scipy.stats import binomtest
 
-from steerlens.cards import LibraryItem, Rate, file_stem, vector_card
 from steerlens.errors import SteerlensError
+from steerlens.vectors.model_cards import LibraryItem, Rate, file_stem, vector_card
 
 RATES = (
     Rate("uninstructed", 1, 20),

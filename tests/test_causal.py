@@ -8,12 +8,12 @@ import pytest
 import torch
 from steering_examples import random_vector
 
-from steerlens.activations import cache_residuals
+from steerlens.activations.cache import cache_residuals
 from steerlens.attribution import teacher_forcing
 from steerlens.attribution.causal import causal_recovery, first_token_recovery
 from steerlens.errors import SteeringError, SteerlensError, UnknownNameError
-from steerlens.models import render_prompt
-from steerlens.pairs import ContrastSet, contrast_pairs
+from steerlens.models.loading import render_prompt
+from steerlens.tasks.pairs import ContrastSet, contrast_pairs
 from steerlens.vectors import difference_of_means, random_direction
 
 SHARES = ["recovery", "low", "high", "placebo", "placebo_low", "placebo_high"]

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from planted_activations import planted
 
 import steerlens as sl
-from steerlens.checked import arguments, finite_number, texts, whole_number
 from steerlens.errors import ActivationError, SteeringError, SteerlensError
-from steerlens.steering import RowSteering, TokenRoles
+from steerlens.errors.arguments import arguments, finite_number, texts, whole_number
+from steerlens.steering.interventions import RowSteering, TokenRoles
 from steerlens.vectors.estimators import from_directions
 
 LARGEST = float(np.finfo(np.float32).max)

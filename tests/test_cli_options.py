@@ -5,7 +5,7 @@ import json
 import pytest
 from steering_examples import random_vector
 
-from steerlens.cli import main
+from steerlens.cli.main import main
 
 TITLE = "detectable_format:title"
 PAIRS = ["--pairs", "pairs.jsonl"]

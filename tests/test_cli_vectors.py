@@ -8,11 +8,11 @@ from interop_examples import assert_same_vector
 from steering_examples import random_vector
 from tiny_models import write_tiny_folder
 
-from steerlens.cli import main
-from steerlens.cli_vectors import FORMATS
-from steerlens.interop import load_vector, vector_format
-from steerlens.library import load_library
+from steerlens.cli.main import main
+from steerlens.cli.vectors import FORMATS
 from steerlens.vectors import SteeringVector
+from steerlens.vectors.formats import load_vector, vector_format
+from steerlens.vectors.library import load_library
 
 PAIRS = "\n".join(
     json.dumps({"instructed": f"{one} in caps", "uninstructed": one})

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerlens.activations import ResidualCache, cache_residuals
-from steerlens.composition import compose_report, joint_projection
+from steerlens.activations.cache import ResidualCache, cache_residuals
 from steerlens.errors import SteeringError
-from steerlens.pairs import contrast_pairs
-from steerlens.roles import TokenRoles
-from steerlens.steering import Intervention, RowSteering, Steering
+from steerlens.steering.interventions import Intervention, RowSteering, Steering
+from steerlens.steering.roles import TokenRoles
+from steerlens.tasks.pairs import contrast_pairs
 from steerlens.vectors import SteeringVector, difference_of_means
+from steerlens.vectors.composition import compose_report, joint_projection
 
 FIVE = [
     "detectable_format:title",

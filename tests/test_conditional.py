@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 from scipy.stats import binomtest
 from steering_examples import n_hooks, random_vector
 
-from steerlens.conditional import Condition, fit_condition, threshold_for
 from steerlens.engine.batches import left_padded
+from steerlens.engine.generation import generate
 from steerlens.errors import FileFormatError, SteeringError
-from steerlens.evaluation.statistics import Interval
-from steerlens.generation import generate
-from steerlens.instructions import base_queries
-from steerlens.models import tokenize_prompts
-from steerlens.roles import TokenRoles
-from steerlens.steering import RowSteering, Steering
+from steerlens.models.loading import tokenize_prompts
+from steerlens.stats.rates import Interval
+from steerlens.steering.interventions import RowSteering, Steering
+from steerlens.steering.roles import TokenRoles
+from steerlens.tasks import base_queries
+from steerlens.vectors.conditional import Condition, fit_condition, threshold_for
 
 
 def queries(kind: str, n: int) -> list[str]:

@@ -12,9 +12,9 @@ from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 import steerlens as sl
-from steerlens.chat import render_prompt, tokenize_prompts
-from steerlens.control_tokens import control_tokens_of, literal_ids, rendered_ids
 from steerlens.errors import ModelError, UnknownNameError
+from steerlens.models.chat import render_prompt, tokenize_prompts
+from steerlens.models.control_tokens import control_tokens_of, literal_ids, rendered_ids
 
 PIECES = st.sampled_from(
     [*SPECIAL_TOKENS, "<|im_", "start|>", " ", "\n", "Rome", "é", "!!", "<", "😀"]

@@ -10,10 +10,10 @@ import torch
 from planted_activations import planted
 
 import steerlens as sl
-from steerlens.calibration import calibrate, calibrate_rate
-from steerlens.evaluation.judge import Judge
-from steerlens.interop.record import vector_of_shifts
-from steerlens.steering import RowSteering, TokenRoles
+from steerlens.behaviour.calibration import calibrate, calibrate_rate
+from steerlens.behaviour.evaluation.judge import Judge
+from steerlens.steering.interventions import RowSteering, TokenRoles
+from steerlens.vectors.formats.record import vector_of_shifts
 
 PROMPTS = ["Tell me about Rome.", "Why is it so?", "Name a river."]
 N_PAIRS = 6

@@ -7,9 +7,9 @@ import pytest
 import torch
 from steering_examples import n_hooks, random_vector
 
-from steerlens.divergence import interval_of, resampled, response_kl, statistic_of, token_kl
+from steerlens.effects.divergence import interval_of, resampled, response_kl, statistic_of, token_kl
+from steerlens.engine.generation import generate
 from steerlens.errors import SteeringError
-from steerlens.generation import generate
 
 PROMPTS = ["Tell me about Rome.", "Why is the sky blue?", "List fruits.", "Write a short poem."]
 

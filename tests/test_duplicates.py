@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerlens.duplicates import ADDED, SAME, near_duplicates
-from steerlens.instructions import base_queries
+from steerlens.tasks import base_queries
+from steerlens.tasks.duplicates import ADDED, SAME, near_duplicates
 
 TEXTS = st.lists(
     st.lists(st.sampled_from([*"abcdefgh", "A", "b!"]), min_size=1, max_size=14).map(" ".join),

@@ -10,7 +10,7 @@ from steering_examples import random_vector
 from steerlens.effects import token_effects
 from steerlens.effects.forced import token_texts
 from steerlens.errors import ActivationError, ModelError, SteeringError, UnknownNameError
-from steerlens.steering import Steering
+from steerlens.steering.interventions import Steering
 
 LAYER, STRENGTH = 14, 6.0
 CLOSE = {"rtol": 0.0, "atol": 1e-4}

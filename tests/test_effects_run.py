@@ -6,11 +6,11 @@ import pytest
 from steering_examples import n_hooks, random_vector
 
 from steerlens.effects import record_run, steer
+from steerlens.engine.generation import generate
 from steerlens.errors import SteeringError
 from steerlens.explorer.pins import pins_table
 from steerlens.explorer.state import Pin, Setting
-from steerlens.generation import generate
-from steerlens.steering import Steering
+from steerlens.steering.interventions import Steering
 
 LAYER = 14
 PROMPT = "Tell me about Rome."

@@ -8,15 +8,15 @@ from steering_examples import n_hooks, random_vector
 from tiny_models import byte_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Qwen2Config
 
-from steerlens.activations import cache_residuals
+from steerlens.activations.cache import cache_residuals
 from steerlens.engine import Row, choose_path, decode_rows, fast_modules, first_logits
+from steerlens.engine.generation import generate
 from steerlens.engine.plain import decode_rows_plainly, first_logits_plainly
 from steerlens.errors import SteerlensError
-from steerlens.generation import generate
-from steerlens.instructions import base_queries
-from steerlens.models import load_model, tokenize_prompts
-from steerlens.pairs import contrast_pairs
-from steerlens.steering import Steering
+from steerlens.models.loading import load_model, tokenize_prompts
+from steerlens.steering.interventions import Steering
+from steerlens.tasks import base_queries
+from steerlens.tasks.pairs import contrast_pairs
 
 NO_END: frozenset[int] = frozenset()
 

@@ -15,7 +15,7 @@ from steerlens.engine.attention import (
     reading_attention,
 )
 from steerlens.engine.modules import fast_modules
-from steerlens.models import load_model
+from steerlens.models.loading import load_model
 
 N_ROWS, N_HEADS, N_SHARED, N_KEYS, WIDTH = 3, 6, 2, 11, 8
 

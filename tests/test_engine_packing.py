@@ -12,7 +12,7 @@ from torch import nn
 
 import steerlens as sl
 from steerlens.engine import decoding, packing
-from steerlens.engine.packing import packed_linears
+from steerlens.engine.packed_weights import packed_linears
 
 PROMPTS = ["tea", "sea and ink", "a longer one"]
 needs_kernels = pytest.mark.skipif(

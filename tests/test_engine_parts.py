@@ -13,9 +13,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from steerlens.engine.parts import check_components, last_parts, varied_parts
-from steerlens.engine.shares import head_shares, through_final_norm
-from steerlens.models import load_model
+from steerlens.engine.components import check_components, last_parts, varied_parts
+from steerlens.engine.linear_norms import head_shares, through_final_norm
+from steerlens.models.loading import load_model
 
 SMALL = {"vocab_size": 260, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 BLOCKS = {

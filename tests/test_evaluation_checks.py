@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerlens import ifeval
+from steerlens.behaviour.evaluation.checks import is_known, verdict
+from steerlens.behaviour.evaluation.drawing import several
 from steerlens.errors import SteerlensError, UnknownNameError
-from steerlens.evaluation.checks import is_known, verdict
-from steerlens.evaluation.drawing import several
-from steerlens.instructions import base_queries, catalogue
+from steerlens.tasks import base_queries, catalogue, ifeval
 
 # Sentences that every splitter divides alike: the harness's own needs data that may not be here.
 TEXTS = (

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
+from steerlens.behaviour.evaluation.checks import verdict
+from steerlens.behaviour.evaluation.drawing import catalogue_id, catalogue_prompts, several
 from steerlens.errors import PairsError, SteerlensError, UnknownNameError
-from steerlens.evaluation.checks import verdict
-from steerlens.evaluation.drawing import catalogue_id, catalogue_prompts, several
-from steerlens.instructions import base_queries, catalogue
-from steerlens.pairs import contrast_pairs
+from steerlens.tasks import base_queries, catalogue
+from steerlens.tasks.pairs import contrast_pairs
 
 
 def test_prompts_are_the_pairs_of_their_split() -> None:

@@ -8,11 +8,11 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from steerlens import sources
+from steerlens.behaviour.evaluation import judge as judge_module
+from steerlens.behaviour.evaluation.judge import Judge, load_judge
 from steerlens.errors import ModelError, SteerlensError, UnknownNameError
-from steerlens.evaluation import judge as judge_module
-from steerlens.evaluation.judge import Judge, load_judge
-from steerlens.models import load_model
+from steerlens.models import sources
+from steerlens.models.loading import load_model
 
 TEXTS = [
     "The sea is wide and deep, and ships cross it every day.",

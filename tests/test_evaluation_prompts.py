@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from steerlens.behaviour.evaluation import run as run_module
+from steerlens.behaviour.evaluation.prompts import EvaluationPrompt, read_prompts
 from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
-from steerlens.evaluation import run as run_module
-from steerlens.evaluation.prompts import EvaluationPrompt, read_prompts
-from steerlens.models import tokenize_prompts
+from steerlens.models.loading import tokenize_prompts
 
 ROW: dict[str, Any] = {
     "key": 1001,

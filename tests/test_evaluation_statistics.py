@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.statistics import (
+from steerlens.stats.rates import (
     best_of_many,
     holm,
     mcnemar_exact,

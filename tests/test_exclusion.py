@@ -18,9 +18,9 @@ import torch
 
 import steerlens as sl
 from steerlens.errors import ModelError
-from steerlens.exclusion import exclusively, lock_of
-from steerlens.models import load_model
-from steerlens.pairs import ContrastPair, ContrastSet
+from steerlens.models.exclusion import exclusively, lock_of
+from steerlens.models.loading import load_model
+from steerlens.tasks.pairs import ContrastPair, ContrastSet
 
 ROUNDS = int(os.environ.get("STEERLENS_ROUNDS", "12"))
 PAIRS = ContrastSet(

@@ -14,13 +14,13 @@ from report_example import HOSTILE
 from steering_examples import random_vector
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.errors import SteerlensError
 from steerlens.explorer import explore
 from steerlens.explorer.sources import as_python, kind_of, read_at, vector_of
 from steerlens.explorer.state import Setting
-from steerlens.plots.tokens import LEVELS
 from steerlens.vectors import difference_of_means
+from steerlens.views.tokens import LEVELS
 
 pytest.importorskip("ipywidgets", reason="the explorer needs ipywidgets")
 pytest.importorskip("anywidget", reason="the explorer's strips need anywidget")

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import steerlens as sl
+from steerlens.behaviour.evaluation.prompts import FOREIGN
 from steerlens.errors import FileFormatError, PairsError, SteerlensWarning
-from steerlens.evaluation.prompts import FOREIGN
-from steerlens.fields import Foreign, misspelt_field
-from steerlens.pairs import OPTIONAL
+from steerlens.files.fields import Foreign, misspelt_field
+from steerlens.tasks.pairs import OPTIONAL
 
 PAIR = {"instructed": "Why? No commas.", "uninstructed": "Why?"}
 ROW = {

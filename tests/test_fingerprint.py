@@ -10,8 +10,8 @@ from tiny_models import tiny_llama
 from torch import nn
 
 from steerlens.engine.modules import fast_modules
-from steerlens.fingerprint import Stamp, digest_of, fingerprint, is_rearranged, named_tensors
-from steerlens.models import load_model
+from steerlens.models.fingerprint import Stamp, digest_of, fingerprint, is_rearranged, named_tensors
+from steerlens.models.loading import load_model
 
 K = 6364136223846793005
 

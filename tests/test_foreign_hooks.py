@@ -23,11 +23,11 @@ from torch.nn.utils import parametrize
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
-from steerlens.activations import cache_residuals
+from steerlens.activations.cache import cache_residuals
+from steerlens.engine.generation import generate
 from steerlens.errors import SteerlensError
-from steerlens.generation import generate
-from steerlens.models import tokenize_prompts
-from steerlens.pairs import ContrastSet
+from steerlens.models.loading import tokenize_prompts
+from steerlens.tasks.pairs import ContrastSet
 
 TEXTS = ["a", "Why is the sky blue?"]
 N_NEW = 3

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steering_examples import n_hooks, random_vector
 
+from steerlens.engine.generation import _sampler, generate
 from steerlens.errors import ModelError, SteeringError, SteerlensError
-from steerlens.generation import _sampler, generate
-from steerlens.models import render_prompt
+from steerlens.models.loading import render_prompt
 
 PROMPTS = [
     "Tell me about Rome.",

@@ -14,12 +14,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
 import steerlens as sl
-from steerlens.configuration import tokenizer_hash
 from steerlens.errors import SteerlensError
-from steerlens.identity import model_identity
-from steerlens.library import save_library
-from steerlens.models import load_model, model_info
-from steerlens.vectors.parts import combined_metadata
+from steerlens.models.configuration import tokenizer_hash
+from steerlens.models.identity import model_identity
+from steerlens.models.loading import load_model, model_info
+from steerlens.vectors.library import save_library
+from steerlens.vectors.shared_parts import combined_metadata
 
 OTHER_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}>"
 
@@ -42,8 +42,8 @@ def folder_with(tiny_folder, tmp_path, file, change):
 
 def test_a_model_loaded_again_in_another_process_is_the_same(own, tiny_folder):
     program = (
-        "import sys; from steerlens.models import load_model\n"
-        "from steerlens.identity import model_identity\n"
+        "import sys; from steerlens.models.loading import load_model\n"
+        "from steerlens.models.identity import model_identity\n"
         "print(model_identity(load_model(sys.argv[1], device='cpu')))"
     )
     there = subprocess.run(

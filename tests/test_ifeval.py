@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlens import ifeval
 from steerlens.errors import SteerlensError, UnknownNameError
+from steerlens.tasks import ifeval
 
 PROSE = "The sea is wide and deep. Ships cross it every day, and nobody counts them."
 
@@ -90,7 +90,7 @@ def refuse(*args, **kwargs):
     raise AssertionError("a connection was opened")
 socket.socket.connect = refuse
 socket.getaddrinfo = refuse
-from steerlens import ifeval
+from steerlens.tasks import ifeval
 assert not {"nltk", "lm_eval", "torch", "langdetect"} & set(sys.modules), "imported too early"
 assert ifeval.check("length_constraints:number_sentences", "One. Two.",
                     {"num_sentences": 2, "relation": "at least"})
@@ -259,11 +259,11 @@ def test_an_ambiguous_language_gets_the_same_verdict_each_time() -> None:
 def test_an_undetectable_language_is_accepted_without_noise_on_standard_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    logging.getLogger("steerlens.ifeval").propagate = False
+    logging.getLogger("steerlens.tasks.ifeval").propagate = False
     try:
         assert ifeval.check("language:response_language", "12345", {"language": "de"})
     finally:
-        logging.getLogger("steerlens.ifeval").propagate = True
+        logging.getLogger("steerlens.tasks.ifeval").propagate = True
     assert capsys.readouterr().err == ""
 
 

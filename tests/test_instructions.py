@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerlens import ifeval
 from steerlens.errors import SteerlensError, UnknownNameError
-from steerlens.instructions import SPLITS, Instruction, base_queries, catalogue
+from steerlens.tasks import SPLITS, Instruction, base_queries, catalogue, ifeval
 
 IDS = list(catalogue)
 REWRITABLE = [i for i in IDS if catalogue[i].has_rewrite]
@@ -152,7 +151,7 @@ def test_an_ifeval_id_with_several_variants_names_them() -> None:
 
 def test_looking_at_the_catalogue_imports_nothing_heavy() -> None:
     program = (
-        "import sys; from steerlens.instructions import catalogue; len(catalogue);"
+        "import sys; from steerlens.tasks import catalogue; len(catalogue);"
         "print({'torch', 'nltk', 'lm_eval', 'pandas', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run(

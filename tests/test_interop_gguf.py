@@ -22,8 +22,8 @@ from interop_examples import (
 from tiny_models import write_tiny_gguf
 
 from steerlens.errors import FileFormatError, SteeringError, SteerlensError
-from steerlens.interop.gguf import read_gguf, write_gguf
-from steerlens.interop.record import shifts_of
+from steerlens.vectors.formats.gguf import read_gguf, write_gguf
+from steerlens.vectors.formats.record import shifts_of
 
 
 def write_foreign(path: Path, directions: dict[str, np.ndarray], **fields: Any) -> Path:

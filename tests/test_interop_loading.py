@@ -24,11 +24,11 @@ from tiny_models import write_tiny_gguf
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import FileFormatError, SteeringError
-from steerlens.interop.gguf import write_gguf
-from steerlens.interop.index import INDEX_NAME, INDEX_SCHEMA, verify_file
-from steerlens.interop.loading import load_vector, vector_format
-from steerlens.interop.plain import write_plain
-from steerlens.weights import sha256_of_files
+from steerlens.models.weights import sha256_of_files
+from steerlens.vectors.formats.gguf import write_gguf
+from steerlens.vectors.formats.index import INDEX_NAME, INDEX_SCHEMA, verify_file
+from steerlens.vectors.formats.loading import load_vector, vector_format
+from steerlens.vectors.formats.plain import write_plain
 
 VECTOR = example_vector(d_model=16, n_layers=3)
 

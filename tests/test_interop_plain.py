@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from steerlens.errors import FileFormatError, SteeringError
-from steerlens.interop import plain
-from steerlens.interop.plain import block_layer, read_plain, write_plain
-from steerlens.interop.record import shifts_of
+from steerlens.vectors.formats import plain
+from steerlens.vectors.formats.plain import block_layer, read_plain, write_plain
+from steerlens.vectors.formats.record import shifts_of
 
 ROW = torch.tensor([3.0, 0.0, 4.0])
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from interop_examples import assert_same_vector, example_vector, ulps
 
 from steerlens.errors import FileFormatError, SteeringError, SteerlensError
-from steerlens.interop.record import (
+from steerlens.steering.interventions import steer_residual
+from steerlens.vectors.formats.record import (
     check_claims,
     exact_record,
     restricted,
@@ -19,7 +20,6 @@ from steerlens.interop.record import (
     vector_of_record,
     vector_of_shifts,
 )
-from steerlens.steering import steer_residual
 
 
 def test_a_shift_is_what_add_at_strength_one_adds_bit_for_bit() -> None:

@@ -18,7 +18,7 @@ from transformer_lens.model_bridge.sources.vllm.worker_extension import (
 )
 
 from steerlens.errors import SteeringError
-from steerlens.interop.vllm import vllm_interventions
+from steerlens.vectors.formats.vllm import vllm_interventions
 
 HOOK = "blocks.1.hook_out"
 

@@ -9,13 +9,13 @@ from interop_examples import assert_same_vector, example_vector
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens import files
-from steerlens.cards import LibraryItem, Rate
 from steerlens.errors import FileFormatError, SteeringError, SteerlensError, UnknownNameError
-from steerlens.interop import load_vector
-from steerlens.interop.index import INDEX_NAME
-from steerlens.library import Library, load_library, save_library
+from steerlens.models.weights import sha256_of_files
 from steerlens.vectors import SteeringVector
-from steerlens.weights import sha256_of_files
+from steerlens.vectors.formats import load_vector
+from steerlens.vectors.formats.index import INDEX_NAME
+from steerlens.vectors.library import Library, load_library, save_library
+from steerlens.vectors.model_cards import LibraryItem, Rate
 
 RATES = (
     Rate("uninstructed", 1, 20),

@@ -14,9 +14,9 @@ from tokenizers.processors import TemplateProcessing
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steerlens import models
 from steerlens.errors import FileFormatError, ModelError, UnknownNameError
-from steerlens.models import (
+from steerlens.models import loading as models
+from steerlens.models.loading import (
     auto_dtype,
     end_token_ids,
     load_model,
@@ -24,8 +24,8 @@ from steerlens.models import (
     render_prompt,
     tokenize_prompts,
 )
-from steerlens.sources import find_source
-from steerlens.weights import sha256_of_files
+from steerlens.models.sources import find_source
+from steerlens.models.weights import sha256_of_files
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +393,7 @@ def test_advice_on_names_that_the_user_did_not_choose_is_not_passed_on(
     shutil.copytree(tiny_folder, tmp_path / "gemma-3-270m-it")
     code = """
 import logging
-from steerlens.models import load_model
+from steerlens.models.loading import load_model
 load_model("gemma-3-270m-it", device="cpu")
 assert logging.getLogger().handlers == [], "nor is the root logger given a handler"
 assert logging.getLogger().filters == []

@@ -12,9 +12,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
 import steerlens as sl
-from steerlens.chat import tokenize_prompts
 from steerlens.errors import ActivationError, SteerlensWarning
-from steerlens.pair_notices import about_pairs, length_auroc
+from steerlens.models.chat import tokenize_prompts
+from steerlens.tasks.notices import about_pairs, length_auroc
 
 QUERIES = [
     "Why is the sky blue?",

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerlens.errors import PairsError, UnknownNameError
-from steerlens.instructions import SPLITS, base_queries, catalogue
-from steerlens.pairs import ContrastPair, ContrastSet, contrast_pairs
+from steerlens.tasks import SPLITS, base_queries, catalogue
+from steerlens.tasks.pairs import ContrastPair, ContrastSet, contrast_pairs
 
 IDS = list(catalogue)
 TWO = [{"instructed": "a, loudly", "uninstructed": "a"}, {"instructed": "b!", "uninstructed": "b"}]
@@ -308,7 +308,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("steerlens.pairs.os.replace", full)
+    monkeypatch.setattr("steerlens.tasks.pairs.os.replace", full)
 
     # when / then
     with pytest.raises(PairsError, match="No space left"):

@@ -9,12 +9,12 @@ import torch
 from transformers import BitsAndBytesConfig
 
 import steerlens as sl
-from steerlens import models
-from steerlens.cli import main
-from steerlens.cli_common import add_placement, load
+from steerlens.cli.main import main
+from steerlens.cli.options import add_placement, load
 from steerlens.errors import ModelError, UnknownNameError
-from steerlens.models import load_model, model_info
-from steerlens.placement import placement_options, quantization_name
+from steerlens.models import loading as models
+from steerlens.models.loading import load_model, model_info
+from steerlens.models.placement import placement_options, quantization_name
 
 EIGHT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 

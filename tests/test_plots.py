@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from report_example import HOSTILE, report_example
 
 from steerlens.errors import SteerlensError, UnknownNameError
-from steerlens.plots import (
+from steerlens.views import (
     cosine_matrix,
     instruction_layer_heatmap,
     layer_curves,
     recovery_curve,
     token_strip,
 )
-from steerlens.plots.numbers import compact, show, show_interval
-from steerlens.plots.tokens import strip_css, visible
+from steerlens.views.numbers import compact, show, show_interval
+from steerlens.views.tokens import strip_css, visible
 
 EXAMPLE = report_example(n_instructions=3, n_layers=9, n_samples=1)
 LAYERS = EXAMPLE["instructions"][0]["layers"]

@@ -5,7 +5,7 @@ import pytest
 from report_example import HOSTILE
 
 from steerlens.errors import SteerlensError
-from steerlens.plots import ranked_tokens, response_lengths
+from steerlens.views import ranked_tokens, response_lengths
 
 
 def test_the_most_promoted_stands_on_top_and_the_most_suppressed_below():

@@ -8,9 +8,9 @@ from plots_examples import made_up_effects, made_up_run
 from report_example import HOSTILE
 
 from steerlens.effects import TokenContributions
+from steerlens.effects.drawing import PICTURES
 from steerlens.errors import SteerlensError, UnknownNameError
-from steerlens.plots import Picture
-from steerlens.plots.effects import PICTURES
+from steerlens.views import Picture
 
 ALL = ("kl", "logprob_change", "projection_change", "entropy_change", *PICTURES)
 

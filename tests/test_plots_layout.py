@@ -5,8 +5,8 @@ from itertools import groupby
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerlens.plots.layout import lay_out
-from steerlens.plots.tokens import visible
+from steerlens.views.layout import lay_out
+from steerlens.views.tokens import visible
 
 TOKENS = st.lists(st.text(max_size=30), max_size=20)
 

@@ -7,7 +7,7 @@ import pytest
 from report_example import HOSTILE
 
 from steerlens.errors import SteerlensError
-from steerlens.plots import layer_token_map
+from steerlens.views import layer_token_map
 
 VALUES = np.array([[100.0, 1.0, -2.0], [50.0, 0.5, np.nan]])
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlens.errors import SteerlensError, UnknownNameError
-from steerlens.plots import token_strip
-from steerlens.plots.quantities import LEVELS, level, limit_of, quantity_of, token_rows
+from steerlens.views import token_strip
+from steerlens.views.quantities import LEVELS, level, limit_of, quantity_of, token_rows
 
 
 @given(st.floats(-10, 10), st.floats(0.01, 10))

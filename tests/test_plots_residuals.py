@@ -7,10 +7,10 @@ import pytest
 import torch
 from report_example import HOSTILE
 
-from steerlens.activations import ResidualCache
-from steerlens.effects.travel import Travel
+from steerlens.activations.cache import ResidualCache
+from steerlens.effects.propagation import Travel
 from steerlens.errors import SteerlensError
-from steerlens.plots import (
+from steerlens.views import (
     kl_over_response,
     projection_histogram,
     survival_curve,

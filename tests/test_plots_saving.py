@@ -11,7 +11,7 @@ from plots_examples import made_up_effects
 from report_example import HOSTILE
 
 from steerlens.errors import SteerlensError, UnknownNameError
-from steerlens.plots import Section, ranked_tokens, save, text_figure
+from steerlens.views import Section, ranked_tokens, save, text_figure
 
 CHROMIUM = next(
     (
@@ -106,7 +106,7 @@ def test_without_kaleido_one_sentence_says_what_to_install(figure, tmp_path, mon
         raise PackageNotFoundError(name)
 
     for found in (gone, lambda name: "0.2.1"):
-        monkeypatch.setattr("steerlens.plots.saving.version", found)
+        monkeypatch.setattr("steerlens.views.saving.version", found)
         with pytest.raises(SteerlensError, match=r"pip install 'steerlens\[figures\]'"):
             save(figure, tmp_path / "a.png")
     assert figure.save(tmp_path / "a.html").exists(), "HTML needs neither"

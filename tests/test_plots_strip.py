@@ -8,7 +8,7 @@ import pytest
 from report_example import HOSTILE
 
 from steerlens.errors import SteerlensError, UnknownNameError
-from steerlens.plots import Section, text_figure
+from steerlens.views import Section, text_figure
 
 
 def rows(*texts, **columns):

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from report_example import HOSTILE
 
-from steerlens.plots import summary, token_strip
-from steerlens.plots.summaries import excerpt
+from steerlens.views import summary, token_strip
+from steerlens.views.summaries import excerpt
 
 
 def test_everything_is_escaped_wherever_it_comes_from():

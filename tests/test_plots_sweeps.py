@@ -4,7 +4,7 @@ import pytest
 from report_example import HOSTILE
 
 from steerlens.errors import SteerlensError, UnknownNameError
-from steerlens.plots import length_over_strength, strength_sweep
+from steerlens.views import length_over_strength, strength_sweep
 
 ROWS = [
     {"strength": s, "rate": s / 4, "rate_low": s / 5, "rate_high": s / 3, "kl": s * s,

@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 import pytest
 
 from steerlens.errors import UnknownNameError
-from steerlens.plots import DARK, LIGHT, TEMPLATE, instruction_layer_heatmap, strength_sweep
-from steerlens.plots.theme import (
+from steerlens.views import DARK, LIGHT, TEMPLATE, instruction_layer_heatmap, strength_sweep
+from steerlens.views.theme import (
     BLUE,
     GREEN,
     GREY,

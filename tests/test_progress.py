@@ -9,9 +9,9 @@ import pytest
 from tiny_models import write_tiny_gguf
 
 import steerlens as sl
-from steerlens.evaluation.prompts import EvaluationPrompt
-from steerlens.evaluation.run import EvaluationSettings, evaluate
-from steerlens.progress import shown
+from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
+from steerlens.behaviour.evaluation.run import EvaluationSettings, evaluate
+from steerlens.errors.progress import shown
 
 PACKAGE = Path(sl.__file__).parent
 PROMPT = EvaluationPrompt("a", "Hi.", "Hi.", ("punctuation:no_comma",), ({},))

@@ -59,18 +59,18 @@ for name in sl.__all__:
 def test_search_is_the_function_and_its_package_is_imported_as_before() -> None:
     code = """
 import sys
-import steerlens.search
+import steerlens.behaviour.search
 import steerlens as sl
-from steerlens.search import SearchSettings, run, search
-import steerlens.search as alias
-import steerlens.search.halving
+from steerlens.behaviour.search import SearchSettings, run, search
+import steerlens.behaviour.search as alias
+import steerlens.behaviour.search.halving
 
-assert sl.search is search is alias is steerlens.search
+assert sl.search is search is alias is steerlens.behaviour.search
 assert callable(sl.search) and sl.search.__name__ == "search"
-assert steerlens.search.SearchSettings is alias.SearchSettings is SearchSettings
-assert sys.modules["steerlens.search"].SearchSettings is SearchSettings
-assert run is sys.modules["steerlens.search.run"] is steerlens.search.run
-assert steerlens.search.halving is sys.modules["steerlens.search.halving"]
+assert steerlens.behaviour.search.SearchSettings is alias.SearchSettings is SearchSettings
+assert sys.modules["steerlens.behaviour.search"].SearchSettings is SearchSettings
+assert run is sys.modules["steerlens.behaviour.search.run"] is steerlens.behaviour.search.run
+assert steerlens.behaviour.search.halving is sys.modules["steerlens.behaviour.search.halving"]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     assert list(inspect.signature(sl.search).parameters)[:3] == ["model", "instructions", "folder"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from steerlens import ifeval
-from steerlens.cli import _parser, main
+from steerlens.cli.main import _parser, main
+from steerlens.tasks import ifeval
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TITLE = "detectable_format:title"

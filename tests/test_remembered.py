@@ -12,16 +12,16 @@ from transformers import LlamaForCausalLM
 from transformers.utils import chat_template_utils
 
 import steerlens as sl
-from steerlens.answers import Answerer, Question
+from steerlens.activations.pieces import ResidualPiece
+from steerlens.activations.shards import ShardedResiduals, shard_residuals
+from steerlens.behaviour.answers import Answerer, Question
+from steerlens.behaviour.evaluation.judge import Judge
+from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
+from steerlens.behaviour.evaluation.run import EvaluationSettings, evaluate
+from steerlens.engine.remembered import naming_key
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.judge import Judge
-from steerlens.evaluation.prompts import EvaluationPrompt
-from steerlens.evaluation.run import EvaluationSettings, evaluate
-from steerlens.models import load_model
-from steerlens.remembered import naming_key
-from steerlens.residual_pieces import ResidualPiece
+from steerlens.models.loading import load_model
 from steerlens.runs import Run, read_manifest
-from steerlens.shards import ShardedResiduals, shard_residuals
 from steerlens.workers import WorkerSettings
 from steerlens.workers.pool import worker_pool
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from steerlens.behaviour.evaluation.run import Evaluation
+from steerlens.behaviour.evaluation.summary import summarise
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.run import Evaluation
-from steerlens.evaluation.summary import summarise
 from steerlens.report.evaluation import render_evaluation
 
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>'

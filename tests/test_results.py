@@ -14,17 +14,17 @@ from report_example import HOSTILE
 from steering_examples import random_vector
 
 import steerlens as sl
-from steerlens.activations import ResidualCache
-from steerlens.calibration import Calibration
-from steerlens.composition import compose_report
-from steerlens.conditional import Condition
-from steerlens.divergence import response_kl
-from steerlens.evaluation.statistics import Interval
-from steerlens.generation import Generations
-from steerlens.library import save_library
-from steerlens.plans import Plan
-from steerlens.plots.theme import Picture
-from steerlens.transfer.maps import LayerMap, LayerMaps
+from steerlens.activations.cache import ResidualCache
+from steerlens.behaviour.calibration import Calibration
+from steerlens.behaviour.plans import Plan
+from steerlens.effects.divergence import response_kl
+from steerlens.engine.generation import Generations
+from steerlens.stats.rates import Interval
+from steerlens.vectors.composition import compose_report
+from steerlens.vectors.conditional import Condition
+from steerlens.vectors.library import save_library
+from steerlens.vectors.transfer.maps import LayerMap, LayerMaps
+from steerlens.views.theme import Picture
 
 # What is given to the package, or described by it, and is not a finding.
 GIVEN = {

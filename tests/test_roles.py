@@ -5,7 +5,7 @@ import torch
 from steering_examples import n_hooks
 
 from steerlens.errors import SteeringError
-from steerlens.roles import TokenRoles, observed_roles
+from steerlens.steering.roles import TokenRoles, observed_roles
 
 
 def test_roles_split_prompt_and_response_and_leave_padding_out():

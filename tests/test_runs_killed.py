@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from steerlens.cli import main
+from steerlens.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def unbroken(tiny_folder, prompts, tmp_path_factory) -> Path:
 def killed_after_a_piece(arguments: list[str], out: Path) -> None:
     """Start the command in a process of its own and SIGKILL it once its first piece is kept."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "steerlens.cli", *arguments],
+        [sys.executable, "-m", "steerlens.cli.main", *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},

@@ -7,9 +7,9 @@ import fsspec
 import pytest
 from run_example import FINAL_FILES, NAMES, PIECES, compute, open_run, whole_run, work
 
-from steerlens.cli import main
+from steerlens.cli.main import main
 from steerlens.errors import FileFormatError, SteerlensError
-from steerlens.places import place
+from steerlens.files.locations import place
 from steerlens.runs.remote import RemoteFolder, fetched, keep_text
 
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, Qwen2Config
 from steerlens.engine import choose_path, scoring, stretches
 from steerlens.engine.scoring import ForcedRow, score_rows
 from steerlens.errors import SteeringError, SteerlensError
-from steerlens.instructions import base_queries
-from steerlens.models import load_model, tokenize_prompts
-from steerlens.steering import Steering
+from steerlens.models.loading import load_model, tokenize_prompts
+from steerlens.steering.interventions import Steering
+from steerlens.tasks import base_queries
 
 
 def scored(model, rows, batch_size=None):

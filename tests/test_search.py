@@ -14,24 +14,24 @@ import pytest
 import torch
 
 import steerlens as sl
-from steerlens.answers import Answer, Answerer, Question
-from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
-from steerlens.evaluation import catalogue_prompts, read_prompts, verdict
-from steerlens.evaluation.judge import Judge
-from steerlens.evaluation.run import EvaluationSettings, evaluate
-from steerlens.evaluation.summary import summarise
-from steerlens.plans import NO_STEERING, FitRecipe, Plan, Setting, VectorBook, describe
-from steerlens.plans.settings import candidate_from_json
-from steerlens.search import SearchSettings, Stage, search
-from steerlens.search.halving import search_instruction
-from steerlens.search.lengths import tokens_to_tell
-from steerlens.search.scoring import Score, choose, is_allowed, scored, worth
-from steerlens.search.space import (
+from steerlens.behaviour.answers import Answer, Answerer, Question
+from steerlens.behaviour.evaluation import catalogue_prompts, read_prompts, verdict
+from steerlens.behaviour.evaluation.judge import Judge
+from steerlens.behaviour.evaluation.run import EvaluationSettings, evaluate
+from steerlens.behaviour.evaluation.summary import summarise
+from steerlens.behaviour.plans import NO_STEERING, FitRecipe, Plan, Setting, VectorBook, describe
+from steerlens.behaviour.plans.settings import candidate_from_json
+from steerlens.behaviour.search import SearchSettings, Stage, search
+from steerlens.behaviour.search.halving import search_instruction
+from steerlens.behaviour.search.lengths import tokens_to_tell
+from steerlens.behaviour.search.scoring import Score, choose, is_allowed, scored, worth
+from steerlens.behaviour.search.space import (
     combinations,
     first_candidates,
     instructed_candidates,
     neighbours,
 )
+from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
 from steerlens.vectors import SteeringVector
 
 TITLE = "detectable_format:title"

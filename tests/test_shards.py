@@ -11,13 +11,13 @@ from planted_activations import planted
 
 import steerlens as sl
 from steerlens import files
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
+from steerlens.activations.pieces import ResidualPiece
+from steerlens.activations.shards import ShardedResiduals, shard_residuals, write_shards
 from steerlens.attribution import many_pairs, separability
-from steerlens.attribution.resampling import query_draws
-from steerlens.cli import main
+from steerlens.cli.main import main
 from steerlens.errors import ActivationError, FileFormatError, SteerlensError
-from steerlens.residual_pieces import ResidualPiece
-from steerlens.shards import ShardedResiduals, shard_residuals, write_shards
+from steerlens.stats.resampling import query_draws
 
 
 def sharded(cache: ResidualCache, folder, size: int, dtype: str = "float32") -> ShardedResiduals:

@@ -8,10 +8,10 @@ import huggingface_hub
 import pytest
 from tiny_models import write_tiny_folder, write_tiny_gguf
 
-from steerlens import sources
 from steerlens.errors import FileFormatError, ModelError, UnknownNameError
-from steerlens.sources import PACKAGED, PackagedModel, available_models, find_source
-from steerlens.weights import sha256_of_files
+from steerlens.models import sources
+from steerlens.models.sources import PACKAGED, PackagedModel, available_models, find_source
+from steerlens.models.weights import sha256_of_files
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from steering_examples import n_hooks, random_vector
 
 from steerlens.engine.batches import left_padded
 from steerlens.errors import SteeringError, UnknownNameError
-from steerlens.models import tokenize_prompts
-from steerlens.roles import TokenRoles
-from steerlens.steering import RowSteering, Steering, applied_to_rows, steer_residual
+from steerlens.models.loading import tokenize_prompts
+from steerlens.steering.interventions import RowSteering, Steering, applied_to_rows, steer_residual
+from steerlens.steering.roles import TokenRoles
 
 PROMPTS = [
     "Tell me about Rome.",

@@ -7,11 +7,12 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 from tiny_models import write_tiny_folder
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.errors import ActivationError, SteeringError, SteerlensError, UnknownNameError
-from steerlens.instructions import catalogue
-from steerlens.models import load_model
-from steerlens.transfer import (
+from steerlens.models.loading import load_model
+from steerlens.tasks import catalogue
+from steerlens.vectors import difference_of_means
+from steerlens.vectors.transfer import (
     PairedResiduals,
     fit_layer_maps,
     fit_maps,
@@ -19,7 +20,6 @@ from steerlens.transfer import (
     map_texts,
     transfer_vector,
 )
-from steerlens.vectors import difference_of_means
 
 N_TEXTS, D_SOURCE, D_TARGET = 60, 6, 9
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from steering_examples import random_vector
 
-from steerlens.activations import ResidualCache, cache_residuals
+from steerlens.activations.cache import ResidualCache, cache_residuals
 from steerlens.errors import SteeringError
-from steerlens.pairs import ContrastSet
-from steerlens.transfer import transfer_vector
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector, difference_of_means
+from steerlens.vectors.transfer import transfer_vector
 
 
 def residuals(seed: int, shift: float = 2.0, layers: int = 3, width: int = 6) -> ResidualCache:

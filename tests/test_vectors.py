@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.errors import FileFormatError, SteeringError, SteerlensError
 from steerlens.vectors import SteeringVector, difference_of_means
 

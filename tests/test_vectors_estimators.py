@@ -10,10 +10,10 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from steerlens.activations import ResidualCache, cache_residuals
+from steerlens.activations.cache import ResidualCache, cache_residuals
 from steerlens.errors import SteeringError
-from steerlens.models import tokenize_prompts
-from steerlens.pairs import ContrastPair, ContrastSet
+from steerlens.models.loading import tokenize_prompts
+from steerlens.tasks.pairs import ContrastPair, ContrastSet
 from steerlens.vectors import (
     ESTIMATORS,
     difference_of_means,

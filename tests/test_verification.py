@@ -9,8 +9,8 @@ from steerlens.engine import decoding, paths, reading, verification
 from steerlens.engine.memory import attention_masks
 from steerlens.engine.modules import device_of, only_blocks
 from steerlens.engine.paths import choose_path
-from steerlens.models import load_model
-from steerlens.pairs import ContrastPair, ContrastSet
+from steerlens.models.loading import load_model
+from steerlens.tasks.pairs import ContrastPair, ContrastSet
 
 HALF = ("bfloat16", "float16")
 PAIRS = ContrastSet(

@@ -15,9 +15,14 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_models import write_tiny_gguf
 
-from steerlens import weights
 from steerlens.errors import FileFormatError, ModelError
-from steerlens.weights import entry_is_whole, sha256_of_files, weights_entry, weights_from_gguf
+from steerlens.models import weights
+from steerlens.models.weights import (
+    entry_is_whole,
+    sha256_of_files,
+    weights_entry,
+    weights_from_gguf,
+)
 
 
 @pytest.fixture
@@ -185,7 +190,7 @@ def test_two_processes_at_once_leave_one_whole_entry(
 ) -> None:
     # Two real processes, forked from a server that has imported everything once.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["steerlens.weights"])
+    context.set_forkserver_preload(["steerlens.models.weights"])
     barrier, outcomes = context.Barrier(2), context.Queue()
     arguments = (barrier, outcomes, tiny_gguf, cache, broken_lock)
     processes = [

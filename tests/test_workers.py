@@ -19,17 +19,17 @@ import torch
 from test_search import SMALL, TITLE
 
 import steerlens as sl
-from steerlens.answers import Answerer, Piece, Question
-from steerlens.cli import main
+from steerlens.activations.shards import shard_residuals
+from steerlens.behaviour.answers import Answerer, Piece, Question
+from steerlens.behaviour.evaluation.judge import Judge
+from steerlens.behaviour.plans import Plan
+from steerlens.behaviour.search import search
+from steerlens.cli.main import main
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.judge import Judge
-from steerlens.models import load_model, model_info
-from steerlens.placement import Placement
-from steerlens.plans import Plan
+from steerlens.models.loading import load_model, model_info
+from steerlens.models.placement import Placement
 from steerlens.runs.remote import fetched
-from steerlens.search import search
-from steerlens.shards import shard_residuals
-from steerlens.steering import Intervention, Steering
+from steerlens.steering.interventions import Intervention, Steering
 from steerlens.workers import WorkerSettings
 from steerlens.workers.cluster import _check_resources, _start, connected
 from steerlens.workers.loading import judge_arguments, load_arguments
@@ -332,7 +332,7 @@ def test_workers_place_their_model_as_the_driver_and_cache_what_it_caches(
     with worker_pool(model, ONE) as pool:
         [told] = pool.members.values()
         assert (told["device_map"], told["max_memory"]) == ("auto", room)
-        monkeypatch.setattr("steerlens.shards.elsewhere", lambda *_: nullcontext(pool))
+        monkeypatch.setattr("steerlens.activations.shards.elsewhere", lambda *_: nullcontext(pool))
         there = sharded(tmp_path / "there", workers=ONE)
     assert there.metadata == here.metadata and there.groups == here.groups
     for ours, theirs in zip(here, there, strict=True):
@@ -350,7 +350,7 @@ def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
     assert main(evaluation(tiny_folder, tmp_path, local)) == 0
     by_ray = [*evaluation(tiny_folder, tmp_path, out), "--engine", "ray", "--worker-cpus", "0.5"]
     driver = subprocess.Popen(
-        [sys.executable, "-m", "steerlens.cli", *by_ray],
+        [sys.executable, "-m", "steerlens.cli.main", *by_ray],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from steerlens import answers
-from steerlens.activations import ResidualCache
-from steerlens.answers import Answerer, Piece, Question, Records
+from steerlens.activations.cache import ResidualCache
+from steerlens.activations.pieces import ResidualPiece
+from steerlens.behaviour import answers
+from steerlens.behaviour.answers import Answerer, Piece, Question, Records
+from steerlens.behaviour.evaluation.judge import Judge, JudgePiece
+from steerlens.behaviour.plans import FitRecipe, VectorBook
+from steerlens.behaviour.search import SearchSettings
+from steerlens.behaviour.search import run as search_run
+from steerlens.behaviour.search.halving import Found
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.judge import Judge, JudgePiece
-from steerlens.instructions import catalogue
-from steerlens.pairs import ContrastSet
-from steerlens.plans import FitRecipe, VectorBook
-from steerlens.residual_pieces import ResidualPiece
 from steerlens.runs import Run
-from steerlens.search import SearchSettings
-from steerlens.search import run as search_run
-from steerlens.search.halving import Found
+from steerlens.tasks import catalogue
+from steerlens.tasks.pairs import ContrastSet
 
 
 class Bar:

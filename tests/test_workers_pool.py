@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from steerlens.answers import Piece, Question
+from steerlens.behaviour.answers import Piece, Question
+from steerlens.behaviour.evaluation.judge import Judge
 from steerlens.errors import SteerlensError
-from steerlens.evaluation.judge import Judge
-from steerlens.identity import model_identity
+from steerlens.models.identity import model_identity
 from steerlens.runs import Run
 from steerlens.runs.remote import RemoteFolder
-from steerlens.steering import Intervention, Steering
+from steerlens.steering.interventions import Intervention, Steering
 from steerlens.workers import WorkerSettings, elsewhere
 from steerlens.workers.cluster import _start
 from steerlens.workers.equality import SAME_LIBRARIES, own_versions

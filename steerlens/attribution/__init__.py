@@ -23,6 +23,7 @@ from steerlens.attribution.causal import (
     first_token_recovery,
 )
 from steerlens.attribution.components import ComponentWriting, writing_components
+from steerlens.attribution.downstream_components import ComponentReading, reading_components
 from steerlens.attribution.evidence import ALL_EVIDENCE, Evidence, gather_evidence
 from steerlens.attribution.generalisation import Generalisation, generalise, pair_labels
 from steerlens.attribution.geometry import (
@@ -33,7 +34,6 @@ from steerlens.attribution.geometry import (
 )
 from steerlens.attribution.patching import PatchingMap, activation_patching
 from steerlens.attribution.prediction import EvidenceComparison, compare_evidence
-from steerlens.attribution.reactions import ComponentReading, reading_components
 from steerlens.attribution.separability import LayerRanking, rank_layers
 from steerlens.attribution.vocabulary import VocabularyReadout, vocabulary_readout
 

@@ -13,7 +13,7 @@ the setting recovers is
 summed over pairs *i* the vector was **not** fitted on. 1 means that the steered model answers as
 the instructed one does, 0 that steering did nothing, below 0 that it moved the distribution
 elsewhere. A response that ends before *h* tokens counts to its end, the decision to end included.
-Intervals are 95 % intervals over base queries (`steerlens.attribution.intervals`). The same is
+Intervals are 95 % intervals over base queries (`steerlens.stats.means`). The same is
 measured for a placebo, a random direction pushed as far.
 
 `causal_recovery` measures a grid of settings over several horizons *h*; `first_token_recovery`
@@ -37,14 +37,14 @@ from einops import rearrange
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.attribution.intervals import recovery_interval
-from steerlens.attribution.resampling import query_draws
-from steerlens.attribution.support import caveat
 from steerlens.attribution.teacher_forcing import instructed_responses, kl_to_instructed
-from steerlens.checked import arguments
 from steerlens.errors import SteeringError
-from steerlens.models import tokenize_prompts
-from steerlens.pairs import ContrastSet
+from steerlens.errors.arguments import arguments
+from steerlens.models.loading import tokenize_prompts
+from steerlens.stats.means import recovery_interval
+from steerlens.stats.resampling import query_draws
+from steerlens.stats.support import caveat
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector
 
 if TYPE_CHECKING:
@@ -94,12 +94,12 @@ class RecoveryCurve:
 
     def plot(self) -> "go.Figure":
         """Recovery over layers beside the placebo; the best layer is marked where there is one."""
-        from steerlens.plots.layers import recovery_curve
+        from steerlens.views.layers import recovery_curve
 
         return recovery_curve(self.table, None if self.caveat else self.best_layer)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         best = self.table["layer"].tolist().index(self.best_layer)
         return summary(repr(self), table=self.table, around=best)
@@ -162,7 +162,7 @@ class ResponseRecovery:
         Raises:
             SteeringError: A horizon that was not measured.
         """
-        from steerlens.plots.layers import recovery_curve
+        from steerlens.views.layers import recovery_curve
 
         known = sorted(set(self.table.horizon.tolist()))
         horizon = known[-1] if horizon is None else horizon
@@ -175,7 +175,7 @@ class ResponseRecovery:
         return recovery_curve(same.reset_index(drop=True), best)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         longest = self.table[self.table["horizon"] == self.table["horizon"].max()]
         ranked = longest.sort_values("recovery", ascending=False, kind="stable")
@@ -207,14 +207,14 @@ def causal_recovery(
         pairs: Contrast pairs that the vector was not fitted on.
         vector: The vector to test.
         layers: Layers to steer at; all of the vector's by default.
-        operations: See `steerlens.steering`.
-        strengths: See `steerlens.steering`.
+        operations: See `steerlens.steering.interventions`.
+        strengths: See `steerlens.steering.interventions`.
         scopes: ``"prompt"``, ``"response"``, ``"all"``.
         horizons: Tokens from the start of the response over which recovery is summed; responses
             are as long as the longest of them at most. All cost no more than the longest.
         placebo: A vector to run beside it, for example `steerlens.vectors.random_direction`.
         seed: Seed of the bootstrap.
-        chat_format: See `steerlens.models`.
+        chat_format: See `steerlens.models.loading`.
         progress: Show a progress bar on standard error; by default only in a terminal.
 
     Raises:
@@ -291,12 +291,12 @@ def first_token_recovery(
         vector: The vector to test.
         layers: Layers to steer at; all of the vector's by default.
         placebo: A vector to run beside it, for example `steerlens.vectors.random_direction`.
-        operation: See `steerlens.steering`.
-        strength: See `steerlens.steering`.
+        operation: See `steerlens.steering.interventions`.
+        strength: See `steerlens.steering.interventions`.
         scope: ``"all"`` and ``"prompt"`` touch the prompt; ``"response"`` has no effect here.
         batch_size: Rows a forward pass; a row is a prompt with its own layer.
         seed: Kept in the metadata; nothing is drawn.
-        chat_format: See `steerlens.models`.
+        chat_format: See `steerlens.models.loading`.
         progress: Show a progress bar on standard error; by default only in a terminal.
 
     Raises:

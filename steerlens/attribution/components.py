@@ -15,14 +15,14 @@ both prompts end with the same token.)
 
 Where a norm follows attention (Gemma 2 and 3), what is written is what leaves it. A norm scales
 each vector by a number of its own; held at its value, the rest is linear, so heads still sum to
-the whole (`steerlens.engine.shares`). This is `ActivationCache`'s decomposition
+the whole (`steerlens.engine.linear_norms`). This is `ActivationCache`'s decomposition
 projected on a direction, without keeping head outputs; TransformerLens's own takes a head's output
 for its contribution where a norm follows.
 
 **Control.** The same parts along random unit directions: a component writes *this* direction when
 its contribution lies outside their 95 % range (``placebo_low`` to ``placebo_high``); one that
 merely writes much has a wide range. **Intervals** are 95 % intervals over base queries
-(`steerlens.attribution.intervals`).
+(`steerlens.stats.means`).
 
 Caveat: this is a direct attribution. A head that moves the instruction to the last position for
 later ones to write has no share; patching (`steerlens.attribution.patching`) sees it. Components
@@ -41,14 +41,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.attribution.intervals import mean_interval
-from steerlens.attribution.resampling import INTERVAL, numbered_queries
-from steerlens.checked import arguments
-from steerlens.engine.parts import Parts, check_components, last_parts
-from steerlens.engine.shares import head_shares, tolerance
+from steerlens.engine.components import Parts, check_components, last_parts
+from steerlens.engine.linear_norms import head_shares, tolerance
 from steerlens.errors import ModelError, SteeringError
-from steerlens.models import model_info, tokenize_prompts
-from steerlens.pairs import ContrastSet
+from steerlens.errors.arguments import arguments
+from steerlens.models.loading import model_info, tokenize_prompts
+from steerlens.stats.means import mean_interval
+from steerlens.stats.resampling import INTERVAL, numbered_queries
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class ComponentWriting:
 
     def plot(self, n: int = 12) -> "go.Figure":
         """The `n` components that write most along the direction, and against it."""
-        from steerlens.plots.bars import ranked_tokens
+        from steerlens.views.bars import ranked_tokens
 
         rows = list(zip(self.table.component, self.table.contribution, strict=True))
         rows.sort(key=lambda row: -row[1])
@@ -119,7 +119,7 @@ class ComponentWriting:
         return ranked_tokens(rows, rows[::-1], n=n, quantity=quantity)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         return summary(repr(self), table=self.table, largest="contribution")
 
@@ -146,7 +146,7 @@ def writing_components(
         n_placebos: Random directions of the control.
         batch_size: Prompts a forward pass.
         seed: Seed of the random directions.
-        chat_format: See `steerlens.models`.
+        chat_format: See `steerlens.models.loading`.
         progress: Show a progress bar on standard error; by default only in a terminal.
 
     Raises:

@@ -43,7 +43,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import t
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.held_out import (
     Folds,
     check_rankable,
@@ -52,9 +52,9 @@ from steerlens.attribution.held_out import (
     layer_runs,
     products,
 )
-from steerlens.attribution.resampling import INTERVAL, query_draws
-from steerlens.attribution.uncertainty import held_out_measures
 from steerlens.errors import SteerlensError
+from steerlens.stats.resampling import INTERVAL, query_draws
+from steerlens.stats.separability import held_out_measures
 
 __all__ = ["instruction_dimension"]
 

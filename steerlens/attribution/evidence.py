@@ -43,15 +43,15 @@ import numpy as np
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.causal import ResponseRecovery, causal_recovery
 from steerlens.attribution.components import ComponentWriting, writing_components
 from steerlens.attribution.generalisation import generalise, pair_labels
-from steerlens.attribution.intervals import recovery_interval
 from steerlens.attribution.ranking import LayerRanking
 from steerlens.attribution.separability import EVIDENCE, rank_layers
 from steerlens.errors import ActivationError, unknown_name
-from steerlens.pairs import ContrastSet
+from steerlens.stats.means import recovery_interval
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import difference_of_means, random_direction
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Evidence:
 
     def plot(self) -> "go.Figure":
         """A panel over layers for each kind of evidence; the chosen layer is marked."""
-        from steerlens.plots.layers import evidence_curves
+        from steerlens.views.layers import evidence_curves
 
         best = None if self.ranking.caveat else self.ranking.best_layer
         return evidence_curves(self.ranking.table, self.drawn, best)
@@ -127,7 +127,7 @@ class Evidence:
         return f"Evidence({self.ranking!r}{''.join(f', {name}' for name in also)})"
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         table = self.ranking.table[["layer", *self.drawn]]
         best = table["layer"].tolist().index(self.ranking.best_layer)
@@ -152,7 +152,7 @@ def gather_evidence(
         held_out: Pairs that are not in the cache, for ``causal`` and ``components``.
         evidence: Kinds from `ALL_EVIDENCE`; separability is always there.
         seed: Of everything random.
-        chat_format: See `steerlens.models`.
+        chat_format: See `steerlens.models.loading`.
         progress: Show progress bars on standard error; by default only in a terminal.
         fitted_on: The pairs in the cache, for ``generalisation``.
 

@@ -14,7 +14,7 @@ difference *unseen − seen*: near 0, the direction is the instruction's; well b
 the phrasing's or the kind's. Unseen directions are also fitted on fewer pairs, which costs a little
 by itself: a tenth of the pairs when there are ten labels.
 
-Intervals: `steerlens.attribution.uncertainty`; of the difference, the delete-one jackknife over
+Intervals: `steerlens.stats.separability`; of the difference, the delete-one jackknife over
 base queries, both directions of a query left out together. A label's own AUROC compares only runs
 of that label, so the summary, which compares runs of all labels, is not their mean.
 
@@ -37,7 +37,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy.stats import t
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.held_out import (
     Folds,
     check_rankable,
@@ -46,10 +46,10 @@ from steerlens.attribution.held_out import (
     layer_runs,
     products,
 )
-from steerlens.attribution.uncertainty import auroc_of, fit_noise_share, held_out_measures
 from steerlens.errors import ActivationError, unknown_name
-from steerlens.instructions import SPLITS, base_queries
-from steerlens.pairs import ContrastSet
+from steerlens.stats.separability import auroc_of, fit_noise_share, held_out_measures
+from steerlens.tasks import SPLITS, base_queries
+from steerlens.tasks.pairs import ContrastSet
 
 __all__ = ["Generalisation", "generalise", "pair_labels"]
 

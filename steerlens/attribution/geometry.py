@@ -26,7 +26,7 @@ Caveat: activations of neighbouring layers share most of the residual stream; a 
 between them is the rule. A few dimensions of very large activations can dominate cosines.
 
 >>> import torch
->>> from steerlens.activations import ResidualCache
+>>> from steerlens.activations.cache import ResidualCache
 >>> g = torch.Generator().manual_seed(0)
 >>> noise = torch.randn(2, 40, 3, 64, generator=g)
 >>> noise[0, :, :2, 0] += 2.0                      # layers 0 and 1 carry it along one axis,
@@ -45,9 +45,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import t
 
-from steerlens.activations import ResidualCache
-from steerlens.checked import arguments
+from steerlens.activations.cache import ResidualCache
 from steerlens.errors import ActivationError, SteerlensError
+from steerlens.errors.arguments import arguments
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -140,14 +140,14 @@ class LayerGeometry:
 
     def plot(self) -> "go.Figure":
         """Cosines between layers, corrected for noise."""
-        from steerlens.plots.maps import cosine_matrix
+        from steerlens.views.maps import cosine_matrix
 
         names = [f"layer {layer}" for layer in self.layers]
         matrix = np.clip(self.cosines.corrected, -1, 1).tolist()
         return cosine_matrix(names, matrix, name="cosine, corrected for noise")
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         return summary(repr(self), table=self.table)
 
@@ -181,13 +181,13 @@ class InstructionGeometry:
 
     def plot(self) -> "go.Figure":
         """Cosines between instructions, corrected for noise."""
-        from steerlens.plots.maps import cosine_matrix
+        from steerlens.views.maps import cosine_matrix
 
         matrix = np.clip(self.cosines.corrected, -1, 1).tolist()
         return cosine_matrix(self.ids, matrix, self.layer, name="cosine, corrected for noise")
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         return summary(repr(self), table=self.table, largest="corrected")
 

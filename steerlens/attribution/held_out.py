@@ -29,9 +29,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.model_selection import GroupKFold
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
+from steerlens.activations.shards import ShardedResiduals
 from steerlens.errors import ActivationError, SteerlensError
-from steerlens.shards import ShardedResiduals
 
 __all__ = [
     "Folds",

@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Float, UInt16
 
 from steerlens.attribution.held_out import Folds, group_numbers
-from steerlens.attribution.resampling import INTERVAL, numbered_queries
 from steerlens.attribution.sensitivity import block_members, sensitivity_along
-from steerlens.attribution.uncertainty import auroc_of, d_prime_of, held_out_measures
+from steerlens.stats.resampling import INTERVAL, numbered_queries
+from steerlens.stats.separability import auroc_of, d_prime_of, held_out_measures
 
 __all__ = ["MANY_PAIRS", "LayerEvidence", "ManyPairs"]
 
@@ -166,7 +166,7 @@ class ManyPairs:
         return scores
 
     def _fit_noise(self, layer: "_Layer") -> float:
-        """`steerlens.attribution.uncertainty.fit_noise_share`, from ``d_model`` × ``d_model``.
+        """`steerlens.stats.separability.fit_noise_share`, from ``d_model`` × ``d_model``.
 
         With :math:`d_g = \\mu + x_g` the products of two queries are :math:`x_g \\cdot x_h + a_g +
         a_h`, which keeps the large common part out of the squares.
@@ -272,7 +272,7 @@ class _Layer:
 
 
 def _draws(groups: Sequence[int], n_resamples: int, seed: int) -> UInt16[Array, "resample query"]:
-    """The draws of `steerlens.attribution.resampling.query_draws`, one number a base query."""
+    """The draws of `steerlens.stats.resampling.query_draws`, one number a base query."""
     n_groups = max(numbered_queries(groups)) + 1
     rng = np.random.default_rng(seed)
     even = np.full(n_groups, 1 / n_groups)

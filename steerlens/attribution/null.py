@@ -41,7 +41,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.held_out import (
     Folds,
     check_rankable,
@@ -50,8 +50,8 @@ from steerlens.attribution.held_out import (
     layer_runs,
     products,
 )
-from steerlens.attribution.uncertainty import auroc_of
 from steerlens.errors import SteerlensError
+from steerlens.stats.separability import auroc_of
 
 __all__ = ["NullTest", "permutation_null"]
 

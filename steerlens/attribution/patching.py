@@ -17,7 +17,7 @@ positions of middle layers says that the instruction is still there, on its way 
 **Control.** The same patch from the instructed prompt of *another* pair (the next one that has
 another base query): what it recovers is the instruction's, what it does not is this prompt's
 content. It is run at the last position; `placebo_positions` asks for more. **Intervals** are 95 %
-intervals over base queries (`steerlens.attribution.intervals`).
+intervals over base queries (`steerlens.stats.means`).
 
 Caveat: beyond the template's end (``aligned`` is false) the two prompts have different tokens at a
 position, and a patch moves the token too. Residuals come from another absolute position, which
@@ -37,15 +37,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import check_layers
+from steerlens.activations.cache import check_layers
 from steerlens.attribution.components import provenance
-from steerlens.attribution.intervals import recovery_interval
-from steerlens.attribution.resampling import numbered_queries
-from steerlens.checked import arguments
-from steerlens.engine.patched import ending_residuals, patched_logits
+from steerlens.engine.patching import ending_residuals, patched_logits
 from steerlens.errors import ActivationError, SteeringError
-from steerlens.models import tokenize_prompts
-from steerlens.pairs import ContrastSet
+from steerlens.errors.arguments import arguments
+from steerlens.models.loading import tokenize_prompts
+from steerlens.stats.means import recovery_interval
+from steerlens.stats.resampling import numbered_queries
+from steerlens.tasks.pairs import ContrastSet
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -91,7 +91,7 @@ class PatchingMap:
 
     def plot(self) -> "go.Figure":
         """Recovery by layer and position."""
-        from steerlens.plots.maps import layer_token_map
+        from steerlens.views.maps import layer_token_map
 
         matrix = self.matrix
         tokens = self.table.drop_duplicates("position").set_index("position").token
@@ -101,7 +101,7 @@ class PatchingMap:
         )
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         return summary(repr(self), table=self.table, largest="recovery")
 
@@ -126,7 +126,7 @@ def activation_patching(
         n_positions: Last tokens of the prompt to patch, one at a time.
         placebo_positions: At how many of these, counted from the end, the control is run, too.
         batch_size: Prompts a forward pass where residuals are read.
-        chat_format: See `steerlens.models`.
+        chat_format: See `steerlens.models.loading`.
         progress: Show a progress bar on standard error; by default only in a terminal.
 
     Raises:

@@ -34,8 +34,8 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
-from steerlens.attribution.intervals import mean_interval
 from steerlens.errors import ActivationError
+from steerlens.stats.means import mean_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -73,12 +73,12 @@ class EvidenceComparison:
 
     def plot(self) -> "go.Figure":
         """Regret of each kind of evidence with its interval."""
-        from steerlens.plots.rates import evidence_regret
+        from steerlens.views.rates import evidence_regret
 
         return evidence_regret(self.table)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         return summary(repr(self), table=self.table)
 

@@ -31,7 +31,7 @@ full space. Shrinkage towards *scaled axes* is not invariant under rotation; LDA
 full space, where the shrunk covariance is diagonal plus a matrix of the rank of the runs, by
 Woodbury's identity, again exactly.
 
-Intervals: `steerlens.attribution.uncertainty`. The share :math:`\rho` of fitting noise is set to 1
+Intervals: `steerlens.stats.separability`. The share :math:`\rho` of fitting noise is set to 1
 for ``lda`` and ``logistic``, which amplify it: an upper bound, so their intervals are wide rather
 than wrong.
 
@@ -52,7 +52,7 @@ from scipy.linalg import LinAlgError, lstsq, solve
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.linear_model import LogisticRegression
 
-from steerlens.activations import ResidualCache
+from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.held_out import (
     Folds,
     check_rankable,
@@ -60,8 +60,8 @@ from steerlens.attribution.held_out import (
     layer_runs,
     products,
 )
-from steerlens.attribution.uncertainty import fit_noise_share, held_out_measures
 from steerlens.errors import SteerlensError, unknown_name
+from steerlens.stats.separability import fit_noise_share, held_out_measures
 
 __all__ = ["ESTIMATORS", "fit_probe", "probe_layers", "probe_scores"]
 

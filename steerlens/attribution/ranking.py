@@ -31,9 +31,9 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import rankdata, spearmanr
 
-from steerlens.attribution.resampling import INTERVAL
-from steerlens.attribution.support import caveat
 from steerlens.errors import ActivationError, SteerlensError, unknown_name
+from steerlens.stats.resampling import INTERVAL
+from steerlens.stats.support import caveat
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -279,19 +279,19 @@ class LayerRanking:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What about the pairs may mislead, a sentence each; see `steerlens.pair_notices`."""
+        """What about the pairs may mislead, a sentence each; see `steerlens.tasks.notices`."""
         return tuple(self.metadata.get("notices", ()))
 
     def plot(self) -> "go.Figure":
         """Every kind of evidence over layers with its interval; a supported layer is marked."""
-        from steerlens.plots.layers import evidence_curves
+        from steerlens.views.layers import evidence_curves
 
         kinds = [kind for kind in self.kinds if kind in self.table]
         best = None if self.caveat else self.best_layer
         return evidence_curves(self.table, kinds or ["auroc"], best)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         best = self.table["layer"].tolist().index(self.best_layer)
         beware = {"beware": "; ".join(self.notices)} if self.notices else None
@@ -299,7 +299,7 @@ class LayerRanking:
 
     def _in_short(self) -> pd.DataFrame:
         """For a view: one column a kind, its interval beside its value."""
-        from steerlens.plots.numbers import show_interval
+        from steerlens.views.numbers import show_interval
 
         known = [name for name in (*self.kinds, *_ALSO_SHOWN) if name in self.table]
         short = {"layer": self.table["layer"].tolist()}

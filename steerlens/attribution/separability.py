@@ -3,7 +3,7 @@ r"""Separability: how well a layer tells instructed from uninstructed runs, on u
 For each of *k* folds, which never split a base query, the difference-of-means direction is fitted
 on the other folds and the held-out runs are scored along it (`steerlens.attribution.held_out` has
 the equation). From the held-out scores of a layer come AUROC, d′ and accuracy, with intervals that
-keep their coverage where separation is perfect or absent (`steerlens.attribution.uncertainty`).
+keep their coverage where separation is perfect or absent (`steerlens.stats.separability`).
 They are the performance of directions fitted on so many pairs. ``d_prime`` is that of the layer
 itself, along the true difference of means (`steerlens.attribution.sensitivity`): it does not grow
 with the number of pairs, only its interval shrinks.
@@ -20,15 +20,15 @@ on two random halves of them (mean and middle 95 % of 50 splits).
   as controls (`steerlens.attribution.null`);
 * ``"dimension"``: how many dimensions carry it (`steerlens.attribution.dimension`).
 
-More than 2,048 pairs, and pairs in shards on the disk (`steerlens.shards`), are measured a layer at
-a time without tables of pairs by pairs (`steerlens.attribution.many_pairs`); the numbers are the
-same. The further evidence needs residuals in memory.
+More than 2,048 pairs, and pairs in shards on the disk (`steerlens.activations.shards`), are
+measured a layer at a time without tables of pairs by pairs (`steerlens.attribution.many_pairs`);
+the numbers are the same. The further evidence needs residuals in memory.
 
 Caveat: separability is not steerability. On chat models AUROC saturates after a few layers, where
 steering does nothing yet; see `steerlens.attribution.causal`.
 
 >>> import torch
->>> from steerlens.activations import ResidualCache
+>>> from steerlens.activations.cache import ResidualCache
 >>> noise = torch.randn(2, 40, 3, 8, generator=torch.Generator().manual_seed(0))
 >>> noise[0, :, 1] += 3.0                                    # only layer 1 tells the sides apart
 >>> ranking = rank_layers(ResidualCache.from_tensors(noise[0], noise[1]))
@@ -44,7 +44,7 @@ import pandas as pd
 from einops import rearrange
 from jaxtyping import Float, Int
 
-from steerlens.activations import ResidualCache, repeated_pairs
+from steerlens.activations.cache import ResidualCache, repeated_pairs
 from steerlens.attribution.dimension import instruction_dimension
 from steerlens.attribution.held_out import (
     Folds,
@@ -59,17 +59,17 @@ from steerlens.attribution.many_pairs import MANY_PAIRS, LayerEvidence, ManyPair
 from steerlens.attribution.null import permutation_null
 from steerlens.attribution.probes import probe_layers
 from steerlens.attribution.ranking import LayerRanking
-from steerlens.attribution.resampling import INTERVAL, query_draws
 from steerlens.attribution.sensitivity import sensitivity
-from steerlens.attribution.uncertainty import (
+from steerlens.errors import SteerlensError, unknown_name
+from steerlens.errors.arguments import whole_number
+from steerlens.stats.resampling import INTERVAL, query_draws
+from steerlens.stats.separability import (
     auroc_of,
     d_prime_of,
     fit_noise_share,
     held_out_measures,
 )
-from steerlens.checked import whole_number
-from steerlens.errors import SteerlensError, unknown_name
-from steerlens.pair_notices import warn_of_pairs
+from steerlens.tasks.notices import warn_of_pairs
 
 __all__ = ["BEST_LAYER_RULE", "EVIDENCE", "LayerRanking", "rank_layers"]
 

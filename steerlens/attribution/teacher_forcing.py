@@ -22,12 +22,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.engine.generation import generate_from_tokens
 from steerlens.engine.modules import device_of
 from steerlens.engine.scoring import ForcedRow, Visit, score_rows
 from steerlens.errors import SteeringError
-from steerlens.generation import generate_from_tokens
-from steerlens.models import end_token_ids, model_info
-from steerlens.steering import Steering
+from steerlens.models.loading import end_token_ids, model_info
+from steerlens.steering.interventions import Steering
 
 __all__ = ["instructed_responses", "kl_to_instructed"]
 

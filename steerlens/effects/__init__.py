@@ -32,8 +32,8 @@ from steerlens.effects.contributions import TokenContributions, token_contributi
 from steerlens.effects.forced import TokenEffects, token_effects
 from steerlens.effects.free import FreeEffects, OwnText
 from steerlens.effects.lens import LensReadout
+from steerlens.effects.propagation import Travel
 from steerlens.effects.run import SteeredRun, record_run, steer
-from steerlens.effects.travel import Travel
 
 __all__ = [
     "Alignment",

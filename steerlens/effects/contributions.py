@@ -30,13 +30,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.checked import arguments
 from steerlens.effects.forced import TokenEffects, decoder
 from steerlens.effects.streams import run_blocks
 from steerlens.engine.modules import device_of, fast_modules, unembed
 from steerlens.engine.paths import running
 from steerlens.errors import SteerlensError
-from steerlens.steering import RowSteering, TokenRoles
+from steerlens.errors.arguments import arguments
+from steerlens.steering.interventions import RowSteering, TokenRoles
 
 __all__ = ["TokenContributions", "token_contributions"]
 
@@ -94,12 +94,12 @@ class TokenContributions:
 
     def plot(self) -> Any:
         """The text before the token, shaded by what each position added."""
-        from steerlens.plots.effects import picture_of_contributions
+        from steerlens.effects.drawing import picture_of_contributions
 
         return picture_of_contributions(self)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.effects import summary_of_contributions
+        from steerlens.effects.drawing import summary_of_contributions
 
         return summary_of_contributions(self)
 

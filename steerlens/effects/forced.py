@@ -17,8 +17,9 @@ next-token distribution after token *t*:
 ``read``                    whether the vector was read at this position, where that is known
 ==========================  ======================================================================
 
-Beside them, over layers × positions, how far the intervention travels (`steerlens.effects.travel`)
-and, at layers asked for, what both streams would say there (`steerlens.effects.lens`).
+Beside them, over layers × positions, how far the intervention travels
+(`steerlens.effects.propagation`) and, at layers asked for, what both streams would say there
+(`steerlens.effects.lens`).
 
 Caveat: the effect at a position holds everything the intervention did to earlier positions too,
 through attention; it is not the effect of touching this position alone. `steerlens.effects.
@@ -36,14 +37,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import POSITIONS, check_layers
-from steerlens.checked import arguments, whole_number
+from steerlens.activations.cache import POSITIONS, check_layers
 from steerlens.effects.distributions import RankedTokens, compare
 from steerlens.effects.lens import LensReadout, read_through_lens
+from steerlens.effects.propagation import Travel, TravelRecorder
 from steerlens.effects.streams import Stream, both_streams
-from steerlens.effects.travel import Travel, TravelRecorder
 from steerlens.errors import SteeringError, unknown_name
-from steerlens.steering import Steering
+from steerlens.errors.arguments import arguments, whole_number
+from steerlens.steering.interventions import Steering
 
 __all__ = [
     "TokenEffects",
@@ -173,12 +174,12 @@ class TokenEffects:
             UnknownNameError: Another name.
             SteerlensError: No such intervention, or ``"lens"`` without read-outs.
         """
-        from steerlens.plots.effects import picture
+        from steerlens.effects.drawing import picture
 
         return picture(self, what, intervention)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.effects import summary_of_effects
+        from steerlens.effects.drawing import summary_of_effects
 
         return summary_of_effects(self)
 
@@ -214,7 +215,7 @@ def token_effects(
         lens_layers: Layers to read through the logit lens; each costs about as much again as the
             comparison of the final distributions.
         read_at: Where the vector was read, to be marked: ``"last_prompt"``, ``"response_mean"``,
-            ``"last_response"`` or an index into the prompt, as in `steerlens.activations`.
+            ``"last_response"`` or an index into the prompt, as in `steerlens.activations.cache`.
 
     Returns:
         Effects at every position of prompt and response.

@@ -26,7 +26,7 @@ from steerlens.effects.alignment import MIN_RUN, Alignment, align, parts_at
 from steerlens.effects.distributions import own_text
 from steerlens.effects.forced import TokenEffects, token_texts
 from steerlens.effects.streams import Stream, other_ending
-from steerlens.steering import Steering
+from steerlens.steering.interventions import Steering
 
 __all__ = ["BaselineReader", "FreeEffects", "OwnText", "free_effects"]
 
@@ -131,12 +131,12 @@ class FreeEffects:
         Raises:
             UnknownNameError: Another name.
         """
-        from steerlens.plots.effects import picture_of_texts
+        from steerlens.effects.drawing import picture_of_texts
 
         return picture_of_texts(self, what)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.effects import summary_of_texts
+        from steerlens.effects.drawing import summary_of_texts
 
         return summary_of_texts(self)
 

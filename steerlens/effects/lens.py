@@ -95,12 +95,12 @@ class LensReadout:
 
     def plot(self) -> Any:
         """KL between both read-outs over layers and tokens."""
-        from steerlens.plots.effects import picture_of_lens
+        from steerlens.effects.drawing import picture_of_lens
 
         return picture_of_lens(self)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         return summary(repr(self), table=self.frame, largest="kl")
 

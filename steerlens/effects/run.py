@@ -6,13 +6,13 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.checked import text
 from steerlens.effects.alignment import MIN_RUN
 from steerlens.effects.forced import TokenEffects, check_steering, scored
 from steerlens.effects.free import BaselineReader, FreeEffects, free_effects
+from steerlens.engine.generation import generate
 from steerlens.errors import ModelError, SteeringError
-from steerlens.generation import generate
-from steerlens.steering import Steering
+from steerlens.errors.arguments import text
+from steerlens.steering.interventions import Steering
 
 __all__ = ["SteeredRun", "record_run", "steer"]
 
@@ -52,7 +52,7 @@ class SteeredRun:
         return self.free.plot(what)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.effects import summary_of_run
+        from steerlens.effects.drawing import summary_of_run
 
         return summary_of_run(self)
 
@@ -84,11 +84,11 @@ def steer(
         max_new_tokens: Longest response, in tokens.
         temperature: 0 decodes greedily.
         seed: Seed when sampling; both responses draw from the same stream.
-        chat_format: See `steerlens.models`.
+        chat_format: See `steerlens.models.loading`.
         layers: See `token_effects`.
         lens_layers: See `token_effects`.
         read_at: See `token_effects`.
-        control_tokens: "escape" or "keep"; see `steerlens.control_tokens`.
+        control_tokens: "escape" or "keep"; see `steerlens.models.control_tokens`.
 
     Raises:
         SteeringError: The steering is none, holds no intervention, does not fit the model, or is

@@ -35,8 +35,8 @@ from steerlens.engine.modules import (
 from steerlens.engine.paths import running
 from steerlens.engine.reading import Reading, read
 from steerlens.errors import ModelError
-from steerlens.models import model_info
-from steerlens.steering import RowSteering, Steering, TokenRoles
+from steerlens.models.loading import model_info
+from steerlens.steering.interventions import RowSteering, Steering, TokenRoles
 
 __all__ = ["Observe", "Stream", "both_streams", "check_text", "other_ending", "run_blocks"]
 

@@ -3,7 +3,7 @@
 How a row travels: `decoding` lets rows wait, fill slots and leave; `reading` reads their prompts,
 shared parts once; `memory` holds keys and values; `modules` is the model they run on; `plain` is
 the bridge's own path, and `paths` chooses between the two. Nothing here knows text:
-`steerlens.generation` renders prompts and decodes tokens around it.
+`steerlens.engine.generation` renders prompts and decodes tokens around it.
 """
 
 from steerlens.engine.decoding import decode_rows, first_logits

@@ -6,10 +6,10 @@ step with all other active rows, and leave when they end; waiting rows take thei
 batch stays full to the end. Active rows are always slots 0 … n−1: a hole that no waiting row fills
 is filled by the last one.
 
-Each row carries its own interventions through `steerlens.steering.RowSteering`, so a sweep over
-layers × strengths × prompts is one stream of rows. A row whose logits are not finite ends with the
-reason ``"non-finite"``; the others go on. When memory runs out, the number of slots is halved and
-the rows in flight start again.
+Each row carries its own interventions through `steerlens.steering.interventions.RowSteering`, so a
+sweep over layers × strengths × prompts is one stream of rows. A row whose logits are not finite
+ends with the reason ``"non-finite"``; the others go on. When memory runs out, the number of slots
+is halved and the rows in flight start again.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +26,11 @@ from steerlens.engine.attention import decoding_attention, reading_attention
 from steerlens.engine.batches import common_prefix
 from steerlens.engine.memory import SlotCache, attention_masks
 from steerlens.engine.modules import device_of, dtype_of, fast_modules, on_blocks, unembed
-from steerlens.engine.packing import packed_linears
+from steerlens.engine.packed_weights import packed_linears
 from steerlens.engine.reading import Reading, branch, first_touched, read
 from steerlens.engine.rows import Choose, Row, is_sound, out_of_memory
 from steerlens.errors import SteerlensError
-from steerlens.steering import RowSteering, TokenRoles
+from steerlens.steering.interventions import RowSteering, TokenRoles
 
 __all__ = ["decode_rows", "first_logits"]
 

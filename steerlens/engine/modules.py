@@ -6,7 +6,7 @@ residual stream needs none of that. `fast_modules` puts the wrapped parts back i
 a while and lets attention run in its fused form (``sdpa``), or, where a model's attention has no
 fused form (soft-capped scores, attention sinks), in that of `steerlens.engine.attention`. On
 leaving, also by an exception or Ctrl-C, everything is as before; meanwhile other threads wait
-(`steerlens.exclusion`).
+(`steerlens.models.exclusion`).
 
 `only_blocks` runs a range of blocks: the others let the residual stream pass. Given residuals, it
 starts a forward pass at any layer. What the model computes below that layer (embeddings, position
@@ -27,7 +27,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
 from steerlens.engine.attention import READ, attention_chosen
-from steerlens.exclusion import bystanders_wait, exclusively
+from steerlens.models.exclusion import bystanders_wait, exclusively
 
 __all__ = [
     "device_of",

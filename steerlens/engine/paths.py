@@ -1,7 +1,7 @@
 """Which path a call takes, and how many rows ride together.
 
 Every call that runs a model does so inside `running`: it holds the model's lock
-(`steerlens.exclusion`), with autocast and training mode off, and says which path to take:
+(`steerlens.models.exclusion`), with autocast and training mode off, and says which path to take:
 
 * the **fast path** (``"sdpa"``), the engine's own;
 * the **plain path** (``"eager"``), the bridge's own forward pass. It is taken when someone else has
@@ -37,7 +37,7 @@ from steerlens.engine.modules import (
 )
 from steerlens.engine.outside import outside_change
 from steerlens.errors import ModelError, first_line
-from steerlens.exclusion import exclusively
+from steerlens.models.exclusion import exclusively
 
 if TYPE_CHECKING:
     from steerlens.engine.verification import Verdict

@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.batches import left_padded
 from steerlens.engine.paths import BRIDGE, FastPath, length_switch
 from steerlens.engine.rows import Choose, Row, is_sound
-from steerlens.steering import RowSteering, TokenRoles
+from steerlens.steering.interventions import RowSteering, TokenRoles
 
 __all__ = ["after_blocks", "decode_rows_plainly", "first_logits_plainly"]
 

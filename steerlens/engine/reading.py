@@ -24,7 +24,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.batches import right_padded
 from steerlens.engine.memory import KeyValues, PrefixCache, attention_masks
 from steerlens.engine.modules import device_of, dtype_of, no_words, on_blocks, only_blocks
-from steerlens.steering import RowSteering, Steering, TokenRoles
+from steerlens.steering.interventions import RowSteering, Steering, TokenRoles
 
 __all__ = ["Branch", "Reading", "branch", "first_touched", "read"]
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerlens.steering import Steering
+from steerlens.steering.interventions import Steering
 
 __all__ = ["Choose", "FinishReason", "Row", "is_sound", "out_of_memory"]
 

@@ -17,7 +17,7 @@ Rows differ in few of the numbers they need, and what they share is computed onc
   the prompt alone (scope ``response``) takes all of it from the trunk.
 
 What a row has of its own is a stretch of tokens after such a beginning
-(`steerlens.engine.stretches`).
+(`steerlens.engine.segments`).
 
 A model on the bridge's own path (`steerlens.engine.paths`) is scored by it, row by row in padded
 batches, with the same results.
@@ -38,9 +38,9 @@ from steerlens.engine.batches import common_prefix, left_padded
 from steerlens.engine.modules import device_of, fast_modules, unembed
 from steerlens.engine.paths import FastPath, running
 from steerlens.engine.reading import Reading, first_touched, read
-from steerlens.engine.stretches import PASS_TOKENS, Memory, Stretch, advance, passes
+from steerlens.engine.segments import PASS_TOKENS, Memory, Stretch, advance, passes
 from steerlens.errors import SteerlensError
-from steerlens.steering import Intervention, RowSteering, Steering, TokenRoles
+from steerlens.steering.interventions import Intervention, RowSteering, Steering, TokenRoles
 
 __all__ = ["ForcedRow", "Visit", "score_rows"]
 

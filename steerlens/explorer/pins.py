@@ -8,8 +8,8 @@ import html
 from collections.abc import Sequence
 
 from steerlens.explorer.state import Pin
-from steerlens.plots.numbers import show
-from steerlens.plots.tokens import strip_css, strip_legend, strip_limit, token_strip
+from steerlens.views.numbers import show
+from steerlens.views.tokens import strip_css, strip_legend, strip_limit, token_strip
 
 __all__ = ["pins_table"]
 

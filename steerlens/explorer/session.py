@@ -18,11 +18,11 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.effects.run import SteeredRun, record_run
+from steerlens.engine.generation import generate_from_tokens
 from steerlens.errors import SteerlensError
 from steerlens.explorer.sources import read_at
 from steerlens.explorer.state import Setting
-from steerlens.generation import generate_from_tokens
-from steerlens.models import end_token_ids, tokenize_prompts
+from steerlens.models.loading import end_token_ids, tokenize_prompts
 from steerlens.vectors import SteeringVector
 
 __all__ = ["Session"]

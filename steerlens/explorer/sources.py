@@ -5,13 +5,13 @@ from typing import Literal
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import POSITIONS, cache_residuals
+from steerlens.activations.cache import POSITIONS, cache_residuals
 from steerlens.errors import SteerlensError
 from steerlens.explorer.state import Setting
-from steerlens.instructions import base_queries, catalogue
-from steerlens.interop import load_vector
-from steerlens.pairs import ContrastSet, contrast_pairs
+from steerlens.tasks import base_queries, catalogue
+from steerlens.tasks.pairs import ContrastSet, contrast_pairs
 from steerlens.vectors import SteeringVector, difference_of_means
+from steerlens.vectors.formats import load_vector
 
 __all__ = ["as_python", "kind_of", "read_at", "vector_of"]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerlens.effects.run import SteeredRun
-from steerlens.steering import Steering
+from steerlens.steering.interventions import Steering
 from steerlens.vectors import SteeringVector
 
 __all__ = ["Pin", "Setting"]

@@ -18,11 +18,11 @@ from steerlens.explorer.pins import pins_table
 from steerlens.explorer.session import Session
 from steerlens.explorer.sources import as_python, vector_of
 from steerlens.explorer.state import Pin, Setting
-from steerlens.instructions import catalogue
-from steerlens.models import model_info
-from steerlens.plots import save
-from steerlens.steering import Operation, Scope
+from steerlens.models.loading import model_info
+from steerlens.steering.interventions import Operation, Scope
+from steerlens.tasks import catalogue
 from steerlens.vectors import SteeringVector
+from steerlens.views import save
 
 __all__ = ["Explorer", "explore"]
 
@@ -172,7 +172,7 @@ class Explorer:
         """Write what is shown to a file: HTML, SVG, PNG or PDF by its ending.
 
         Raises:
-            SteerlensError: Nothing is shown yet; or see `steerlens.plots.save`.
+            SteerlensError: Nothing is shown yet; or see `steerlens.views.save`.
         """
         if self.run is None:
             raise SteerlensError("nothing to save yet; wait until both texts are there")

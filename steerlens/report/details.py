@@ -20,8 +20,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steerlens.plots.numbers import compact
-from steerlens.plots.tokens import visible
+from steerlens.views.numbers import compact
+from steerlens.views.tokens import visible
 
 __all__ = ["CHANGES", "DECIMALS", "MARKS", "pack_details"]
 

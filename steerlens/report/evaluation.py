@@ -7,9 +7,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from steerlens.errors import SteerlensError
-from steerlens.plots.numbers import MISSING, finite, show
-from steerlens.plots.rates import condition_rates
 from steerlens.report.html import Cell, environment, nonce_of, package_text, writable
+from steerlens.views.numbers import MISSING, finite, show
+from steerlens.views.rates import condition_rates
 
 __all__ = ["render_evaluation"]
 

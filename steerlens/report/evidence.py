@@ -10,8 +10,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from steerlens.plots import evidence_curves, ranked_tokens
-from steerlens.plots.numbers import finite, show_interval
+from steerlens.views import evidence_curves, ranked_tokens
+from steerlens.views.numbers import finite, show_interval
 
 __all__ = ["EvidenceSection", "evidence_section"]
 

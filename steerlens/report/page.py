@@ -26,8 +26,6 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from steerlens.plots import cosine_matrix, instruction_layer_heatmap
-from steerlens.plots.tokens import strip_css
 from steerlens.report.details import pack_details
 from steerlens.report.html import environment, nonce_of, package_text, writable
 from steerlens.report.schema import check
@@ -37,6 +35,8 @@ from steerlens.report.sections import (
     run_tables,
     supported_layer,
 )
+from steerlens.views import cosine_matrix, instruction_layer_heatmap
+from steerlens.views.tokens import strip_css
 
 __all__ = ["render_report"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from steerlens.errors import SteerlensError
 from steerlens.files import REPORT_SCHEMA
-from steerlens.plots.layers import LAYER_COLUMNS, RECOVERY_COLUMNS
+from steerlens.views.layers import LAYER_COLUMNS, RECOVERY_COLUMNS
 
 __all__ = ["SCHEMA", "check"]
 

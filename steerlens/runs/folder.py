@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from steerlens.errors import SteerlensError
-from steerlens.places import place
+from steerlens.files.locations import place
 from steerlens.runs.durable import sync_folder, write_lines
 from steerlens.runs.manifest import MANIFEST, Manifest, now
 from steerlens.runs.opening import (

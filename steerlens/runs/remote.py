@@ -24,7 +24,7 @@ from pathlib import Path
 
 from steerlens.errors import FileFormatError, SteerlensError, first_line
 from steerlens.files import write_text
-from steerlens.places import place
+from steerlens.files.locations import place
 
 __all__ = ["RemoteFolder", "fetched", "keep_text"]
 

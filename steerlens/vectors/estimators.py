@@ -2,8 +2,8 @@ r"""Estimators: from residuals of contrast pairs to one direction a layer.
 
 Each takes a `ResidualCache` and gives a `SteeringVector`; *where* residuals were read
 (``last_prompt``, ``response_mean``, any token) is decided when the cache is made
-(`steerlens.activations`). With instructed and uninstructed residuals :math:`h^+_{il}, h^-_{il}` of
-pair *i* at layer *l*, and their means :math:`\bar h^+_l, \bar h^-_l`:
+(`steerlens.activations.cache`). With instructed and uninstructed residuals :math:`h^+_{il},
+h^-_{il}` of pair *i* at layer *l*, and their means :math:`\bar h^+_l, \bar h^-_l`:
 
 ======================  ==========================================================================
 `difference_of_means`   :math:`u \propto \bar h^+ - \bar h^-`
@@ -24,7 +24,7 @@ gap, projection target and baseline; the sign of *u* is such that :math:`g > 0`,
 instructed side. So ``add`` at strength 1 closes the gap *along u*, however little of the mean
 difference that is: for a probe or a discriminant, which look for what separates and not for what
 differs most, the gap is a fraction of :math:`\|\bar h^+ - \bar h^-\|`, and an equal push takes a
-larger strength (`steerlens.calibration` finds it).
+larger strength (`steerlens.behaviour.calibration` finds it).
 
 >>> import torch
 >>> generator = torch.Generator().manual_seed(0)
@@ -46,9 +46,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from steerlens.activations import ResidualCache
-from steerlens.checked import finite_number, whole_number
+from steerlens.activations.cache import ResidualCache
 from steerlens.errors import SteeringError
+from steerlens.errors.arguments import finite_number, whole_number
 from steerlens.vectors.vector import SteeringVector
 
 __all__ = [

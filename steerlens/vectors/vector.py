@@ -22,7 +22,7 @@ Caveat: a large gap or a perfect separation at a layer does not mean that steeri
 behaviour; see `steerlens.attribution`.
 
 >>> import torch
->>> from steerlens.activations import ResidualCache
+>>> from steerlens.activations.cache import ResidualCache
 >>> from steerlens.vectors import difference_of_means
 >>> cache = ResidualCache.from_tensors(torch.ones(2, 1, 4), torch.zeros(2, 1, 4))
 >>> vector = difference_of_means(cache)
@@ -46,11 +46,11 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.checked import arguments, layer_numbers, whole_number
 from steerlens.errors import FileFormatError, SteeringError
+from steerlens.errors.arguments import arguments, layer_numbers, whole_number
 from steerlens.files import read_tensors, write_tensors
-from steerlens.steering import Intervention, Steering
-from steerlens.vectors.parts import PER_LAYER, check_parts, combined_metadata
+from steerlens.steering.interventions import Intervention, Steering
+from steerlens.vectors.shared_parts import PER_LAYER, check_parts, combined_metadata
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -127,8 +127,9 @@ class SteeringVector:
 
         Args:
             layer: The block whose output is changed; numpy's integers and 12.0 are layers, too.
-            operation: ``"add"``, ``"set_projection"`` or ``"ablate"``; see `steerlens.steering`.
-            strength: Multiplies the change; 1 adds the mean difference, meets the projection
+            operation: ``"add"``, ``"set_projection"`` or ``"ablate"``; see
+            `steerlens.steering.interventions`. strength: Multiplies the change; 1 adds the mean
+            difference, meets the projection
                 target, or removes the direction; 0 changes nothing.
             scope: Tokens it touches: ``"all"``, ``"prompt"`` or ``"response"``; never padding. The
                 first token of a response is predicted at the last position of the prompt, which
@@ -335,12 +336,12 @@ class SteeringVector:
 
     def plot(self) -> "go.Figure":
         """Gap and mean projections of both sides over layers."""
-        from steerlens.plots.residuals import vector_curves
+        from steerlens.views.residuals import vector_curves
 
         return vector_curves(self.table)
 
     def _repr_html_(self) -> str:
-        from steerlens.plots.summaries import summary
+        from steerlens.views.summaries import summary
 
         return summary(repr(self), table=self.table)
 

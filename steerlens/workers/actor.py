@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.answers import answer_rows
-from steerlens.evaluation.judge import Judge, JudgePiece, load_judge
-from steerlens.identity import model_identity, model_info, model_placement
-from steerlens.models import load_model
-from steerlens.residual_pieces import ResidualPiece
+from steerlens.activations.pieces import ResidualPiece
+from steerlens.behaviour.answers import answer_rows
+from steerlens.behaviour.evaluation.judge import Judge, JudgePiece, load_judge
+from steerlens.models.identity import model_identity, model_info, model_placement
+from steerlens.models.loading import load_model
 from steerlens.workers.equality import own_versions
 from steerlens.workers.packing import Places, unpack, unpack_prompts
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from steerlens.identity import ModelInfo
-from steerlens.placement import Placement
+from steerlens.models.identity import ModelInfo
+from steerlens.models.placement import Placement
 from steerlens.workers.settings import WorkerSettings
 
 __all__ = ["judge_arguments", "load_arguments"]

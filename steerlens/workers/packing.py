@@ -7,7 +7,7 @@ the same ones under every candidate. `pack_prompts` sends those not sent before 
 says of each row where its prompt is. `Sent` does both for the pool, and remembers what went out.
 
 >>> import torch
->>> from steerlens.steering import Intervention
+>>> from steerlens.steering.interventions import Intervention
 >>> one = Steering((Intervention(3, torch.eye(2)[0], 1.0, 2.0, "add", 1.0, "all"),))
 >>> kept = {}
 >>> rows = pack([one, None, one], kept.setdefault)
@@ -29,8 +29,8 @@ from typing import Any
 
 import torch
 
-from steerlens.answers import Asked, Piece
-from steerlens.steering import Intervention, Steering
+from steerlens.behaviour.answers import Asked, Piece
+from steerlens.steering.interventions import Intervention, Steering
 
 __all__ = ["Packed", "Places", "Sent", "pack", "pack_prompts", "unpack", "unpack_prompts"]
 

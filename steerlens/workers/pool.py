@@ -6,9 +6,10 @@ who is fast takes more. Several callers may ask at once (a search of several ins
 piece that two of them want is computed once. A caller has at most two pieces a worker on their way,
 so results that nobody has taken yet do not pile up.
 
-Pieces are of three kinds: questions (`steerlens.answers.Piece`), whose result is records, contrast
-pairs (`steerlens.activations.ResidualPiece`), whose result is a `ResidualCache`, and responses to
-judge (`steerlens.evaluation.judge.JudgePiece`), whose result is their perplexities.
+Pieces are of three kinds: questions (`steerlens.behaviour.answers.Piece`), whose result is records,
+contrast pairs (`steerlens.activations.cache.ResidualPiece`), whose result is a `ResidualCache`, and
+responses to judge (`steerlens.behaviour.evaluation.judge.JudgePiece`), whose result is their
+perplexities.
 
 When an actor dies (killed, out of memory, its machine gone), its thread makes a new one and puts
 the piece back at the end of the queue, where another worker may have better luck. So it does when
@@ -32,12 +33,12 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations import ResidualCache
-from steerlens.answers import Piece, Records
+from steerlens.activations.cache import ResidualCache
+from steerlens.activations.pieces import ResidualPiece
+from steerlens.behaviour.answers import Piece, Records
+from steerlens.behaviour.evaluation.judge import Judge, JudgePiece
 from steerlens.errors import SteerlensError, first_line
-from steerlens.evaluation.judge import Judge, JudgePiece
-from steerlens.identity import model_identity, model_info, model_placement
-from steerlens.residual_pieces import ResidualPiece
+from steerlens.models.identity import model_identity, model_info, model_placement
 from steerlens.workers.cluster import connected
 from steerlens.workers.loading import judge_arguments, load_arguments
 from steerlens.workers.packing import Sent

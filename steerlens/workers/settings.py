@@ -2,9 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import SteerlensError
+
+if TYPE_CHECKING:
+    from steerlens.behaviour.evaluation.judge import Judge
 
 __all__ = ["WorkerSettings"]
 
@@ -59,3 +66,25 @@ class WorkerSettings:
     def threads(self) -> int:
         """Threads that a worker computes with: as many as whole CPUs, at least one."""
         return max(1, int(self.cpus))
+
+    def check(self) -> None:
+        """Refuse, before anything is written, workers that cannot be had.
+
+        Raises:
+            SteerlensError: See `steerlens.workers.cluster.check_available`.
+        """
+        from steerlens.workers.cluster import check_available
+
+        check_available(self)
+
+    def pool(
+        self, model: TransformerBridge, judge: "Judge | None" = None
+    ) -> AbstractContextManager[Any]:
+        """Workers that hold the model and the judge, ready, while the context lasts.
+
+        Raises:
+            SteerlensError: See `steerlens.workers.pool.worker_pool`.
+        """
+        from steerlens.workers.pool import worker_pool
+
+        return worker_pool(model, self, judge)

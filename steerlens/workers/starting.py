@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steerlens.errors import SteerlensError
-from steerlens.identity import Identity
+from steerlens.models.identity import Identity
 from steerlens.workers.equality import check_same, own_versions
 
 __all__ = ["ready"]

@@ -1,0 +1,1 @@
+"""Residual-stream activations of contrast pairs, in memory and in shards on disk."""

@@ -1,0 +1,280 @@
+r"""Reactions: which later heads and MLPs react when a direction is added at a layer.
+
+The uninstructed prompt runs with and without steering at layer *l*, **at the last prompt token
+only**. Every head and MLP above *l* then writes something else there; `reading_components` measures
+the change along the one direction that matters for the answer, that of the instruction's effect on
+the logits.
+
+**The logit direction.** Let :math:`p_i^+` and :math:`p_i^-` be the distributions of the first
+response token with and without the instruction, and
+:math:`\delta = \frac1n \sum_i (p_i^+ - p_i^-)`, scaled so that its positive part sums to 1 (its
+negative part then sums to −1). With the unembedding :math:`W_U`, :math:`t = W_U\,\delta` is the
+direction after the final norm along which the mean logit of the tokens the instruction makes
+likelier grows against that of the tokens it makes less likely. With the final norm **frozen** at
+the unsteered run of prompt *i*, :math:`d_i = s_i\, \gamma \odot t` is the same direction before it
+(gain :math:`\gamma`, scale :math:`s_i`; centred for a layer norm). No gradient is taken. The
+reaction of component *c* is
+
+.. math:: r_c = \frac1n \sum_i d_i \cdot (o_{c,i}^{\text{steered}} - o_{c,i}^{\text{unsteered}})
+
+in logits: its direct effect, to the exclusion of what later components make of it, which is theirs.
+Together with the term ``direct``, what was added itself, reactions sum to the change of the stream
+after the last block along :math:`d_i` (``total``); ``actual`` is the change with the norm free.
+Logits are those before any soft-capping or logit scale.
+
+**Control.** Random directions, pushed as far from the same residuals: a component reacts to *this*
+direction when its reaction lies outside their 95 % range. **Intervals** are 95 % intervals over
+base queries (`steerlens.stats.means`).
+
+Caveat: steering at the last token only is not steering at all tokens; and a component reacts to
+what reaches it, which beyond the next layer holds the reactions of those before it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.attribution.components import (
+    check_closure,
+    check_numbers,
+    component_columns,
+    component_contributions,
+    component_rows,
+    placebo_directions,
+    provenance,
+)
+from steerlens.engine import Row, first_logits, running
+from steerlens.engine.components import Parts, Vary, check_components, varied_parts
+from steerlens.engine.linear_norms import through_final_norm
+from steerlens.engine.plain import first_logits_plainly
+from steerlens.errors import SteeringError
+from steerlens.errors.arguments import arguments
+from steerlens.models.loading import tokenize_prompts
+from steerlens.stats.resampling import numbered_queries
+from steerlens.steering.interventions import Intervention
+from steerlens.tasks.pairs import ContrastSet
+from steerlens.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["ComponentReading", "logit_direction", "reading_components"]
+
+Array = np.ndarray
+# Probability moved; below this both sides give the same first token up to rounding.
+_MIN_MOVED = 1e-4
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ComponentReading:
+    """How components above the steered layer react to a direction.
+
+    Attributes:
+        table: One row a component: ``component`` (``"direct"``, ``"L25H3"``, ``"L25 MLP"``),
+            ``kind, layer, head``, ``reaction, low, high`` (logits), ``share`` of the total, and
+            ``placebo, placebo_low, placebo_high`` (mean and 95 % range over random directions).
+        layer: The steered layer.
+        total: Sum of the reactions, in logits.
+        actual: Change of the same logits with the final norm free.
+        reactions: Every term before averaging.
+        n_pairs: Pairs used.
+        metadata: Model, weights hash, data hash, vector, operation, strength, seed, and
+            ``closure``: the largest error of the sum, relative to the norms of its factors.
+    """
+
+    table: pd.DataFrame
+    layer: int
+    total: float
+    actual: float
+    reactions: Float[Array, "pair component"]
+    n_pairs: int
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def top(self, n: int = 10) -> pd.DataFrame:
+        """The `n` components with the largest reactions, whatever their sign."""
+        order = self.table.reaction.abs().sort_values(ascending=False).index
+        return self.table.loc[order].head(n)
+
+    def __repr__(self) -> str:
+        first = ", ".join(f"{r.component} {r.reaction:+.2f}" for r in self.top(3).itertuples())
+        return (
+            f"ComponentReading(steered at layer {self.layer}, {self.total:+.2f} logits in all, "
+            f"{first}, {self.n_pairs} pairs)"
+        )
+
+    def plot(self, n: int = 12) -> "go.Figure":
+        """The `n` components that react most towards the instruction, and against it."""
+        from steerlens.views.bars import ranked_tokens
+
+        rows = list(zip(self.table.component, self.table.reaction, strict=True))
+        rows.sort(key=lambda row: -row[1])
+        quantity = f"reaction to steering at layer {self.layer}, logits"
+        return ranked_tokens(rows, rows[::-1], n=n, quantity=quantity)
+
+    def _repr_html_(self) -> str:
+        from steerlens.views.summaries import summary
+
+        return summary(repr(self), table=self.table, largest="reaction")
+
+
+@arguments
+def reading_components(
+    model: TransformerBridge,
+    pairs: ContrastSet,
+    vector: SteeringVector,
+    layer: int,
+    operation: str = "add",
+    strength: float = 1.0,
+    n_placebos: int = 32,
+    batch_size: int = 32,
+    seed: int = 0,
+    chat_format: str = "auto",
+    progress: bool | None = None,
+) -> ComponentReading:
+    """Reactions of later heads and MLPs to steering the last token of uninstructed prompts.
+
+    Args:
+        model: A hooked model.
+        pairs: Contrast pairs that the vector was not fitted on.
+        vector: The vector to steer with.
+        layer: Where; there must be a layer above it.
+        operation: See `steerlens.steering.interventions`.
+        strength: See `steerlens.steering.interventions`.
+        n_placebos: Random directions of the control.
+        batch_size: Prompts a forward pass when the logit direction is measured.
+        seed: Seed of the random directions.
+        chat_format: See `steerlens.models.loading`.
+        progress: Show a progress bar on standard error; by default only in a terminal.
+
+    Raises:
+        SteeringError: The vector does not fit the model, the layer is the last one or not the
+            vector's, the instruction does not change the first token, or a number is out of range.
+        SteerlensError: All pairs share one base query.
+        ModelError: The model's residual stream is not the sum of heads and MLPs.
+    """
+    vector.check_model(model)
+    check_numbers(n_placebos, batch_size, seed)
+    check_components(model)
+    push = vector.at(layer, operation, strength).interventions[0]
+    n_layers = model.cfg.n_layers
+    if layer == n_layers - 1:
+        raise SteeringError(
+            f"layer {layer} is the model's last: no head or MLP comes after it; choose one below"
+        )
+    queries = numbered_queries(pairs.query_groups)
+    prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
+    rows = tokenize_prompts(model, prompts, chat_format=chat_format)
+    target = logit_direction(model, rows, batch_size)
+    vary = _variants(push, placebo_directions(n_placebos, model.cfg.d_model, seed))
+    index = component_rows(model, range(layer + 1, n_layers), first="direct")
+    values = np.empty((len(pairs), len(index), 1 + n_placebos))
+    actual, closure = np.empty(len(pairs)), 0.0
+    disable = None if progress is None else not progress
+    own_rows = tqdm(rows[len(pairs) :], desc="reactions", unit="prompt", disable=disable)
+    for pair, tokens in enumerate(own_rows):
+        parts = varied_parts(model, tokens, layer, 2 + n_placebos, vary)
+        terms, along, actual[pair] = _along_logits(model, parts, layer, target)
+        closure = max(closure, check_closure(terms.sum(1), *along, model))
+        values[pair] = (terms[1:] - terms[0]).T
+    total = float(values[..., 0].sum(1).mean())
+    columns = component_columns("reaction", values, queries, total)
+    return ComponentReading(
+        table=pd.concat([index, columns], axis=1),
+        layer=layer,
+        total=total,
+        actual=float(actual.mean()),
+        reactions=values[..., 0],
+        n_pairs=len(pairs),
+        metadata={
+            **provenance(model, pairs),
+            "vector": vector.name,
+            "operation": operation,
+            "strength": strength,
+            "seed": seed,
+            "n_placebos": n_placebos,
+            "closure": closure,
+        },
+    )
+
+
+def _variants(push: Intervention, placebos: Float[Tensor, "placebo d_model"]) -> Vary:
+    """A residual as it was, steered, and pushed as far along each random direction."""
+    offset, slope = push.coefficients
+
+    def vary(resid: Float[Tensor, "d_model"]) -> Float[Tensor, "variant d_model"]:
+        x = resid.float()
+        u = push.direction.to(x)
+        amount = offset + slope * (x @ u)
+        shifts = torch.cat([0 * u[None], amount * u[None], amount.abs() * placebos.to(x)])
+        return (x + shifts).to(resid.dtype)
+
+    return vary
+
+
+def _along_logits(
+    model: TransformerBridge, parts: Parts, layer: int, target: Float[Tensor, "d_model"]
+) -> tuple[Float[Array, "variant component"], tuple[Array, Array], float]:
+    """Terms along the logit direction with the final norm frozen at the first, unsteered variant.
+
+    Returns:
+        The terms; what they sum to, with the norms that its rounding is measured by; and the
+        second variant's change with the norm free.
+    """
+    n_layers = model.cfg.n_layers
+    final = parts.resid[n_layers - 1]
+    aimed, scale = through_final_norm(model, target, final)
+    frozen = aimed * scale[0]
+    written = component_contributions(model, parts, range(layer + 1, n_layers), frozen[None])
+    direct = parts.resid[layer].cpu().double() @ frozen
+    terms = torch.cat([direct[:, None], written[..., 0]], dim=1)
+    along = final.cpu().double() @ frozen
+    norms = final.cpu().double().norm(dim=-1) * frozen.norm()
+    free = scale[1] * (final[1].cpu().double() @ aimed) - along[0]
+    return terms.numpy(), (along.numpy(), norms.numpy()), float(free)
+
+
+@torch.inference_mode()
+def logit_direction(
+    model: TransformerBridge, rows: list[list[int]], batch_size: int
+) -> Float[Tensor, "d_model"]:
+    r"""The direction :math:`t = W_U\,\delta` of the module's docstring, in float64.
+
+    Args:
+        model: A hooked model.
+        rows: Token rows, all instructed ones, then all uninstructed ones.
+        batch_size: Rows a forward pass.
+
+    Raises:
+        SteeringError: Both sides have the same mean distribution.
+    """
+    n_pairs = len(rows) // 2
+    moved = torch.zeros(model.cfg.d_vocab, dtype=torch.float64)
+
+    def visit(batch: list[int], logits: Float[Tensor, "row vocab"]) -> None:
+        sides = [1.0 if i < n_pairs else -1.0 for i in batch]
+        signs = torch.tensor(sides, dtype=torch.float32, device=logits.device)
+        moved.add_((signs @ logits.float().softmax(-1)).double().cpu(), alpha=1 / n_pairs)
+
+    flow = [Row(i, tuple(tokens), None, 1) for i, tokens in enumerate(rows)]
+    with running(model, max(map(len, rows))) as path:
+        if path.is_fast:
+            first_logits(model, flow, batch_size, visit)
+        else:
+            first_logits_plainly(model, flow, batch_size, visit, path)
+    share = float(moved.abs().sum()) / 2
+    if share < _MIN_MOVED:
+        raise SteeringError(
+            "the instruction does not change the first response token of these pairs "
+            f"(it moves {share:.1g} of the probability), so there is no direction of logits to "
+            "react along"
+        )
+    weights = model.W_U.float()
+    return (weights @ (moved / share).to(weights)).double().cpu()

@@ -1,0 +1,1 @@
+"""What models answer: answers remembered, evaluation, plans, search by behaviour, calibration."""

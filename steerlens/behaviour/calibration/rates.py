@@ -1,0 +1,236 @@
+"""Calibration of strength by behaviour: as strong as responses need to follow an instruction.
+
+Prompts of a split the result is not reported on (``select`` by default) are answered at several
+strengths, all in one stream of rows. A response **succeeds** when it passes the instruction's loose
+check and does not degenerate (`steerlens.behaviour.evaluation.fluency`). The strength chosen is
+
+* with a target: the smallest at which the share of successes reaches it;
+* without one: the smallest of those with the most successes.
+
+Strength 0, no steering, is always among them and wins ties. The rate of the winner is too high,
+because it was chosen on the prompts that are counted; `RateCalibration.corrected` is its mean over
+bootstrap resamples, chosen on the prompts drawn and counted on those left out.
+
+`calibrate` asks what a strength costs, and needs no check; this asks what it gains.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.behaviour.calibration.saved import saved
+from steerlens.behaviour.evaluation.fluency import fluency, is_degenerate
+from steerlens.engine.generation import generate
+from steerlens.errors import SteeringError
+from steerlens.errors.arguments import arguments
+from steerlens.files import library_versions
+from steerlens.models.loading import model_info
+from steerlens.stats.rates import Interval, best_of_many, wilson
+from steerlens.steering.interventions import Steering
+from steerlens.tasks import Instruction, catalogue
+from steerlens.tasks.pairs import contrast_pairs
+from steerlens.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["RateCalibration", "calibrate_rate"]
+
+_STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RateCalibration:
+    """The strength at which responses follow an instruction.
+
+    Attributes:
+        strength: Multiplies the strengths of the steering that was given; 0: none of those tried
+            gains anything.
+        rate: Share of responses that succeed at this strength, with Wilson's interval.
+        corrected: The rate of the strength with the most successes, corrected for having been
+            chosen; see the module.
+        target_rate: What was asked for; ``None`` for the most successes.
+        reached: Whether the target was met, or anything gained; when not, `reason` says why.
+        reason: Empty when it was reached.
+        steering: The steering at this strength.
+        curve: One row a strength: ``strength, n, passed, rate, rate_low, rate_high, degenerate``,
+            where ``rate`` counts successes and ``passed`` also those that degenerate.
+        metadata: Instruction, prompts, model, settings, versions.
+    """
+
+    strength: float
+    rate: Interval
+    corrected: Interval
+    target_rate: float | None
+    reached: bool
+    reason: str
+    steering: Steering
+    curve: pd.DataFrame
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Plain data: everything but the steering."""
+        return {
+            "strength": self.strength,
+            "rate": self.rate.value,
+            "rate_low": self.rate.low,
+            "rate_high": self.rate.high,
+            "corrected_rate": self.corrected.value,
+            "target_rate": self.target_rate,
+            "reached": self.reached,
+            "steering": [one.describe() for one in self.steering.interventions],
+            "curve": self.curve.to_dict("list"),
+            **self.metadata,
+        }
+
+    def saved_with(self, vector: SteeringVector) -> SteeringVector:
+        """The vector with this calibration in its metadata; `calibrated` reads it.
+
+        Raises:
+            SteeringError: Nothing was reached, or what was calibrated is not this vector at one
+                layer.
+        """
+        if not self.reached:
+            raise SteeringError(f"there is no calibrated strength to save: {self.reason}")
+        return saved(vector, self.steering, self.record)
+
+    def plot(self) -> "go.Figure":
+        """Successes over strength, the chosen one marked."""
+        from steerlens.views.sweeps import strength_sweep
+
+        return strength_sweep(self.curve, chosen=self.strength)
+
+    def _repr_html_(self) -> str:
+        from steerlens.views.summaries import summary
+
+        chosen = int((self.curve["strength"] - self.strength).abs().argmin())
+        return summary(repr(self), table=self.curve, around=chosen)
+
+    def __repr__(self) -> str:
+        found = f"successes {self.rate.value:.0%} [{self.rate.low:.0%}, {self.rate.high:.0%}]"
+        if not self.reached:
+            return f"RateCalibration(not reached: {self.reason}; {found})"
+        return f"RateCalibration(strength {self.strength:.3g}, {found})"
+
+
+@arguments
+def calibrate_rate(
+    model: TransformerBridge,
+    steering: Steering,
+    instruction: str | Instruction,
+    target_rate: float | None = None,
+    strengths: Sequence[float] = _STRENGTHS,
+    n_prompts: int = 24,
+    split: str = "select",
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    chat_format: str = "auto",
+) -> RateCalibration:
+    """The strength at which unasked responses follow an instruction.
+
+    Args:
+        model: A hooked model.
+        steering: What to apply; its strengths are multiplied by one number.
+        instruction: Whose check decides; from the catalogue.
+        target_rate: Share of successes to reach; the most by default.
+        strengths: What to try, besides 0.
+        n_prompts: Prompts without the instruction.
+        split: Where they are from; report on another one.
+        max_new_tokens: Longest response, in tokens.
+        seed: Draws prompts and resamples.
+        chat_format: See `steerlens.models.loading`.
+
+    Raises:
+        SteeringError: A number out of range, or a steering that does not fit the model.
+        UnknownNameError: No such instruction or split.
+        PairsError: More prompts than the split holds.
+    """
+    tried = sorted({0.0, *map(float, strengths)})
+    if not np.isfinite(tried).all() or len(tried) < 2 or tried[0] < 0:
+        raise SteeringError(
+            f"strengths must be finite and positive, at least one; got {list(strengths)}"
+        )
+    if target_rate is not None and not 0 < target_rate <= 1:
+        raise SteeringError(f"target_rate must be above 0 and at most 1; got {target_rate}")
+    task = catalogue[instruction] if isinstance(instruction, str) else instruction
+    steering.check_model(model)
+    pairs = contrast_pairs(task, n=n_prompts, seed=seed, split=split)
+    texts = generate(
+        model,
+        [pair.uninstructed for _ in tried for pair in pairs],
+        [steering.scaled(s) if s else None for s in tried for _ in pairs],
+        max_new_tokens=max_new_tokens,
+        chat_format=chat_format,
+    ).texts
+    shape = (len(tried), len(pairs))
+    kwargs = [pair.kwargs for _ in tried for pair in pairs]
+    checked = [task.check(t, loose=True, **k) for t, k in zip(texts, kwargs, strict=True)]
+    passed = np.array(checked, dtype=bool).reshape(shape)
+    loops = np.array([is_degenerate(fluency(text)) for text in texts], dtype=bool).reshape(shape)
+    success = passed & ~loops
+    chosen, reason = _chosen(success.mean(axis=1), tried, target_rate)
+    info = model_info(model)
+    return RateCalibration(
+        strength=tried[chosen],
+        rate=wilson(int(success[chosen].sum()), len(pairs)),
+        corrected=best_of_many(success, seed=seed).corrected,
+        target_rate=target_rate,
+        reached=not reason,
+        reason=reason,
+        steering=steering.scaled(tried[chosen]),
+        curve=_curve(tried, passed, success, loops),
+        metadata={
+            "instruction": task.id,
+            "split": split,
+            "n_prompts": len(pairs),
+            "data_hash": pairs.data_hash,
+            "model": info.reference,
+            "weights_hash": info.weights_hash,
+            "dtype": info.dtype,
+            "max_new_tokens": max_new_tokens,
+            "chat_format": chat_format,
+            "seed": seed,
+            "versions": library_versions(),
+        },
+    )
+
+
+def _chosen(rates: np.ndarray, strengths: Sequence[float], target: float | None) -> tuple[int, str]:
+    """Which strength, and why it is not what was asked for."""
+    best = int(rates.argmax())
+    if target is not None:
+        enough = np.flatnonzero(rates >= target)
+        if len(enough):
+            return int(enough[0]), ""
+        return best, (
+            f"no strength up to {strengths[-1]:g} reaches {target:.0%}; {strengths[best]:g} comes "
+            f"nearest with {rates[best]:.0%}"
+        )
+    if best == 0:
+        return 0, f"no strength up to {strengths[-1]:g} gains anything over none"
+    return best, ""
+
+
+def _curve(
+    strengths: Sequence[float], passed: np.ndarray, success: np.ndarray, loops: np.ndarray
+) -> pd.DataFrame:
+    rows = []
+    for i, strength in enumerate(strengths):
+        rate = wilson(int(success[i].sum()), success.shape[1])
+        rows.append(
+            {
+                "strength": strength,
+                "n": success.shape[1],
+                "passed": float(passed[i].mean()),
+                "rate": rate.value,
+                "rate_low": rate.low,
+                "rate_high": rate.high,
+                "degenerate": float(loops[i].mean()),
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,289 @@
+"""Prompts to evaluate on, and reading them from an IFEval-shaped file.
+
+An evaluation file has one JSON object a line with IFEval's fields (Zhou et al., arXiv 2311.07911):
+
+    {"key": 1001, "prompt": "Plan a trip. Use no commas.",
+     "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}],
+     "prompt_without_instruction": "Plan a trip."}
+
+`prompt_without_instruction` is optional; without it a prompt has no *uninstructed* condition. A
+field that seems to be one of these misspelt is refused; others are ignored, with a warning unless
+they are known from files made of IFEval (`FOREIGN`).
+
+`kwargs` has one object an instruction, in order; entries that are null count as absent (IFEval's
+rows list every argument of every check). Ids are IFEval's or the catalogue's ("length:brief");
+arguments are tried on their checks here, so that a row that could not be scored is refused before
+anything is generated for it.
+
+**Keys.** Files reduced from IFEval repeat a key where one prompt was made into several, each with
+another word to include. Such rows are kept, and `EvaluationPrompt.row` tells them apart ("1265",
+"1265#2"). The same key with the same prompt twice is a mistake and refused.
+
+`steerlens.behaviour.evaluation.drawing` makes the same records from the catalogue.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from steerlens.behaviour.evaluation.checks import is_known, verdict
+from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
+from steerlens.files.fields import Foreign
+
+__all__ = ["EvaluationPrompt", "PromptFile", "check_prompts", "read_prompts", "unknown_ids"]
+
+REQUIRED = ("key", "prompt", "instruction_id_list", "kwargs")
+OPTIONAL = ("prompt_without_instruction",)
+# Fields of the files of Stolfo et al. 2025, and of responses beside their prompts, as IFEval's own
+# scorer writes them.
+FOREIGN = (
+    "instruction_id_list_for_eval",
+    "removed",
+    "question",
+    "likely_words",
+    "unlikely_words",
+    "response",
+    "follow_all_instructions",
+    "follow_instruction_list",
+)
+
+
+@dataclass(frozen=True)
+class EvaluationPrompt:
+    """One prompt with its instructions and their arguments.
+
+    Attributes:
+        key: The row's key, as in the file.
+        prompt: The prompt with its instructions.
+        prompt_without_instruction: The same request without them, where known.
+        instruction_ids: What is asked for; at least one.
+        kwargs: The arguments of each instruction's check, in the same order, nulls left out.
+        line: The line of the file, counted from 1; None for a prompt from the catalogue.
+        row: A name no other prompt of the file has: the key, with "#2" for its second row.
+    """
+
+    key: str | int
+    prompt: str
+    prompt_without_instruction: str | None
+    instruction_ids: tuple[str, ...]
+    kwargs: tuple[Mapping[str, Any], ...] = field(hash=False)
+    line: int | None = None
+    row: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.row:
+            object.__setattr__(self, "row", str(self.key))
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """What an evaluation file holds.
+
+    Attributes:
+        prompts: Its rows in order, without those left out.
+        path: The file.
+        data_hash: ``"sha256:…"`` of the file's bytes.
+        left_out: Unknown instruction id -> how many rows were left out because of it.
+        left_out_lines: Lines of the rows left out.
+    """
+
+    prompts: tuple[EvaluationPrompt, ...]
+    path: str
+    data_hash: str
+    left_out: Mapping[str, int] = field(default_factory=dict, hash=False)
+    left_out_lines: tuple[int, ...] = ()
+
+
+def read_prompts(path: str | os.PathLike[str], skip_unknown: bool = False) -> PromptFile:
+    """Read an IFEval-shaped JSONL file; blank lines are skipped.
+
+    Args:
+        path: The file.
+        skip_unknown: Leave out rows with an instruction nobody here can check, and report them in
+            the result, instead of refusing the file.
+
+    Raises:
+        FileFormatError: The file cannot be read or holds no prompt; or "FILE, line 3, field
+            'kwargs': …" for a malformed row, arguments its check cannot use, or a repeated row;
+            "FILE, line 3: unknown field … did you mean …?" for a misspelt field.
+        UnknownNameError: "FILE asks for 2 instructions that are not known: 'x:y' (3 rows), …".
+    """
+    file = Path(path)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise FileFormatError(
+            f"the prompts file {file} cannot be read: {error.strerror}"
+        ) from error
+    fields = Foreign((*REQUIRED, *OPTIONAL), FOREIGN)
+    rows = [(line, _row(file, line, text, fields)) for line, text in _lines(file, data)]
+    fields.warn(str(file))
+    if not rows:
+        raise FileFormatError(f"{file} holds no prompt; give one JSON object a line")
+    unknown = unknown_ids(row["instruction_id_list"] for _, row in rows)
+    if unknown and not skip_unknown:
+        raise UnknownNameError(_unknown_sentence(f"{file} asks for", unknown))
+    known = [(line, row) for line, row in rows if not unknown.keys() & row["instruction_id_list"]]
+    if not known:
+        raise FileFormatError(
+            f"{file} has no row left: every one of its {len(rows)} asks for an unknown instruction"
+        )
+    for line, row in known:
+        _try_arguments(file, line, row)
+    kept = {line for line, _ in known}
+    return PromptFile(
+        prompts=_named(file, known),
+        path=str(file),
+        data_hash=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        left_out=dict(sorted(unknown.items())),
+        left_out_lines=tuple(line for line, _ in rows if line not in kept),
+    )
+
+
+def unknown_ids(asked: Iterable[Sequence[str]]) -> Counter[str]:
+    """Ids that no check here knows, and how many rows ask for each."""
+    return Counter(i for ids in asked for i in set(ids) if not is_known(i))
+
+
+def check_prompts(prompts: Sequence[EvaluationPrompt]) -> None:
+    """Refuse prompts whose responses could not be scored, before anything is answered.
+
+    Prompts that `read_prompts` and `steerlens.behaviour.evaluation.drawing` give were checked
+    there; others may hold anything.
+
+    Raises:
+        UnknownNameError: "the prompts ask for an instruction that is not known: 'x:y' (3 rows); …".
+        SteerlensError: "prompt 'a/3': …" for arguments that a check cannot use, no instruction, a
+            blank text, or a name that another prompt has as well.
+    """
+    unknown = unknown_ids(prompt.instruction_ids for prompt in prompts)
+    if unknown:
+        raise UnknownNameError(_unknown_sentence("the prompts ask for", unknown))
+    taken: set[str] = set()
+    for prompt in prompts:
+        name = f"prompt {prompt.row!r}"
+        # Conditions are compared row by row, and rows are told apart by this name.
+        if prompt.row in taken:
+            raise SteerlensError(f"{name} comes twice; give each prompt a row of its own")
+        taken.add(prompt.row)
+        without = prompt.prompt_without_instruction
+        if not prompt.prompt.strip() or (without is not None and not without.strip()):
+            raise SteerlensError(f"{name} has a text that is blank; give a text or leave it out")
+        try:
+            verdict("A response.", prompt.instruction_ids, prompt.kwargs, prompt.prompt)
+        except SteerlensError as error:
+            raise SteerlensError(f"{name}: {error}") from error
+
+
+def _lines(file: Path, data: bytes) -> list[tuple[int, str]]:
+    """Number and text of each line that is not blank."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise FileFormatError(
+            f"{file}, line {line}: not UTF-8 text; save the file as UTF-8"
+        ) from error
+    # Not str.splitlines: JSON strings may hold other line separators, such as U+2028.
+    return [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _row(file: Path, line: int, text: str, fields: Foreign) -> dict[str, Any]:
+    """One row with its fields validated; ids may still be unknown."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        fault = error.msg if isinstance(error, json.JSONDecodeError) else "it cannot be decoded"
+        raise FileFormatError(f"{file}, line {line}: not a JSON object ({fault})") from error
+    if not isinstance(row, dict):
+        raise FileFormatError(f"{file}, line {line}: {type(row).__name__} is not a JSON object")
+    for name in REQUIRED:
+        if row.get(name) is None:
+            raise _fault(file, line, name, "is missing")
+    fields.check(row, f"{file}, line {line}", FileFormatError)
+    if isinstance(row["key"], bool) or not isinstance(row["key"], int | str):
+        raise _fault(file, line, "key", f"must be a number or a text; got {row['key']!r}")
+    _validate_text(file, line, "prompt", row["prompt"])
+    if row.get("prompt_without_instruction") is not None:
+        _validate_text(file, line, "prompt_without_instruction", row["prompt_without_instruction"])
+    ids, kwargs = row["instruction_id_list"], row["kwargs"]
+    if not isinstance(ids, list) or not ids or not all(isinstance(i, str) for i in ids):
+        raise _fault(file, line, "instruction_id_list", f"must be a list of ids; got {ids!r}")
+    if not isinstance(kwargs, list) or not all(isinstance(one, dict) for one in kwargs):
+        raise _fault(file, line, "kwargs", f"must be a list of objects; got {kwargs!r}")
+    if len(kwargs) != len(ids):
+        raise _fault(file, line, "kwargs", f"has {len(kwargs)} objects for {len(ids)} instructions")
+    # IFEval drops nulls when it reads a row.
+    row["kwargs"] = [{k: v for k, v in one.items() if v is not None} for one in kwargs]
+    return row
+
+
+def _validate_text(file: Path, line: int, name: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise _fault(file, line, name, f"must be a text that is not blank; got {value!r}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _fault(file, line, name, "holds half a character (a surrogate)") from error
+
+
+def _try_arguments(file: Path, line: int, row: Mapping[str, Any]) -> None:
+    for instruction_id, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True):
+        try:
+            verdict("A response.", [instruction_id], [kwargs], row["prompt"])
+        except SteerlensError as error:
+            raise _fault(file, line, "kwargs", str(error)) from error
+
+
+def _named(file: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> tuple[EvaluationPrompt, ...]:
+    """The rows as prompts; rows that share a key are told apart by `row`."""
+    first_line: dict[str, int] = {}
+    times: Counter[str] = Counter()
+    taken = {str(row["key"]) for _, row in rows}
+    prompts = []
+    for line, row in rows:
+        content = json.dumps(
+            [str(row["key"]), row["prompt"], row["instruction_id_list"], row["kwargs"]]
+        )
+        if content in first_line:
+            raise _fault(
+                file, line, "key", f"{row['key']!r} repeats the row of line {first_line[content]}"
+            )
+        first_line[content] = line
+        name = key = str(row["key"])
+        times[key] += 1
+        while times[key] > 1 and (name := f"{key}#{times[key]}") in taken:
+            times[key] += 1
+        taken.add(name)
+        prompts.append(
+            EvaluationPrompt(
+                key=row["key"],
+                prompt=row["prompt"],
+                prompt_without_instruction=row.get("prompt_without_instruction"),
+                instruction_ids=tuple(row["instruction_id_list"]),
+                kwargs=tuple(row["kwargs"]),
+                line=line,
+                row=name,
+            )
+        )
+    return tuple(prompts)
+
+
+def _fault(file: Path, line: int, name: str, what: str) -> FileFormatError:
+    return FileFormatError(f"{file}, line {line}, field {name!r}: {what}")
+
+
+def _unknown_sentence(who: str, unknown: Mapping[str, int]) -> str:
+    listed = ", ".join(
+        f"{name!r} ({n} {'row' if n == 1 else 'rows'})" for name, n in sorted(unknown.items())
+    )
+    which = "an instruction that is" if len(unknown) == 1 else "instructions that are"
+    return (
+        f"{who} {which} not known: {listed}; leave those rows out with --skip-unknown "
+        "(skip_unknown=True)"
+    )

@@ -1,0 +1,302 @@
+"""`evaluate`: does the model follow, with and without steering; a run that can be resumed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.behaviour.answers import Answer, Answerer
+from steerlens.behaviour.evaluation.checks import verdict
+from steerlens.behaviour.evaluation.conditions import Asked, asked_of, conditions_for, left_out
+from steerlens.behaviour.evaluation.fluency import fluency, why_degenerate
+from steerlens.behaviour.evaluation.judge import load_judge
+from steerlens.behaviour.evaluation.prompts import (
+    EvaluationPrompt,
+    PromptFile,
+    check_prompts,
+    unknown_ids,
+)
+from steerlens.behaviour.evaluation.summary import summarise
+from steerlens.behaviour.plans.fitting import VectorBook
+from steerlens.behaviour.plans.plan import Plan
+from steerlens.engine.remembered import rendered_example
+from steerlens.errors import SteerlensError
+from steerlens.errors.progress import shown
+from steerlens.models.identity import model_identity
+from steerlens.models.loading import model_info, tokenize_prompts
+from steerlens.runs import Run, piece_name
+from steerlens.runs.executors import Workers, check_workers, executor
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["EVALUATION_SCHEMA", "Evaluation", "EvaluationSettings", "evaluate"]
+
+EVALUATION_SCHEMA = "steerlens-evaluation/1"
+RESPONSES = "responses.jsonl"
+SUMMARY = "summary.json"
+# Runs of versions before this setting had these pieces.
+_ADDED = {"settings": {"piece_rows": 192}}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What the result of an evaluation depends on, besides model, prompts and plan.
+
+    Attributes:
+        max_new_tokens: Longest response, in tokens.
+        judge: Reference of the judge; ``None`` for none.
+        judge_tokens: Tokens of a response that the judge reads.
+        batch_size: Rows decoded together.
+        piece_rows: Rows a piece: what is computed by one worker, and lost with it.
+        skip_unknown: Leave rows out whose instruction no check knows, or the plan has no choice
+            for.
+        seed: Seed of the intervals.
+    """
+
+    max_new_tokens: int = 256
+    judge: str | None = None
+    judge_tokens: int = 256
+    batch_size: int = 96
+    piece_rows: int = 192
+    skip_unknown: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """Result of `evaluate`.
+
+    Attributes:
+        summary: The content of ``summary.json``.
+        responses: The rows of ``responses.jsonl``.
+    """
+
+    summary: Mapping[str, Any]
+    responses: tuple[Mapping[str, Any], ...]
+
+    def __repr__(self) -> str:
+        rates = ", ".join(
+            f"{name} {record['all']['loose']['rate']:.0%}"
+            for name, record in self.summary["conditions"].items()
+        )
+        return f"Evaluation({len(self.responses)} responses: {rates})"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row a condition and instruction (``"all prompts"`` first): `n`, loose rate, interval.
+
+        Columns: `instruction`, `condition`, `n`, `rate`, `low`, `high`, `strict`, `degenerate`,
+        `median_perplexity`, `median_words`.
+        """
+        rows = []
+        for condition, record in self.summary["conditions"].items():
+            for name, rates in {"all prompts": record["all"], **record["instructions"]}.items():
+                rows.append(
+                    {
+                        "instruction": name,
+                        "condition": condition,
+                        "n": rates["n"],
+                        **rates["loose"],
+                        "strict": rates["strict"]["rate"],
+                        "degenerate": rates["degenerate"]["rate"],
+                        "median_perplexity": rates["median_perplexity"],
+                        "median_words": rates["median_words"],
+                    }
+                )
+        frame = pd.DataFrame(rows)
+        return frame.sort_values(
+            "instruction", key=lambda names: names != "all prompts", kind="stable"
+        ).reset_index(drop=True)
+
+    def plot(self) -> "go.Figure":
+        """Rates by instruction and condition with their intervals."""
+        from steerlens.views.rates import condition_rates
+
+        return condition_rates(self.table)
+
+    def _repr_html_(self) -> str:
+        from steerlens.views.summaries import summary
+
+        return summary(repr(self), table=self.table)
+
+
+def evaluate(
+    model: TransformerBridge,
+    prompts: PromptFile | Sequence[EvaluationPrompt],
+    folder: str | Path,
+    plan: Plan | None = None,
+    settings: EvaluationSettings | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+    workers: Workers | None = None,
+) -> Evaluation:
+    """Answer prompts under every condition, check the responses, and summarise.
+
+    Args:
+        model: A hooked model.
+        prompts: From `read_prompts`, or made from the catalogue (`catalogue_prompts`, `several`).
+        folder: New or empty, or a run of the same evaluation with `resume`. Gets
+            ``responses.jsonl`` and ``summary.json``.
+        plan: Where and how hard to steer; without one, prompting alone is evaluated.
+        settings: Lengths, judge, seed.
+        resume: Continue the run in the folder.
+        progress: Show progress bars on standard error; by default only in a terminal.
+        workers: Compute answers in Ray workers instead of here; the files are the same.
+
+    Raises:
+        UnknownNameError: Prompts ask for instructions that no check knows (all are named), unless
+            `skip_unknown`.
+        SteerlensError: No prompt; a prompt that could not be scored (`check_prompts`) or fills the
+            context; a plan from another model; a row whose instruction the plan has no choice for
+            (all are named), unless `skip_unknown`; a folder that cannot be used. All but the last
+            before the folder is made.
+        ModelError: The judge is not installed.
+    """
+    settings = settings or EvaluationSettings()
+    check_workers(workers)
+    rows, missing = _checked(model, prompts, plan, settings)
+    judge = load_judge(settings.judge) if settings.judge else None
+    identity = model_identity(model)
+    described = {
+        "model": identity.settings,
+        "data": _described_data(prompts, rows, missing),
+        "plan": None if plan is None else piece_name(dict(plan.data)),
+        "settings": asdict(settings),
+    }
+    # What earlier versions did not name is taken as it is now; pieces are named by it all the same.
+    added = {**_ADDED, "model": identity.added_settings}
+    with (
+        Run.open(folder, kind="evaluate", settings=described, resume=resume, added=added) as run,
+        executor(model, workers, run, judge) as pool,
+    ):
+        answerer = Answerer(
+            model, run, settings.batch_size, settings.piece_rows, shown(progress), pool
+        )
+        run.note(rendered_example(model))
+        book = None
+        if plan is not None:
+            book = VectorBook(answerer, plan.recipe)
+            plan.fill(book)
+        asked = [
+            asked_of(row, condition, plan, book)
+            for row in rows
+            for condition in conditions_for(row, plan is not None)
+        ]
+        answers = _answers(answerer, asked, settings.max_new_tokens)
+        perplexities: list[float | None] = [None] * len(answers)
+        if judge is not None:
+            texts = [answer.text for answer in answers]
+            perplexities = answerer.perplexities(judge, texts, settings.judge_tokens)
+        records = [_record(*one) for one in zip(asked, answers, perplexities, strict=True)]
+        summary = {
+            "schema": EVALUATION_SCHEMA,
+            **described,
+            **summarise(records, seed=settings.seed),
+        }
+        run.retract(SUMMARY)
+        run.write_jsonl(RESPONSES, records)
+        run.write_json(SUMMARY, summary)
+        run.conclude()
+    return Evaluation(summary, tuple(records))
+
+
+def _checked(
+    model: TransformerBridge,
+    prompts: PromptFile | Sequence[EvaluationPrompt],
+    plan: Plan | None,
+    settings: EvaluationSettings,
+) -> tuple[list[EvaluationPrompt], dict[str, int]]:
+    """The rows to answer, and those left out, before anything is computed."""
+    rows = list(prompts.prompts if isinstance(prompts, PromptFile) else prompts)
+    missing: dict[str, int] = {}
+    if plan is not None:
+        plan.check_model(model)
+        rows, missing = left_out(rows, plan)
+        if missing and not settings.skip_unknown:
+            named = ", ".join(f"{name} ({n} rows)" for name, n in sorted(missing.items()))
+            raise SteerlensError(
+                f"the plan has no choice for {named}; search for them, or leave their rows out "
+                "with --skip-unknown"
+            )
+    elif settings.skip_unknown:
+        missing = dict(unknown_ids(row.instruction_ids for row in rows))
+        rows = [row for row in rows if not missing.keys() & set(row.instruction_ids)]
+    if not rows:
+        raise SteerlensError("there is no prompt to evaluate")
+    check_prompts(rows)
+    _check_lengths(model, rows)
+    return rows, missing
+
+
+def _check_lengths(model: TransformerBridge, rows: Sequence[EvaluationPrompt]) -> None:
+    """Every prompt leaves room for an answer, or none is answered."""
+    context = model_info(model).context_length
+    for row in rows:
+        texts = [row.prompt, row.prompt_without_instruction]
+        try:
+            given = tokenize_prompts(model, [text for text in texts if text is not None])
+        except SteerlensError as error:
+            raise SteerlensError(f"row {row.row!r}: {error}") from error
+        if max(map(len, given)) >= context:
+            raise SteerlensError(
+                f"prompt {row.row!r} fills the model's context of {context} tokens; nothing can "
+                "follow it; shorten it"
+            )
+
+
+def _described_data(
+    prompts: PromptFile | Sequence[EvaluationPrompt],
+    rows: Sequence[EvaluationPrompt],
+    missing: Mapping[str, int],
+) -> dict[str, Any]:
+    is_file = isinstance(prompts, PromptFile)
+    return {
+        "file": Path(prompts.path).name if is_file else None,  # type: ignore[union-attr]
+        "hash": piece_name({"rows": [[row.row, row.prompt, row.kwargs] for row in rows]}),
+        "n_rows": len(rows),
+        "left_out": {**(prompts.left_out if is_file else {}), **missing},  # type: ignore[union-attr]
+    }
+
+
+def _answers(answerer: Answerer, asked: Sequence[Asked], max_new_tokens: int) -> list[Answer]:
+    """Answers to all questions; equal ones (no steering chosen) are asked once."""
+    names = [
+        piece_name({"prompt": one.question.prompt, "label": one.question.label}) for one in asked
+    ]
+    distinct = dict(zip(reversed(names), reversed(asked), strict=True))
+    order = list(dict.fromkeys(names))
+    given = answerer.ask([distinct[name].question for name in order], max_new_tokens, "answering")
+    found = dict(zip(order, given, strict=True))
+    return [found[name] for name in names]
+
+
+def _record(one: Asked, answer: Answer, perplexity: float | None) -> dict[str, Any]:
+    """A row of ``responses.jsonl``."""
+    row = one.row
+    judged = verdict(answer.text, row.instruction_ids, row.kwargs, prompt=row.prompt)
+    why = why_degenerate(fluency(answer.text))
+    return {
+        "key": row.key,
+        "row": row.row,
+        "condition": one.condition,
+        "prompt": one.question.prompt,
+        "response": answer.text,
+        "instruction_id_list": list(row.instruction_ids),
+        "kwargs": [dict(kwargs) for kwargs in row.kwargs],
+        "strict": judged.all_strict,
+        "loose": judged.all_loose,
+        "strict_each": list(judged.strict),
+        "loose_each": list(judged.loose),
+        "judge_perplexity": None if perplexity is None else round(perplexity, 4),
+        "degenerate": why is not None,
+        "degenerate_why": why,
+        "n_words": judged.n_words,
+        "n_sentences": judged.n_sentences,
+        "n_tokens": answer.n_tokens,
+        "finish_reason": answer.finish_reason,
+        "steering": one.setting,
+    }

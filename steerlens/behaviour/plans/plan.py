@@ -1,0 +1,224 @@
+"""A plan: for each instruction, where and how hard to steer, chosen by behaviour.
+
+`steerlens search` writes a folder with ``plan.json`` and the vectors it names; `Plan.load` reads
+it. For each instruction the plan holds two choices: one for prompts that do **not** state the
+instruction (``uninstructed``), one for prompts that do (``instructed``), each with its rate on the
+prompts it was chosen on, corrected for the choosing, and the whole table that was searched.
+
+Vectors of instructions whose arguments are words are not stored: they are fitted again for the
+words at hand, by the plan's own recipe.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.behaviour.plans.fitting import FitRecipe, VectorBook
+from steerlens.behaviour.plans.settings import Candidate, candidate_from_json, describe
+from steerlens.errors import FileFormatError, SteerlensError, unknown_name
+from steerlens.models.loading import model_info
+from steerlens.runs.remote import fetched
+from steerlens.steering.interventions import Steering
+from steerlens.tasks import Instruction, catalogue
+from steerlens.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["CONTEXTS", "PLAN_FILE", "PLAN_SCHEMA", "Plan", "vector_file"]
+
+PLAN_FILE = "plan.json"
+PLAN_SCHEMA = "steerlens-plan/1"
+CONTEXTS = ("uninstructed", "instructed")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan:
+    """Choices by instruction; see the module's page.
+
+    Attributes:
+        data: The content of ``plan.json``.
+        vectors: Saved vectors, by instruction and estimator.
+    """
+
+    data: Mapping[str, Any]
+    vectors: Mapping[tuple[str, str], SteeringVector]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Plan":
+        """Read a plan from its folder, or from a folder's URL.
+
+        Raises:
+            FileFormatError: No plan in the folder, a file of another kind, or a vector it names is
+                missing.
+        """
+        with fetched(folder) as here:
+            return cls._read(here, folder)
+
+    @classmethod
+    def _read(cls, here: Path, folder: str | Path) -> "Plan":
+        path = here / PLAN_FILE
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileFormatError(
+                f"{folder} holds no {PLAN_FILE}; make one with 'steerlens search --out {folder}'"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise FileFormatError(f"{path} cannot be read as a plan: {error}") from error
+        if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
+            raise FileFormatError(f"{path} is no plan of the kind {PLAN_SCHEMA}")
+        try:
+            plan = cls(data, _load_vectors(here, data))
+            for name in plan.instructions:
+                for context in CONTEXTS:
+                    plan.candidate(name, context)
+            FitRecipe(**data["recipe"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"{path} lacks a part of a plan: {error!r}") from error
+        return plan
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Ids of the instructions it has a choice for."""
+        return tuple(self.data["instructions"])
+
+    @property
+    def recipe(self) -> FitRecipe:
+        """How its vectors were fitted."""
+        return FitRecipe(**self.data["recipe"])
+
+    def check_model(self, model: TransformerBridge) -> None:
+        """`SteerlensError` when the plan was searched on other weights, or configured otherwise."""
+        info = model_info(model, exact=True)
+        made_for = self.data["model"]
+        for key in ("weights_hash", "configuration_hash"):
+            # Plans of earlier versions do not name the configuration.
+            was, is_now = made_for.get(key), getattr(info, key)
+            if was != is_now and (key == "weights_hash" or was is not None):
+                changed = ", whose weights were changed since loading," if info.edited else ""
+                raise SteerlensError(
+                    f"this plan was searched on {made_for['reference']} ({key} "
+                    f"{str(was)[:19]}…), not on {info.reference}{changed} ({is_now[:19]}…); search "
+                    "again with this model"
+                )
+
+    def candidate(self, instruction: str, context: str = "uninstructed") -> Candidate:
+        """The chosen candidate; the empty one is no steering.
+
+        Args:
+            instruction: An id of the catalogue.
+            context: ``"uninstructed"`` or ``"instructed"``: whether the prompt states it.
+
+        Raises:
+            UnknownNameError: The plan has no such instruction, or a context that does not exist.
+        """
+        if instruction not in self.data["instructions"]:
+            raise unknown_name("instruction of this plan", instruction, self.instructions)
+        if context not in CONTEXTS:
+            raise unknown_name("context", context, CONTEXTS)
+        return candidate_from_json(self.data["instructions"][instruction][context]["parts"])
+
+    def fill(self, book: VectorBook) -> None:
+        """Give the saved vectors to a book, so that it does not fit them again."""
+        for (instruction, estimator), vector in self.vectors.items():
+            vector.check_model(book.model)
+            book.keep(instruction, estimator, vector)
+
+    def steering(
+        self,
+        book: VectorBook,
+        instructions: Sequence[tuple[str, Mapping[str, Any]]],
+        context: str = "uninstructed",
+        placebo: bool = False,
+    ) -> Steering | None:
+        """The steering for a prompt: that of each of its instructions, together, in order.
+
+        Args:
+            book: Holds or fits the vectors.
+            instructions: Ids of the catalogue with the arguments of their checks.
+            context: Whether the prompt states them.
+            placebo: Random directions instead.
+        """
+        parts: list[Steering] = []
+        for name, kwargs in instructions:
+            task: Instruction = catalogue[name]
+            one = book.steering(task, kwargs, self.candidate(name, context), placebo)
+            if one is not None:
+                parts.append(one)
+        if not parts:
+            return None
+        return Steering(tuple(one for part in parts for one in part.interventions))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row an instruction and context: the choice, and what it did on the select split.
+
+        Columns: `instruction`, `context`, `choice`, `n`, `rate` with `low` and `high`,
+        `corrected_rate` (choosing the best of many taken off) with its ends, `unsteered_rate` with
+        its ends, `degenerate`, `perplexity`, `unsteered_perplexity`.
+        """
+        rows = []
+        for name in self.instructions:
+            for context in CONTEXTS:
+                record = self.data["instructions"][name][context]
+                told = {key: value for key, value in record.items() if key != "parts"}
+                choice = describe(self.candidate(name, context))
+                rows.append({"instruction": name, "context": context, "choice": choice, **told})
+        return pd.DataFrame(rows)
+
+    @property
+    def tried(self) -> pd.DataFrame:
+        """Every candidate of every stage, for every instruction, as the search scored it."""
+        return pd.DataFrame(
+            [
+                {"instruction": name, **row}
+                for name in self.instructions
+                for row in self.data["instructions"][name]["table"]
+            ]
+        )
+
+    def plot(self) -> "go.Figure":
+        """Rates on the select split with and without the choice, by instruction and context."""
+        from steerlens.views.rates import condition_rates
+
+        rows = []
+        for row in self.table.to_dict("records"):
+            about = {"instruction": row["instruction"], "n": row["n"]}
+            for steered, kind in (("", "unsteered_"), ("+steering", "")):
+                ends = {name: row[f"{kind}{name}"] for name in ("rate", "low", "high")}
+                rows.append({**about, "condition": f"{row['context']}{steered}", **ends})
+        return condition_rates(rows)
+
+    def _repr_html_(self) -> str:
+        from steerlens.views.summaries import summary
+
+        columns = ["instruction", "context", "choice", "rate", "low", "high", "unsteered_rate"]
+        table = self.table[columns]
+        gained = table["rate"] - table["unsteered_rate"]
+        return summary(repr(self), table=table.assign(gain=gained), largest="gain")
+
+    def __repr__(self) -> str:
+        return f"Plan({self.data['model']['reference']}, {len(self.instructions)} instructions)"
+
+
+def vector_file(instruction: str, estimator: str) -> str:
+    """Name of a saved vector in the plan's folder.
+
+    >>> vector_file("detectable_format:title", "last_prompt")
+    'vectors/detectable_format-title.last_prompt.safetensors'
+    """
+    return f"vectors/{instruction.replace(':', '-')}.{estimator}.safetensors"
+
+
+def _load_vectors(folder: Path, data: Mapping[str, Any]) -> dict[tuple[str, str], SteeringVector]:
+    return {
+        (instruction, estimator): SteeringVector.load(folder / vector_file(instruction, estimator))
+        for instruction, record in data["instructions"].items()
+        for estimator in record["vectors"]
+    }

@@ -1,0 +1,179 @@
+"""How candidates are compared: what they pass, and what they cost in fluency.
+
+A response **succeeds** when it passes the instruction's loose check and is not degenerate; one that
+was cut does not pass an instruction that limits its length (`steerlens.behaviour.search.lengths`).
+In early stages, where responses are cut short, candidates are ranked by successes, then by fewer
+degenerate responses, then by the order of the cheap evidence.
+
+In the final stage a candidate is **allowed** when it passes more prompts than no steering does, and
+its median judge perplexity stays within the limit (the perplexity filter of Stolfo et al. 2025,
+§4.1, made relative to no steering). Among those the **worth** decides, and must be above that of no
+steering: passes, less the degenerate responses beyond those of no steering times their price.
+
+Why a price and not a limit: with two dozen prompts one response more that loops is four points, so
+that a limit of a few points drops by chance most of what works; and a small model that falls into
+loops anyway would be barred from being steered at all.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from steerlens.behaviour.answers import Answer
+from steerlens.behaviour.evaluation.checks import verdict
+from steerlens.behaviour.evaluation.fluency import fluency, is_degenerate
+from steerlens.behaviour.plans.settings import Candidate, describe
+from steerlens.behaviour.search.lengths import limits_length
+from steerlens.stats.rates import Interval, best_of_many, wilson
+from steerlens.tasks import catalogue
+from steerlens.tasks.pairs import ContrastPair
+
+__all__ = ["Score", "choose", "gains", "is_allowed", "judged", "scored", "worth"]
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A candidate's responses, judged.
+
+    Attributes:
+        candidate: What was applied.
+        passed: For each prompt, whether the loose check passes.
+        degenerate: For each prompt, whether the response is degenerate.
+        n_tokens: Tokens of all responses.
+        perplexity: Median under the judge; ``None`` without one, and for what passes no more
+            prompts than no steering, which cannot be chosen whatever it reads like.
+        evidence: The cheap evidence for it, where there is some.
+    """
+
+    candidate: Candidate
+    passed: tuple[bool, ...]
+    degenerate: tuple[bool, ...]
+    n_tokens: int
+    perplexity: float | None = None
+    evidence: float | None = None
+
+    @property
+    def successes(self) -> tuple[bool, ...]:
+        """Passed and not degenerate, by prompt."""
+        return tuple(p and not d for p, d in zip(self.passed, self.degenerate, strict=True))
+
+    @property
+    def rate(self) -> float:
+        """Share of prompts whose response passes."""
+        return sum(self.passed) / len(self.passed)
+
+    @property
+    def degenerate_share(self) -> float:
+        """Share of prompts whose response is degenerate."""
+        return sum(self.degenerate) / len(self.degenerate)
+
+    @property
+    def rank_key(self) -> tuple[float, float, float]:
+        """Smaller is better."""
+        n = len(self.passed)
+        return -sum(self.successes) / n, self.degenerate_share, -(self.evidence or 0.0)
+
+    def to_json(self, stage: str) -> dict[str, Any]:
+        """A row of the searched table."""
+        return {
+            "stage": stage,
+            "setting": describe(self.candidate),
+            "parts": [one.to_json() for one in self.candidate],
+            "n": len(self.passed),
+            "passed": sum(self.passed),
+            "successes": sum(self.successes),
+            "degenerate": sum(self.degenerate),
+            "perplexity": None if self.perplexity is None else round(self.perplexity, 3),
+            "evidence": None if self.evidence is None else round(self.evidence, 4),
+        }
+
+
+def scored(
+    candidate: Candidate,
+    instruction: str,
+    pairs: Sequence[ContrastPair],
+    answers: Sequence[Answer],
+    evidence: float | None = None,
+) -> Score:
+    """Check the answers to the pairs' prompts."""
+    task = catalogue[instruction]
+    verdicts = [
+        verdict(answer.text, [instruction], [pair.kwargs], prompt=pair.instructed)
+        for answer, pair in zip(answers, pairs, strict=True)
+    ]
+    return Score(
+        candidate=candidate,
+        passed=tuple(
+            one.all_loose
+            and not (answer.finish_reason == "length" and limits_length(task, pair.kwargs))
+            for one, answer, pair in zip(verdicts, answers, pairs, strict=True)
+        ),
+        degenerate=tuple(is_degenerate(fluency(answer.text)) for answer in answers),
+        n_tokens=sum(answer.n_tokens for answer in answers),
+        evidence=evidence,
+    )
+
+
+def judged(score: Score, perplexities: Sequence[float | None]) -> Score:
+    """The score with the median of its responses' perplexities; blank responses have none."""
+    known = [value for value in perplexities if value is not None]
+    return replace(score, perplexity=statistics.median(known) if known else None)
+
+
+def gains(score: Score, baseline: Score) -> bool:
+    """Whether a candidate passes more prompts than no steering."""
+    return sum(score.passed) > sum(baseline.passed)
+
+
+def is_allowed(score: Score, baseline: Score, most_perplexity: float) -> bool:
+    """Whether a candidate gains anything and reads well enough, relative to no steering."""
+    if not gains(score, baseline):
+        return False
+    if score.perplexity is None or baseline.perplexity is None:
+        return True
+    return score.perplexity <= most_perplexity * baseline.perplexity
+
+
+def worth(score: Score, baseline: Score, price: float) -> list[float]:
+    """For each prompt its pass, less the price of a degenerate response where there was none.
+
+    A degenerate response that is gone counts as gained; the sum is what decides.
+    """
+    sides = zip(score.passed, score.degenerate, baseline.degenerate, strict=True)
+    return [passed - price * (now - before) for passed, now, before in sides]
+
+
+def choose(
+    scores: Sequence[Score], most_perplexity: float, price: float, seed: int = 0
+) -> tuple[Score, Interval, int]:
+    """The winner among a last stage's candidates, the first of which is no steering.
+
+    A perfect tie goes to the first: no steering, then the candidate ranked higher before.
+
+    Args:
+        scores: On the same prompts; no steering first.
+        most_perplexity: See `steerlens.behaviour.search.settings.SearchSettings`.
+        price: Of a degenerate response, in passes.
+        seed: Of the bootstrap that corrects the winner's rate.
+
+    Returns:
+        The winner, its rate corrected for having been chosen, and how many were allowed. One whose
+        corrected rate is not above that of no steering gained by the luck of being chosen: then no
+        steering wins.
+    """
+    baseline = scores[0]
+    allowed = [
+        one for one in scores if one is baseline or is_allowed(one, baseline, most_perplexity)
+    ]
+    choosing = best_of_many(
+        np.array([one.passed for one in allowed]),
+        seed=seed,
+        worth=np.array([worth(one, baseline, price) for one in allowed]),
+    )
+    winner, corrected = allowed[choosing.chosen], choosing.corrected
+    if winner is not baseline and corrected.value <= baseline.rate:
+        winner, corrected = baseline, wilson(sum(baseline.passed), len(baseline.passed))
+    return winner, corrected, len(allowed)

@@ -1,0 +1,76 @@
+"""How much a search tries, stage by stage."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from steerlens.behaviour.plans.fitting import FitRecipe
+from steerlens.errors import SteerlensError
+
+__all__ = ["SearchSettings", "Stage"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One round of full or shortened generations.
+
+    Attributes:
+        n_prompts: Prompts of the ``select`` split a candidate answers.
+        n_tokens: Longest response, in tokens.
+        n_kept: Candidates that go on to the next stage.
+    """
+
+    n_prompts: int
+    n_tokens: int
+    n_kept: int
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Everything the result of a search depends on, besides model, instructions and code.
+
+    Sizes were set so that one instruction takes about two minutes on two CPU cores in bfloat16.
+
+    Attributes:
+        broad: First look at every candidate: few prompts, short responses.
+        narrow: The better ones and their neighbours.
+        final: The finalists and combinations, in full; rates are reported from here.
+        n_evidence: Pairs for first-token causal recovery.
+        degenerate_price: How many passes one more degenerate response costs.
+        most_perplexity: A candidate is dropped when its median judge perplexity exceeds that of no
+            steering this many times.
+        judge: Reference of the judge; ``None`` for none.
+        judge_tokens: Tokens of a response that the judge reads.
+        batch_size: Rows decoded together.
+        piece_rows: Rows a piece: what is computed by one worker, and lost with it.
+        recipe: How vectors are fitted.
+        seed: Draws prompts and resamples.
+    """
+
+    broad: Stage = field(default_factory=lambda: Stage(6, 64, 8))
+    narrow: Stage = field(default_factory=lambda: Stage(12, 128, 4))
+    final: Stage = field(default_factory=lambda: Stage(24, 192, 1))
+    n_evidence: int = 12
+    degenerate_price: float = 1.0
+    most_perplexity: float = 1.5
+    judge: str | None = None
+    judge_tokens: int = 64
+    batch_size: int = 96
+    piece_rows: int = 192
+    recipe: FitRecipe = field(default_factory=FitRecipe)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("broad", "narrow", "final"):
+            stage: Stage = getattr(self, name)
+            if min(stage.n_prompts, stage.n_tokens, stage.n_kept) < 1:
+                raise SteerlensError(f"every number of stage {name!r} must be at least 1: {stage}")
+        if self.final.n_prompts < self.narrow.n_prompts or self.n_evidence < 2:
+            raise SteerlensError(
+                "the final stage needs at least the narrow stage's prompts, and causal recovery at "
+                f"least 2 pairs; got {self.final.n_prompts}, {self.narrow.n_prompts}, "
+                f"{self.n_evidence}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the run's manifest."""
+        return asdict(self)

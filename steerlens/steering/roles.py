@@ -1,0 +1,109 @@
+"""Which tokens of a forward pass are prompt, which response, and which padding.
+
+An intervention has a scope (`steerlens.steering.interventions`): the tokens it touches. Roles are
+told from the attention mask of each pass, never from token ids, because chat models often pad with
+their end-of-turn token. A token counts as *response* when it lies beyond `prompt_lengths`, or, when
+these are not given, when it is fed with a KV cache (as every generation loop does).
+
+>>> mask = torch.tensor([[0, 1, 1, 1]])
+>>> roles = TokenRoles.of_mask(mask, 4, prompt_lengths=torch.tensor([2]))
+>>> roles.prompt.tolist(), roles.response.tolist()
+([[False, True, True, False]], [[False, False, False, True]])
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.errors import SteeringError
+
+__all__ = ["TokenRoles", "observed_roles"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRoles:
+    """Which tokens of a forward pass are prompt, which response; padding is neither."""
+
+    prompt: Bool[Tensor, "batch pos"]
+    response: Bool[Tensor, "batch pos"]
+
+    @classmethod
+    def of_mask(
+        cls,
+        mask: Int[Tensor, "batch total"],
+        n_new: int,
+        prompt_lengths: Int[Tensor, "lengths"] | None,
+    ) -> "TokenRoles":
+        """Roles of the last `n_new` columns of an attention mask.
+
+        Without `prompt_lengths`, a pass without cached tokens is all prompt, any other all
+        response.
+        """
+        if prompt_lengths is not None and len(prompt_lengths) != len(mask):
+            raise SteeringError(
+                f"prompt_lengths must hold one number a row; got {len(prompt_lengths)} for "
+                f"{len(mask)} rows"
+            )
+        real = mask[:, mask.shape[1] - n_new :] != 0
+        if prompt_lengths is None:
+            is_response = torch.full_like(real, n_new < mask.shape[1])
+        else:
+            order = (mask != 0).long().cumsum(-1)[:, mask.shape[1] - n_new :]
+            is_response = order > prompt_lengths[:, None]
+        return cls(prompt=real & ~is_response, response=real & is_response)
+
+    @classmethod
+    def of_forward(
+        cls,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        prompt_lengths: Int[Tensor, "lengths"] | None,
+    ) -> "TokenRoles":
+        """Roles of the tokens of one call of a Hugging Face causal model."""
+        new = kwargs.get("input_ids")
+        if new is None:
+            new = args[0] if args else kwargs.get("inputs_embeds")
+        if new is None:
+            raise SteeringError("cannot tell which tokens are steered: the call has no input_ids")
+        batch, n_new = new.shape[:2]
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            past = kwargs.get("past_key_values")
+            n_past = past.get_seq_length() if past is not None else 0
+            mask = torch.ones(batch, n_past + n_new, dtype=torch.long, device=new.device)
+        if mask.ndim != 2:
+            raise SteeringError(
+                f"steering needs a [batch pos] attention mask to leave padding alone; got shape "
+                f"{tuple(mask.shape)}"
+            )
+        return cls.of_mask(mask, n_new, prompt_lengths)
+
+
+@contextmanager
+def observed_roles(
+    model: TransformerBridge, prompt_lengths: Sequence[int] | None = None
+) -> Iterator[Callable[[], TokenRoles]]:
+    """While it is open, the function it gives tells the roles of the forward pass in progress.
+
+    Args:
+        model: A hooked model.
+        prompt_lengths: Real tokens of each row that are prompt; see the module.
+    """
+    device = model.cfg.device
+    lengths = None if prompt_lengths is None else torch.tensor(prompt_lengths, device=device)
+    latest: list[TokenRoles] = []
+
+    def observe(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        latest[:] = [TokenRoles.of_forward(args, kwargs, lengths)]
+
+    handle = model.original_model.register_forward_pre_hook(observe, with_kwargs=True)
+    try:
+        yield lambda: latest[0]
+    finally:
+        handle.remove()

@@ -1,0 +1,367 @@
+"""Contrast pairs: the same request with and without an instruction.
+
+A pair holds two prompts for one base query, *instructed* and *uninstructed*; the difference of a
+model's activations on the two is where steering vectors come from. Pairs are made from the
+catalogue (`contrast_pairs`) or brought along: two lists of prompts, a JSONL or CSV file, a Hugging
+Face dataset. However they come, they are validated here, and an error names the row.
+
+A pairs file has one JSON object a line. `instructed` and `uninstructed` are needed; the rest is
+optional, and other fields are ignored with a warning, unless one seems to be an optional field
+misspelt, which is refused:
+
+    {"instructed": "Why is the sky blue? No commas.", "uninstructed": "Why is the sky blue?",
+     "base_query": "…", "phrasing": "…", "kwargs": {}, "instructed_response": "…",
+     "uninstructed_response": "…"}
+
+Drawing pairs is deterministic: pair *i* for a seed is the same on every machine, and the pairs for
+n are the first n of those for any larger n. Every base query of the split is used once before one
+is repeated with another phrasing, and instructions that accept all kinds of query see the same
+queries in the same order, so that their vectors differ by the instruction only.
+
+>>> pairs = contrast_pairs("change_case:english_lowercase", n=4, seed=0)
+>>> len(pairs), pairs[0].instructed.startswith(pairs[0].uninstructed)
+(4, True)
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import pandas as pd
+
+from steerlens.errors import PairsError
+from steerlens.errors.arguments import whole_number
+from steerlens.files.fields import Foreign
+from steerlens.tasks import Instruction, base_queries, catalogue
+from steerlens.tasks.duplicates import near_duplicates
+from steerlens.tasks.pair_files import csv_records, jsonl_records, read_text, write_whole
+
+__all__ = ["ContrastPair", "ContrastSet", "contrast_pairs"]
+
+REQUIRED = ("instructed", "uninstructed")
+OPTIONAL = ("base_query", "phrasing", "kwargs", "instructed_response", "uninstructed_response")
+
+
+@dataclass(frozen=True)
+class ContrastPair:
+    """Two prompts for one base query, and answers to them if they are known.
+
+    Attributes:
+        instructed: the prompt with the instruction.
+        uninstructed: the prompt without.
+        base_query: the query both share; the uninstructed prompt if not given.
+        phrasing: the template the instruction was worded with.
+        kwargs: the arguments of the instruction's check; JSON values.
+        instructed_response: an answer that follows the instruction.
+        uninstructed_response: an answer to the uninstructed prompt.
+
+    Raises:
+        PairsError: a prompt is empty or not a string, or another field has a wrong type.
+    """
+
+    instructed: str
+    uninstructed: str
+    base_query: str = ""
+    phrasing: str | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    instructed_response: str | None = None
+    uninstructed_response: str | None = None
+
+    def __post_init__(self) -> None:
+        _validate_fields(vars(self))
+        if not self.base_query:
+            object.__setattr__(self, "base_query", self.uninstructed)
+        # A copy: the caller's dictionary may change, a pair may not.
+        object.__setattr__(self, "kwargs", dict(self.kwargs))
+
+
+@dataclass(frozen=True)
+class ContrastSet(Sequence[ContrastPair]):
+    """At least two contrast pairs, in order, and where they come from.
+
+    Attributes:
+        pairs: the pairs.
+        instruction_id: the instruction's id in the catalogue; None for pairs brought along.
+        split: the split queries and phrasings were drawn from, if any.
+        seed: the seed they were drawn with, if any.
+
+    Raises:
+        PairsError: "… at least 2 are needed …".
+    """
+
+    pairs: tuple[ContrastPair, ...]
+    instruction_id: str | None = None
+    split: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pairs", tuple(self.pairs))
+        for row, pair in enumerate(self.pairs, start=1):
+            if not isinstance(pair, ContrastPair):
+                raise PairsError(f"row {row}: {_a(pair)} was given where a ContrastPair is needed")
+        if len(self.pairs) < 2:
+            given = "no contrast pair was" if not self.pairs else "1 contrast pair was"
+            raise PairsError(
+                f"{given} given; at least 2 are needed to tell the instruction from the query"
+            )
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[ContrastPair]:
+        return iter(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> ContrastPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ContrastSet": ...
+    def __getitem__(self, index: int | slice) -> "ContrastPair | ContrastSet":
+        """One pair, or for a slice a `ContrastSet` of the same origin."""
+        if isinstance(index, slice):
+            return ContrastSet(self.pairs[index], self.instruction_id, self.split, self.seed)
+        return self.pairs[index]
+
+    def __repr__(self) -> str:
+        origin = f" for {self.instruction_id!r}" if self.instruction_id else ""
+        drawn = f", split {self.split!r}, seed {self.seed}" if self.split else ""
+        return f"<ContrastSet of {len(self)} pairs{origin}{drawn}>"
+
+    @property
+    def data_hash(self) -> str:
+        """`"sha256:…"` of the pairs as canonical JSON; the origin does not enter."""
+        rows = [asdict(pair) for pair in self.pairs]
+        canonical = json.dumps(rows, sort_keys=True, separators=(",", ":"))
+        return f"sha256:{hashlib.sha256(canonical.encode('ascii')).hexdigest()}"
+
+    @cached_property
+    def query_groups(self) -> tuple[int, ...]:
+        """Number of the base query of each pair; near-duplicates share one.
+
+        See `steerlens.tasks.duplicates`; cross-validation and resampling never split a group. Pairs
+        of the same two prompts share one, too, whatever their base queries are called.
+        """
+        first: dict[tuple[str, str], str] = {}
+        queries = [
+            first.setdefault((pair.instructed, pair.uninstructed), pair.base_query)
+            for pair in self.pairs
+        ]
+        return near_duplicates(queries)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a pair, one column a field of `ContrastPair`."""
+        return pd.DataFrame([asdict(pair) for pair in self.pairs])
+
+    def to_jsonl(self, path: str | os.PathLike[str]) -> None:
+        """Write the pairs, one JSON object a line; the file appears whole or not at all.
+
+        Raises:
+            PairsError: the folder does not exist or cannot be written to.
+        """
+        target = Path(path)
+        lines = (json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in self.pairs)
+        write_whole(target, "".join(lines))
+
+    @classmethod
+    def from_prompts(
+        cls,
+        instructed: Iterable[str],
+        uninstructed: Iterable[str],
+        base_queries: Iterable[str] | None = None,
+    ) -> "ContrastSet":
+        """Pairs from two lists of prompts of equal length (and one of base queries).
+
+        Anything else that gives prompts will do: an array, a column of a table, a generator.
+
+        Raises:
+            PairsError: the lists differ in length, or a prompt is empty or not a string.
+        """
+        columns: dict[str, Iterable[str]] = {
+            "instructed": instructed,
+            "uninstructed": uninstructed,
+        }
+        if base_queries is not None:
+            columns["base_query"] = base_queries
+        for name, column in columns.items():
+            if isinstance(column, str | bytes | Mapping) or not isinstance(column, Iterable):
+                raise PairsError(f"{name!r} must be a list of prompts, but is {_a(column)}")
+        lists = {name: list(column) for name, column in columns.items()}
+        n_pairs = len(lists["instructed"])
+        for name, prompts in lists.items():
+            if len(prompts) != n_pairs:
+                raise PairsError(
+                    f"the sides differ in length: {n_pairs} 'instructed' and {len(prompts)} "
+                    f"{name!r}; give one of each per pair"
+                )
+        rows = zip(*lists.values(), strict=True)
+        return cls._from_records(
+            (f"row {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(rows, 1)
+        )
+
+    @classmethod
+    def from_jsonl(cls, path: str | os.PathLike[str]) -> "ContrastSet":
+        """Pairs from a file with one JSON object a line; blank lines are skipped.
+
+        Raises:
+            PairsError: the file is missing, not UTF-8 or not JSON, or a pair is malformed or has
+                a misspelt field; file and line are named.
+        """
+        file = Path(path)
+        return cls._from_records(jsonl_records(file, read_text(file)), source=f" in {file}")
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> "ContrastSet":
+        """Pairs from a CSV file whose header names the fields; `kwargs` holds a JSON object.
+
+        An empty cell counts as absent.
+
+        Raises:
+            PairsError: the file is missing, not UTF-8 or not CSV, a column is missing, or a pair is
+                malformed; file and line are named.
+        """
+        file = Path(path)
+        return cls._from_records(csv_records(file, read_text(file), REQUIRED), source=f" in {file}")
+
+    @classmethod
+    def from_dataset(cls, dataset: Iterable[Mapping[str, Any]]) -> "ContrastSet":
+        """Pairs from any iterable of mappings, such as one split of a Hugging Face dataset.
+
+        Raises:
+            PairsError: an item is not a mapping, or a pair is malformed; the row is named, counted
+                from 1.
+        """
+        if isinstance(dataset, (str, bytes)) or not isinstance(dataset, Iterable):
+            raise PairsError(f"a dataset must be an iterable of mappings, but is {_a(dataset)}")
+        return cls._from_records((f"row {i}", record) for i, record in enumerate(dataset, 1))
+
+    @classmethod
+    def _from_records(
+        cls, records: Iterable[tuple[str, object]], source: str = ""
+    ) -> "ContrastSet":
+        fields = Foreign((*REQUIRED, *OPTIONAL))
+        pairs = tuple(_pair(where, record, fields) for where, record in records)
+        fields.warn(source.removeprefix(" in ") or "what the pairs were made of")
+        try:
+            return cls(pairs)
+        except PairsError as error:
+            raise PairsError(f"{error}{source}") from error
+
+
+def contrast_pairs(
+    task: Instruction | str,
+    n: int = 64,
+    seed: int = 0,
+    split: str = "fit",
+    kwargs: Mapping[str, Any] | None = None,
+) -> ContrastSet:
+    """Draw `n` contrast pairs for an instruction.
+
+    Args:
+        task: the instruction, or its id in the catalogue.
+        n: number of pairs, at least 2.
+        seed: decides queries, phrasings and arguments; any integer.
+        split: "fit", "select" or "report"; both queries and phrasings are of this split.
+        kwargs: arguments that are the same in every pair ("the word *sea*"); the others are drawn.
+
+    Raises:
+        UnknownNameError: the instruction or the split does not exist.
+        PairsError: n is below 2 or above what the split holds; the maximum is named.
+    """
+    instruction = catalogue[task] if isinstance(task, str) else task
+    if not isinstance(instruction, Instruction):
+        raise PairsError(
+            f"task must be an instruction or its id in the catalogue, but is {_a(task)}"
+        )
+    kinds = instruction.query_kinds
+    queries = [q for q in base_queries(split) if kinds is None or q.kind in kinds]
+    phrasings = list(instruction.phrasings_for(split))
+    maximum = len(queries) * len(phrasings)
+    n, seed = whole_number("n", n, error=PairsError), whole_number("seed", seed, error=PairsError)
+    if not 2 <= n <= maximum:
+        raise PairsError(
+            f"{n} contrast pairs were asked for; the {split!r} split of {instruction.id!r} gives 2 "
+            f"to {maximum} ({len(queries)} queries x {len(phrasings)} phrasings)"
+        )
+    # Strings seed `random` alike on every machine and in every process.
+    random.Random(f"{seed}/{split}").shuffle(queries)
+    rng = random.Random(f"{seed}/{split}/{instruction.id}")
+    rng.shuffle(phrasings)
+    pairs = []
+    for i in range(n):
+        # Round r gives query k the phrasing k + r: phrasings are balanced, no combination repeats.
+        round_, k = divmod(i, len(queries))
+        phrasing = phrasings[(k + round_) % len(phrasings)]
+        arguments = {**instruction.sample_kwargs(rng, queries[k]), **(kwargs or {})}
+        text = queries[k].text
+        pairs.append(
+            ContrastPair(
+                instructed=instruction.instruct(text, phrasing, arguments),
+                uninstructed=text,
+                base_query=text,
+                phrasing=phrasing,
+                kwargs=arguments,
+            )
+        )
+    return ContrastSet(tuple(pairs), instruction.id, split, seed)
+
+
+def _pair(where: str, record: object, fields: Foreign) -> ContrastPair:
+    """One pair from a mapping; errors are prefixed with where it stands."""
+    if not isinstance(record, Mapping):
+        raise PairsError(
+            f"{where}: {_a(record)} was given where an object with the fields 'instructed' and "
+            "'uninstructed' is needed"
+        )
+    for name in REQUIRED:
+        if record.get(name) is None:
+            given = ", ".join(repr(str(key)) for key in record) or "none"
+            raise PairsError(f"{where}: the field {name!r} is missing (fields given: {given})")
+    fields.check(record, where, PairsError)
+    known = {name: record[name] for name in REQUIRED}
+    known |= {name: record[name] for name in OPTIONAL if record.get(name) is not None}
+    _validate_fields(known, f"{where}: ")
+    return ContrastPair(**known)
+
+
+def _validate_fields(fields: Mapping[str, object], where: str = "") -> None:
+    for name, value in fields.items():
+        if name == "kwargs":
+            _validate_kwargs(value, where)
+        elif value is not None or name in REQUIRED:
+            _validate_text(name, value, where)
+
+
+def _validate_text(name: str, value: object, where: str) -> None:
+    if not isinstance(value, str):
+        raise PairsError(f"{where}the field {name!r} must be a text, but is {_a(value)}")
+    if name in REQUIRED and not value.strip():
+        raise PairsError(f"{where}the field {name!r} is empty; give a prompt")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PairsError(
+            f"{where}the field {name!r} holds half a character (an unpaired surrogate) at position "
+            f"{error.start}; write it as proper UTF-8"
+        ) from error
+
+
+def _validate_kwargs(value: object, where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise PairsError(f"{where}the field 'kwargs' must be an object, but is {_a(value)}")
+    try:
+        json.dumps(dict(value), allow_nan=False, ensure_ascii=False, sort_keys=True).encode()
+    except (TypeError, ValueError) as error:
+        raise PairsError(
+            f"{where}the field 'kwargs' must hold JSON values only: {error}"
+        ) from error
+
+
+def _a(value: object) -> str:
+    """How errors name what was given: a value of type int."""
+    return f"a value of type {type(value).__name__}"

@@ -1,0 +1,153 @@
+"""Rates by condition, each with its interval.
+
+>>> rows = [
+...     {"instruction": "title", "condition": name, "rate": rate, "low": rate - 0.1, "high": 0.9}
+...     for name, rate in (("uninstructed", 0.2), ("uninstructed+steering", 0.6))
+... ]
+>>> [trace.name for trace in condition_rates(rows).data]
+['uninstructed', 'uninstructed+steering']
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from steerlens.errors import SteerlensError
+from steerlens.views.numbers import compact, show_interval
+from steerlens.views.tables import Rows, table_of
+from steerlens.views.theme import GREY, SERIES, Picture, plain_text, themed
+
+__all__ = ["condition_rates", "evidence_regret"]
+
+_COLUMNS = ("instruction", "condition", "rate", "low", "high")
+# A pair of conditions over the same prompts has one colour; the steered one is filled.
+_MARKS: Mapping[str, tuple[str, str]] = {
+    "uninstructed": (SERIES[0], "circle-open"),
+    "uninstructed+steering": (SERIES[0], "circle"),
+    "uninstructed+placebo": (GREY, "x-thin-open"),
+    "instructed": (SERIES[1], "diamond-open"),
+    "instructed+steering": (SERIES[1], "diamond"),
+}
+_ROW = 20
+_BETWEEN = 16
+
+
+def condition_rates(rows: Rows, *, title: str | None = None) -> go.Figure:
+    """A line an instruction and condition: its rate and the interval around it.
+
+    Args:
+        rows: With `instruction`, `condition`, `rate`, `low` and `high` (shares between 0 and 1) and
+            perhaps `n`; instructions and conditions are drawn in the order in which they come.
+        title: Above the figure.
+
+    Raises:
+        SteerlensError: A column is missing, or the same instruction and condition comes twice.
+    """
+    table = table_of(rows, _COLUMNS, "condition rates")
+    if table.duplicated(["instruction", "condition"]).any():
+        raise SteerlensError("condition rates: an instruction has the same condition twice")
+    instructions = list(dict.fromkeys(table["instruction"]))
+    conditions = list(dict.fromkeys(table["condition"]))
+    step = 1 / (len(conditions) + 1)
+    figure = Picture()
+    for place, condition in enumerate(conditions):
+        own = table[table["condition"] == condition]
+        shift = (place - (len(conditions) - 1) / 2) * step
+        figure.add_trace(
+            _points(own, condition, [instructions.index(i) + shift for i in own["instruction"]])
+        )
+    for line in range(1, len(instructions)):
+        figure.add_hline(line - 0.5, line={"color": GREY, "width": 0.5})
+    return themed(
+        figure,
+        height=90 + len(instructions) * (_ROW * len(conditions) + _BETWEEN),
+        title=title,
+        xaxis={
+            "title": "rate of passing, 95 % interval",
+            "range": [-0.02, 1.02],
+            "tickformat": ".0%",
+        },
+        yaxis={
+            "tickvals": list(range(len(instructions))),
+            "ticktext": [plain_text(name) for name in instructions],
+            "range": [len(instructions) - 0.5, -0.5],
+            "showgrid": False,
+            "automargin": True,
+        },
+        showlegend=True,
+    )
+
+
+def evidence_regret(rows: Rows, *, title: str | None = None) -> go.Figure:
+    """What is lost by steering where a kind of evidence is highest, a line a kind.
+
+    Args:
+        rows: With `kind`, `regret`, `regret_low` and `regret_high` (shares of prompts), drawn in
+            the order in which they come.
+        title: Above the figure.
+
+    Raises:
+        SteerlensError: A column is missing.
+    """
+    columns = ["kind", "regret", "regret_low", "regret_high"]
+    table = table_of(rows, columns, "regret of evidence")
+    names = [plain_text(str(kind).replace("_", " ")) for kind in table["kind"]]
+    centre, low, high = (100 * table[column] for column in columns[1:])
+    figure = Picture(
+        go.Scatter(
+            x=compact(centre),
+            y=names,
+            mode="markers",
+            marker={"color": SERIES[0], "size": 9},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": compact(high - centre),
+                "arrayminus": compact(centre - low),
+                "thickness": 1.4,
+                "width": 3,
+            },
+            hovertemplate="%{y}: %{x:.1f} points<extra></extra>",
+        )
+    )
+    figure.add_vline(0, line={"color": GREY, "width": 1})
+    return themed(
+        figure,
+        height=110 + 26 * len(names),
+        title=title,
+        showlegend=False,
+        xaxis={"title": "regret, points of passes, 95 % interval (left is better)"},
+        yaxis={"autorange": "reversed", "automargin": True, "showgrid": False},
+    )
+
+
+def _points(own: pd.DataFrame, condition: str, places: list[float]) -> go.Scatter:
+    colour, symbol = _MARKS.get(condition, (SERIES[2], "square"))
+    said = [
+        f"{show_interval(row.rate, row.low, row.high)}" + (f", n = {row.n}" if "n" in own else "")
+        for row in own.itertuples()
+    ]
+    return go.Scatter(
+        x=compact(own["rate"]),
+        y=places,
+        mode="markers",
+        name=plain_text(condition),
+        marker={
+            "color": colour,
+            "symbol": symbol,
+            "size": 9,
+            "line": {"width": 1.6, "color": colour},
+        },
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": compact(own["high"] - own["rate"]),
+            "arrayminus": compact(own["rate"] - own["low"]),
+            "color": colour,
+            "thickness": 1.4,
+            "width": 3,
+        },
+        customdata=said,
+        hovertemplate="%{customdata}<extra>" + plain_text(condition) + "</extra>",
+    )
