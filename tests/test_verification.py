@@ -6,9 +6,9 @@ from architectures import write_family
 
 import steerlens as sl
 from steerlens.engine import decoding, paths, reading, verification
+from steerlens.engine.choosing import choose_path
 from steerlens.engine.memory import attention_masks
 from steerlens.engine.modules import device_of, only_blocks
-from steerlens.engine.paths import choose_path
 from steerlens.models.loading import load_model
 from steerlens.tasks.pairs import ContrastPair, ContrastSet
 

@@ -46,7 +46,8 @@ from steerlens.activations.positions import (
     prompt_lengths,
     rows_and_spans,
 )
-from steerlens.engine.residuals import Span, residuals_at
+from steerlens.engine.capture import residuals_at
+from steerlens.engine.residuals import Span
 from steerlens.errors import ActivationError, FileFormatError, PairsError
 from steerlens.errors.arguments import layer_numbers, whole_number
 from steerlens.files import library_versions, read_tensors, write_tensors

@@ -32,8 +32,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.effects.forced import TokenEffects, decoder
 from steerlens.effects.streams import run_blocks
+from steerlens.engine.choosing import running
 from steerlens.engine.modules import device_of, fast_modules, unembed
-from steerlens.engine.paths import running
 from steerlens.errors import SteerlensError
 from steerlens.errors.arguments import arguments
 from steerlens.steering.interventions import RowSteering, TokenRoles

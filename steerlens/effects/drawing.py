@@ -6,17 +6,11 @@ the results' tables by hand as well.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from steerlens.effects.contributions import TokenContributions
-from steerlens.effects.forced import TokenEffects
-from steerlens.effects.free import FreeEffects
-from steerlens.effects.lens import LensReadout
-from steerlens.effects.propagation import Travel
-from steerlens.effects.run import SteeredRun
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.views.bars import ranked_tokens
 from steerlens.views.maps import layer_token_map
@@ -26,6 +20,14 @@ from steerlens.views.residuals import survival_curve
 from steerlens.views.strip import Section, text_figure
 from steerlens.views.summaries import excerpt, summary
 from steerlens.views.tokens import token_strip
+
+if TYPE_CHECKING:
+    from steerlens.effects.contributions import TokenContributions
+    from steerlens.effects.forced import TokenEffects
+    from steerlens.effects.free import FreeEffects
+    from steerlens.effects.lens import LensReadout
+    from steerlens.effects.propagation import Travel
+    from steerlens.effects.run import SteeredRun
 
 __all__ = [
     "PICTURES",
@@ -47,7 +49,7 @@ _STREAM = "residual-stream units"
 _MOST_PROMPT, _MOST_RESPONSE = 80, 240
 
 
-def picture(effects: TokenEffects, what: str, intervention: int = 0) -> go.Figure:
+def picture(effects: "TokenEffects", what: str, intervention: int = 0) -> go.Figure:
     """See `TokenEffects.plot`.
 
     Raises:
@@ -67,7 +69,7 @@ def picture(effects: TokenEffects, what: str, intervention: int = 0) -> go.Figur
     return PICTURES[what](effects, intervention)
 
 
-def _strip(effects: TokenEffects, what: str, intervention: int) -> go.Figure:
+def _strip(effects: "TokenEffects", what: str, intervention: int) -> go.Figure:
     frame = effects.frame.assign(
         projection_before=effects.projection_before[intervention].tolist(),
         projection_after=effects.projection_after[intervention].tolist(),
@@ -89,7 +91,7 @@ def _by_role(frame: pd.DataFrame, response: str = "response") -> list[Section]:
 
 
 def _map(
-    effects: TokenEffects,
+    effects: "TokenEffects",
     values: Any,
     name: str,
     unit: str,
@@ -110,7 +112,7 @@ def _map(
     )
 
 
-def _travel(effects: TokenEffects, intervention: int) -> go.Figure:
+def _travel(effects: "TokenEffects", intervention: int) -> go.Figure:
     return _map(
         effects,
         effects.travel.projection_change[intervention],
@@ -121,7 +123,7 @@ def _travel(effects: TokenEffects, intervention: int) -> go.Figure:
     )
 
 
-def _survival(effects: TokenEffects, intervention: int) -> go.Figure:
+def _survival(effects: "TokenEffects", intervention: int) -> go.Figure:
     return _map(
         effects,
         effects.travel.survival[intervention],
@@ -132,25 +134,25 @@ def _survival(effects: TokenEffects, intervention: int) -> go.Figure:
     )
 
 
-def _shift(effects: TokenEffects, _intervention: int) -> go.Figure:
+def _shift(effects: "TokenEffects", _intervention: int) -> go.Figure:
     title = "How far the steered stream is from the baseline's, along any direction"
     said = "; ".join(effects.interventions)
     return _map(effects, effects.travel.shift, "shift", _STREAM, title, said, signed=False)
 
 
-def _norm_change(effects: TokenEffects, _intervention: int) -> go.Figure:
+def _norm_change(effects: "TokenEffects", _intervention: int) -> go.Figure:
     title = "How much longer (orange) or shorter (blue) steered residuals are"
     said = "; ".join(effects.interventions)
     return _map(effects, effects.travel.norm_change, "change of norm", _STREAM, title, said)
 
 
-def _lens(effects: TokenEffects, _intervention: int) -> go.Figure:
+def _lens(effects: "TokenEffects", _intervention: int) -> go.Figure:
     if effects.lens is None:
         raise SteerlensError("no layer was read through the logit lens; ask with lens_layers=[…]")
     return picture_of_lens(effects.lens)
 
 
-def _tokens(effects: TokenEffects, _intervention: int) -> go.Figure:
+def _tokens(effects: "TokenEffects", _intervention: int) -> go.Figure:
     return ranked_tokens(
         effects.mean_promoted,
         effects.mean_suppressed,
@@ -159,11 +161,11 @@ def _tokens(effects: TokenEffects, _intervention: int) -> go.Figure:
     )
 
 
-def _curve(effects: TokenEffects, _intervention: int) -> go.Figure:
+def _curve(effects: "TokenEffects", _intervention: int) -> go.Figure:
     return picture_of_travel(effects.travel, dict(enumerate(effects.interventions)))
 
 
-PICTURES: dict[str, Callable[[TokenEffects, int], go.Figure]] = {
+PICTURES: dict[str, Callable[["TokenEffects", int], go.Figure]] = {
     "travel": _travel,
     "survival": _survival,
     "shift": _shift,
@@ -174,7 +176,7 @@ PICTURES: dict[str, Callable[[TokenEffects, int], go.Figure]] = {
 }
 
 
-def picture_of_lens(lens: LensReadout) -> go.Figure:
+def picture_of_lens(lens: "LensReadout") -> go.Figure:
     """See `LensReadout.plot`."""
     return layer_token_map(
         lens.tokens,
@@ -188,14 +190,14 @@ def picture_of_lens(lens: LensReadout) -> go.Figure:
     )
 
 
-def picture_of_travel(travel: Travel, names: dict[int, str] | None = None) -> go.Figure:
+def picture_of_travel(travel: "Travel", names: dict[int, str] | None = None) -> go.Figure:
     """See `Travel.plot`."""
     return survival_curve(
         travel.frame, names, title="Share of the intervention left at later layers"
     )
 
 
-def picture_of_texts(free: FreeEffects, what: str) -> go.Figure:
+def picture_of_texts(free: "FreeEffects", what: str) -> go.Figure:
     """See `FreeEffects.plot`.
 
     Raises:
@@ -222,14 +224,14 @@ def picture_of_texts(free: FreeEffects, what: str) -> go.Figure:
     return text_figure(sections, what, title=title, subtitle="; ".join(free.interventions))
 
 
-def picture_of_contributions(found: TokenContributions) -> go.Figure:
+def picture_of_contributions(found: "TokenContributions") -> go.Figure:
     """See `TokenContributions.plot`."""
     whole = f"{show(found.change, 2, signed=True)} nats"
     title = f"What made {found.target!r} more or less likely: {whole} in all, by steered position"
     return text_figure(_by_role(_contribution_rows(found)), "contribution", title=title)
 
 
-def _contribution_rows(found: TokenContributions) -> pd.DataFrame:
+def _contribution_rows(found: "TokenContributions") -> pd.DataFrame:
     """A row a token; the contribution of a span stands on each of its tokens."""
     n_tokens = len(found.tokens)
     frame = pd.DataFrame(
@@ -247,7 +249,7 @@ def _contribution_rows(found: TokenContributions) -> pd.DataFrame:
     return frame
 
 
-def summary_of_effects(effects: TokenEffects) -> str:
+def summary_of_effects(effects: "TokenEffects") -> str:
     """See `TokenEffects`: a few numbers, and the text shaded by KL."""
     n_response = len(effects) - effects.n_prompt
     facts = {
@@ -260,7 +262,7 @@ def summary_of_effects(effects: TokenEffects) -> str:
     return summary(heading, facts, body=_shortened(effects.frame, "kl"))
 
 
-def summary_of_texts(free: FreeEffects) -> str:
+def summary_of_texts(free: "FreeEffects") -> str:
     """See `FreeEffects`: both texts and how they part."""
     heading = f"Two texts, each under its own model: {'; '.join(free.interventions)}"
     body = "".join(
@@ -271,7 +273,7 @@ def summary_of_texts(free: FreeEffects) -> str:
     return summary(heading, facts, body=f"<div>{free.alignment.describe()}</div>{body}")
 
 
-def summary_of_run(run: SteeredRun) -> str:
+def summary_of_run(run: "SteeredRun") -> str:
     """See `SteeredRun`: the prompt, both responses, and the steered one shaded by KL."""
     body = excerpt(run.baseline, "baseline") + excerpt(run.steered, "steered")
     steered = run.effects.frame[run.effects.frame.role == "response"]
@@ -285,7 +287,7 @@ def summary_of_run(run: SteeredRun) -> str:
     return summary(f"Prompt: {run.prompt}", facts, body=parting + body + label + shaded)
 
 
-def summary_of_contributions(found: TokenContributions) -> str:
+def summary_of_contributions(found: "TokenContributions") -> str:
     """See `TokenContributions`: the largest parts."""
     facts = {
         "log-probability, baseline": found.logprob_baseline,

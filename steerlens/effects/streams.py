@@ -24,6 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
+from steerlens.engine.choosing import running
 from steerlens.engine.modules import (
     device_of,
     fast_modules,
@@ -32,7 +33,6 @@ from steerlens.engine.modules import (
     only_blocks,
     unembed,
 )
-from steerlens.engine.paths import running
 from steerlens.engine.reading import Reading, read
 from steerlens.errors import ModelError
 from steerlens.models.loading import model_info

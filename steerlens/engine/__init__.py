@@ -6,9 +6,10 @@ the bridge's own path, and `paths` chooses between the two. Nothing here knows t
 `steerlens.engine.generation` renders prompts and decodes tokens around it.
 """
 
+from steerlens.engine.choosing import choose_path, running
 from steerlens.engine.decoding import decode_rows, first_logits
 from steerlens.engine.modules import fast_modules
-from steerlens.engine.paths import FastPath, choose_path, running, slots_for
+from steerlens.engine.paths import FastPath, slots_for
 from steerlens.engine.rows import Choose, FinishReason, Row
 
 __all__ = [

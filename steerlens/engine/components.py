@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, left_padded, length_batches
+from steerlens.engine.choosing import running
 from steerlens.engine.modules import fast_modules, on_blocks
-from steerlens.engine.paths import FastPath, running
+from steerlens.engine.paths import FastPath
 from steerlens.engine.reading import read
 from steerlens.errors import ModelError
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, left_padded, length_batches
+from steerlens.engine.choosing import running
 from steerlens.engine.memory import KeyValues, PrefixCache, attention_masks
 from steerlens.engine.modules import (
     device_of,
@@ -29,7 +30,7 @@ from steerlens.engine.modules import (
     only_blocks,
     unembed,
 )
-from steerlens.engine.paths import FastPath, running
+from steerlens.engine.paths import FastPath
 from steerlens.engine.plain import after_blocks
 from steerlens.engine.reading import Reading, read
 

@@ -1,27 +1,15 @@
-"""Which path a call takes, and how many rows ride together.
+"""The two paths a call can take, and what decides how rows ride together.
 
-Every call that runs a model does so inside `running`: it holds the model's lock
-(`steerlens.models.exclusion`), with autocast and training mode off, and says which path to take:
-
-* the **fast path** (``"sdpa"``), the engine's own;
-* the **plain path** (``"eager"``), the bridge's own forward pass. It is taken when someone else has
-  changed the model (`steerlens.engine.outside`), when the architecture has no plain stack of blocks
-  or no attention the engine can run, when the engine was compared with the bridge and differed
-  (`steerlens.engine.verification`), and for rows so long that the model computes differently
-  (`length_switch`). Models with a recurrent state of their own are read whole at every step.
-
-The result says which path it was, and why. A verdict holds for what was compared: the dtype, the
-device, the configuration, the kinds of modules, and TransformerLens's compatibility mode. A
-comparison that could not be made, for want of memory, is no verdict; the next call tries again.
+`steerlens.engine.choosing` says which path a call takes. Here is what a path is: whether rows may
+be padded and keys and values remembered on it (`FastPath`), the length beyond which a model
+computes by the whole row (`length_switch`), the context every call runs in (`alone_with`), and how
+many rows memory allows (`slots_for`).
 """
 
-import hashlib
-import inspect
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
@@ -31,30 +19,19 @@ from steerlens.engine.batches import length_batches
 from steerlens.engine.modules import (
     FUSED,
     device_of,
-    dtype_of,
-    fused_attention,
-    has_plain_stack,
 )
-from steerlens.engine.outside import outside_change
-from steerlens.errors import ModelError, first_line
 from steerlens.models.exclusion import exclusively
-
-if TYPE_CHECKING:
-    from steerlens.engine.verification import Verdict
 
 __all__ = [
     "BRIDGE",
     "FastPath",
     "alone_with",
-    "choose_path",
     "free_memory",
     "length_switch",
     "mixes_dtypes",
-    "running",
     "slots_for",
 ]
 
-_VERDICTS = "steerlens_engine_verdicts"
 # Rows beyond this gain little: weights are read from memory once a step for all of them.
 _MOST_SLOTS = 128
 _MEMORY_SHARE = 0.4
@@ -104,30 +81,6 @@ BRIDGE = FastPath("eager", "asked for")
 """The bridge's own path on a model of which nothing speaks against padding and caching."""
 
 
-@contextmanager
-def running(model: TransformerBridge, longest: int = 0) -> Iterator[FastPath]:
-    """Have a model to oneself for a while, and know which path to take.
-
-    Args:
-        model: A hooked model.
-        longest: Tokens of the longest row to come, response included.
-
-    Raises:
-        ModelError: Waiting for another thread would never end; a forward pass of TransformerLens's
-            that cannot run in the model's dtype.
-    """
-    with alone_with(model):
-        try:
-            yield choose_path(model, longest)
-        except RuntimeError as error:
-            if not mixes_dtypes(error):
-                raise
-            raise ModelError(
-                f"TransformerLens's forward pass of this model fails in {dtype_of(model)} "
-                f"({first_line(error)}); load the model in float32"
-            ) from error
-
-
 def mixes_dtypes(error: RuntimeError) -> bool:
     """Whether a pass failed because it multiplied numbers of two dtypes."""
     return "same dtype" in str(error)
@@ -156,39 +109,6 @@ def alone_with(model: TransformerBridge) -> Iterator[None]:
                 module.training = True
 
 
-def choose_path(model: TransformerBridge, longest: int = 0) -> FastPath:
-    """The path the next call takes, and why.
-
-    Args:
-        model: A hooked model.
-        longest: Tokens of the longest row to come, response included.
-    """
-    root = model.original_model
-    change = outside_change(model)
-    if getattr(root, "_is_stateful", False) or not _takes_cache(root):
-        reason = "the model carries a state of its own from token to token, so rows are read whole"
-        return FastPath("eager", reason, pads=False, caches=False)
-    if change is not None:
-        return FastPath("eager", f"{change} needs the bridge's own forward pass", pads=False)
-    switch = length_switch(model)
-    if switch is not None and longest > switch:
-        reason = f"beyond {switch} tokens this model computes by the length of the whole row"
-        return FastPath("eager", reason, pads=False)
-    if not has_plain_stack(model):
-        return FastPath("eager", "the architecture has no plain stack of blocks")
-    if fused_attention(model) is None:
-        return FastPath("eager", "the architecture has no fused attention")
-    found = _verdict(model)
-    if found.problem is not None:
-        return FastPath("eager", found.problem, pads=found.pads)
-    return FastPath(FUSED, "no hook needs the parts of attention")
-
-
-def _takes_cache(root: torch.nn.Module) -> bool:
-    """Whether a model remembers keys and values in the way Hugging Face's decoders do."""
-    return "past_key_values" in inspect.signature(type(root).forward).parameters
-
-
 def length_switch(model: TransformerBridge) -> int | None:
     """The length beyond which a row cannot be shared, packed or padded, if there is one.
 
@@ -209,35 +129,6 @@ def length_switch(model: TransformerBridge) -> int | None:
             )
             found.append(int(limit or config.max_position_embeddings))
     return min(found, default=None)
-
-
-def _verdict(model: TransformerBridge) -> "Verdict":
-    """What comparing the engine with the bridge found, now or for an earlier call."""
-    # Imported here: comparing runs the engine, which is chosen here.
-    from steerlens.engine.verification import UnverifiedError, Verdict, verdict
-
-    verdicts: dict[str, Verdict] = model.original_model.__dict__.setdefault(_VERDICTS, {})
-    key = _what_is_compared(model)
-    if key not in verdicts:
-        try:
-            verdicts[key] = verdict(model)
-        except UnverifiedError as error:
-            return Verdict(str(error))
-    return verdicts[key]
-
-
-def _what_is_compared(model: TransformerBridge) -> str:
-    """Everything a verdict depends on, in one string."""
-    root: Any = model.original_model
-    content = [
-        str(dtype_of(model)),
-        str(device_of(model)),
-        bool(getattr(model, "compatibility_mode", False)),
-        [f"{type(module).__module__}.{type(module).__qualname__}" for module in root.modules()],
-        root.config.to_dict(),
-    ]
-    text = json.dumps(content, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def slots_for(

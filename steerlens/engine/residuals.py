@@ -18,12 +18,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, left_padded
 from steerlens.engine.modules import fast_modules
-from steerlens.engine.paths import BRIDGE, FastPath, running
+from steerlens.engine.paths import BRIDGE, FastPath
 from steerlens.engine.plain import after_blocks
 from steerlens.engine.reading import Reading, read
-from steerlens.errors import ActivationError
 
-__all__ = ["Span", "residuals_at"]
+__all__ = ["Span", "residuals_shared", "residuals_unshared"]
 
 Span = tuple[int, int]
 """Half-open range of token indices of one row that a residual is averaged over."""
@@ -31,36 +30,6 @@ Span = tuple[int, int]
 Keep = Callable[[int, Sequence[int], Tensor], None]
 # A shared beginning of fewer tokens is not worth a pass of its own.
 _MIN_SHARED = 4
-
-
-def residuals_at(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    spans: Sequence[Span],
-    layers: Sequence[int],
-    batch_size: int = 16,
-    progress: bool | None = None,
-) -> Float[Tensor, "row layer d_model"]:
-    """Residual vectors of token rows, averaged over one span of each row.
-
-    Args:
-        model: A hooked model.
-        rows: Token ids of each row, without padding.
-        spans: Half-open token range ``(start, stop)`` of each row to average over.
-        layers: Layers to read (output of these blocks).
-        batch_size: Rows a forward pass.
-        progress: Show a progress bar on standard error; by default only in a terminal.
-
-    Returns:
-        Float32 vectors on the CPU, in the order of `rows`.
-    """
-    if batch_size < 1:
-        raise ActivationError(f"batch_size must be at least 1; got {batch_size}")
-    longest = max(map(len, rows), default=0)
-    with running(model, longest) as path:
-        if path.is_fast:
-            return residuals_shared(model, rows, spans, layers, batch_size, progress)
-        return residuals_unshared(model, rows, spans, layers, batch_size, progress, path)
 
 
 @torch.inference_mode()

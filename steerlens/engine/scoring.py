@@ -19,7 +19,7 @@ Rows differ in few of the numbers they need, and what they share is computed onc
 What a row has of its own is a stretch of tokens after such a beginning
 (`steerlens.engine.segments`).
 
-A model on the bridge's own path (`steerlens.engine.paths`) is scored by it, row by row in padded
+A model on the bridge's own path (`steerlens.engine.choosing`) is scored by it, row by row in padded
 batches, with the same results.
 """
 
@@ -35,8 +35,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, left_padded
+from steerlens.engine.choosing import running
 from steerlens.engine.modules import device_of, fast_modules, unembed
-from steerlens.engine.paths import FastPath, running
+from steerlens.engine.paths import FastPath
 from steerlens.engine.reading import Reading, first_touched, read
 from steerlens.engine.segments import PASS_TOKENS, Memory, Stretch, advance, passes
 from steerlens.errors import SteerlensError

@@ -6,7 +6,7 @@ kind there is, Ray actors.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -15,6 +15,7 @@ from steerlens.runs.folder import Run
 __all__ = ["Workers", "check_workers", "executor"]
 
 
+@runtime_checkable
 class Workers(Protocol):
     """How many workers, and what each may use; no result depends on it."""
 

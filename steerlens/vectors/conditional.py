@@ -47,7 +47,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import ResidualCache, check_layers
-from steerlens.engine.residuals import residuals_at
+from steerlens.engine.capture import residuals_at
 from steerlens.errors import FileFormatError, SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.files import library_versions, read_tensors, write_tensors

@@ -17,7 +17,7 @@ import plotly.io
 
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.files import write_atomically
-from steerlens.views.theme import THEMES
+from steerlens.views.templates import THEMES
 
 __all__ = ["ENDINGS", "page", "save"]
 

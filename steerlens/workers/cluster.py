@@ -7,17 +7,19 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steerlens.errors import SteerlensError, first_line
-from steerlens.workers.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from steerlens.workers.settings import WorkerSettings
 
 __all__ = ["check_available", "connected"]
 
 _CONNECT_SECONDS = 5.0
 
 
-def check_available(settings: WorkerSettings) -> None:
+def check_available(settings: "WorkerSettings") -> None:
     """Say at the door, before a run folder is made, what needs no cluster to be known.
 
     Raises:
@@ -43,7 +45,7 @@ def check_available(settings: WorkerSettings) -> None:
 
 
 @contextmanager
-def connected(settings: WorkerSettings) -> Iterator[Any]:
+def connected(settings: "WorkerSettings") -> Iterator[Any]:
     """The module `ray`, connected; disconnected again at the end, and stopped if started here.
 
     Raises:
@@ -68,7 +70,7 @@ def connected(settings: WorkerSettings) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _start(ray: Any, settings: WorkerSettings) -> None:
+def _start(ray: Any, settings: "WorkerSettings") -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if settings.address is None:
         try:
@@ -120,7 +122,7 @@ def _refused(address: str, error: Exception) -> SteerlensError:
     )
 
 
-def _check_resources(ray: Any, settings: WorkerSettings) -> None:
+def _check_resources(ray: Any, settings: "WorkerSettings") -> None:
     have = ray.cluster_resources()
     for kind, each in (("CPU", settings.cpus), ("GPU", settings.gpus)):
         asked, there = settings.workers * each, have.get(kind, 0.0)
@@ -140,7 +142,7 @@ def _check_resources(ray: Any, settings: WorkerSettings) -> None:
         )
 
 
-def _fitting(resources: Mapping[str, float], settings: WorkerSettings) -> int:
+def _fitting(resources: Mapping[str, float], settings: "WorkerSettings") -> int:
     """How many workers a machine with these resources holds."""
     rooms = [
         int(resources.get(kind, 0.0) / each + 1e-9)

@@ -1,17 +1,19 @@
 """How a worker loads the driver's models: the same references, its devices the worker's own."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steerlens.models.identity import ModelInfo
 from steerlens.models.placement import Placement
-from steerlens.workers.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from steerlens.workers.settings import WorkerSettings
 
 __all__ = ["judge_arguments", "load_arguments"]
 
 
 def load_arguments(
-    info: ModelInfo, placement: Placement, settings: WorkerSettings
+    info: ModelInfo, placement: Placement, settings: "WorkerSettings"
 ) -> tuple[str, dict[str, Any]]:
     """Reference and further arguments of `load_model` in a worker.
 
@@ -41,7 +43,7 @@ def load_arguments(
     return _reachable(info.reference), options
 
 
-def judge_arguments(info: ModelInfo, settings: WorkerSettings) -> tuple[str, dict[str, Any]]:
+def judge_arguments(info: ModelInfo, settings: "WorkerSettings") -> tuple[str, dict[str, Any]]:
     """Reference and further arguments of `load_judge` in a worker.
 
     Args:

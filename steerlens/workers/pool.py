@@ -28,7 +28,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
@@ -42,8 +42,10 @@ from steerlens.models.identity import model_identity, model_info, model_placemen
 from steerlens.workers.cluster import connected
 from steerlens.workers.loading import judge_arguments, load_arguments
 from steerlens.workers.packing import Sent
-from steerlens.workers.settings import WorkerSettings
 from steerlens.workers.starting import ready
+
+if TYPE_CHECKING:
+    from steerlens.workers.settings import WorkerSettings
 
 __all__ = ["Pool", "worker_pool"]
 
@@ -61,7 +63,7 @@ class _Task:
 
 @contextmanager
 def worker_pool(
-    model: TransformerBridge, settings: WorkerSettings, judge: Judge | None = None
+    model: TransformerBridge, settings: "WorkerSettings", judge: Judge | None = None
 ) -> Iterator["Pool"]:
     """Workers that hold `model`, ready; gone when the block is left, however it is left.
 
@@ -110,7 +112,7 @@ class Pool:
         self,
         ray: Any,
         model: TransformerBridge,
-        settings: WorkerSettings,
+        settings: "WorkerSettings",
         judge: Judge | None = None,
     ) -> None:
         from steerlens.workers.actor import ModelWorker

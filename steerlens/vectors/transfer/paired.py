@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine.residuals import residuals_at
+from steerlens.engine.capture import residuals_at
 from steerlens.errors import ActivationError, SteerlensError, unknown_name
 from steerlens.errors.arguments import arguments
 from steerlens.models.loading import model_info, tokenize_prompts
