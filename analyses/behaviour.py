@@ -82,7 +82,7 @@ def planned(model: Any, instructions: Sequence[str], name: str) -> Plan:
     folder = _RUNS / "plans" / name
     settings = SearchSettings(judge=judge(), **sizes)
     resume = _exists(folder)
-    return search(model, instructions, folder, settings, resume=resume, estimate=not SMALL)
+    return search(model, instructions, folder, settings, resume=resume)
 
 
 def evaluated(
@@ -98,7 +98,7 @@ def evaluated(
         max_new_tokens=12 if SMALL else max_new_tokens, judge=judge(), skip_unknown=True
     )
     resume = _exists(folder)
-    return evaluate(model, prompts, folder, plan, settings, resume=resume, estimate=not SMALL)
+    return evaluate(model, prompts, folder, plan, settings, resume=resume)
 
 
 def run_folder(name: str) -> Path:

@@ -17,7 +17,7 @@ import steerlens as sl
 from analyses import behaviour
 from steerlens.behaviour.answers import Answerer, Question
 from steerlens.behaviour.evaluation import wilson
-from steerlens.behaviour.evaluation.fluency import fluency, is_degenerate
+from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans import FitRecipe, VectorBook
 from steerlens.models.loading import model_info
 from steerlens.runs import Run

@@ -22,7 +22,7 @@ from steerlens.attribution import (
     gather_evidence,
 )
 from steerlens.behaviour.answers import Answerer, Question
-from steerlens.behaviour.evaluation.fluency import fluency, is_degenerate
+from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans import FitRecipe, VectorBook
 from steerlens.behaviour.search.lengths import limits_length, tokens_to_tell
 from steerlens.errors import ActivationError

@@ -15,14 +15,9 @@ hooked models from TransformerLens::
     run.effects.frame
 
 Names are imported on first use, so ``import steerlens`` and the command line start at once.
-
-``sl.search`` is the function, and `steerlens.behaviour.search` also the package it is in: ``from
-steerlens.behaviour.search import …`` and ``import steerlens.behaviour.search`` read the package.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -310,24 +305,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
-
-
-class _Package(ModuleType):
-    """Keeps public functions that have the name of a package inside.
-
-    Importing a package sets it as an attribute here, in the place of a function of that name. The
-    function stays, and has the package's names and modules, for ``import
-    steerlens.behaviour.search`` and then ``steerlens.behaviour.search.SearchSettings``.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOME_OF.get(name) == value.__name__:
-            function = getattr(value, name)
-            for inside, item in vars(value).items():
-                if not inside.startswith("_"):
-                    setattr(function, inside, item)
-            value = function
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -14,7 +14,7 @@ from steerlens.activations.cache import ResidualCache
 from steerlens.attribution import LayerRanking, RecoveryCurve, ResponseRecovery
 from steerlens.attribution.evidence import Evidence
 from steerlens.cli.rank import _print
-from steerlens.report import render_report
+from steerlens.reports import render_report
 from steerlens.stats.support import caveat
 
 NOTHING = "no layer's interval of first-token recovery is above 0"

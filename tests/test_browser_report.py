@@ -8,8 +8,8 @@ from report_example import HOSTILE, evidence_example, hostile_report, report_exa
 from test_report_evaluation import HOSTILE as HOSTILE_RESPONSE
 from test_report_evaluation import example as evaluation_example
 
-from steerlens.report import render_report
-from steerlens.report.evaluation import render_evaluation
+from steerlens.reports import render_report
+from steerlens.reports.evaluation import render_evaluation
 
 
 def as_page(result):

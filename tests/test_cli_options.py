@@ -69,17 +69,6 @@ RAY = ("--workers", "--worker-cpus", "--worker-gpus", "--worker-device-map",
             ["transfer", *VECTOR, *PAIRS, "--out", "w", "--source", "x", "--chat-format", "plain"],
             "--chat-format has no effect on the texts a map is fitted on",
         ),
-        *[
-            (["estimate", stage, "--instruction", TITLE, *option], f"{option[0]} is for evaluate")
-            for stage in ("search", "cache", "rank")
-            for option in (["--data", "data.jsonl"], ["--plan", "p"], ["--max-new-tokens", "8"],
-                           ["--skip-unknown"])
-        ],
-        (["estimate", "rank", "--instruction", TITLE, "--judge", "none"], "--judge is for search"),
-        (["estimate", "search", "--instruction", TITLE, "--n", "4"], "--n has no meaning for"),
-        (["estimate", "evaluate", "--data", "data.jsonl", "--n", "4"], "--n is how many prompts"),
-        (["estimate", "evaluate", "--instruction", TITLE, "--all"], "--all is not for evaluate"),
-        (["estimate", "rank", "--instruction", TITLE, "--worker-cpus", "2"], "there are none"),
     ],
 )  # fmt: skip
 def test_an_option_that_would_have_no_effect_is_refused(folder, capsys, argv, words):

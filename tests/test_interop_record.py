@@ -164,7 +164,7 @@ def test_a_vector_that_overflows_float32_is_refused() -> None:
     vector.gaps[0] = 3e38
     vector.directions[0] = torch.tensor([1.0] + [0.0] * 7)
     assert torch.isfinite(shifts_of(vector)[1]).all()
-    with pytest.raises(SteeringError, match="gaps hold .* numbers that do not fit float32"):
+    with pytest.raises(SteeringError, match=r"gaps hold .* numbers that do not fit float32"):
         type(vector)(
             vector.directions, vector.gaps.double() * 10, vector.targets, vector.baselines, (1,), {}
         )

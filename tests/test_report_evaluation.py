@@ -8,7 +8,7 @@ import pytest
 from steerlens.behaviour.evaluation.run import Evaluation
 from steerlens.behaviour.evaluation.summary import summarise
 from steerlens.errors import SteerlensError
-from steerlens.report.evaluation import render_evaluation
+from steerlens.reports.evaluation import render_evaluation
 
 HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>'
 CONDITIONS = ("uninstructed", "instructed", "uninstructed+steering")

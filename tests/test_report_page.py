@@ -14,7 +14,7 @@ import pytest
 from report_example import HOSTILE, evidence_example, hostile_report, report_example
 
 from steerlens.errors import SteerlensError
-from steerlens.report import render_report
+from steerlens.reports import render_report
 
 Attributes = dict[str, str | None]
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from steerlens.errors import SteerlensError, UnknownNameError
-from steerlens.report import SCHEMA, render_report
-from steerlens.report.evidence_for_tasks import SurveySettings, survey
+from steerlens.reports import SCHEMA, render_report
+from steerlens.reports.evidence_for_tasks import SurveySettings, survey
 from steerlens.tasks import base_queries
 
 NAMES = ["detectable_format:title", "change_case:english_lowercase"]
@@ -84,7 +84,7 @@ def test_more_pairs_than_the_last_instruction_has_are_refused_at_once(tiny_model
     def too_late(*_args):
         raise AssertionError("attributed before the settings were checked")
 
-    monkeypatch.setattr("steerlens.report.evidence_for_tasks._attribute", too_late)
+    monkeypatch.setattr("steerlens.reports.evidence_for_tasks._attribute", too_late)
     names = [*NAMES, "detectable_format:constrained_response"]
     with pytest.raises(SteerlensError, match="gives 2 to 160"):
         survey(tiny_model, names, SurveySettings(n_pairs=161))

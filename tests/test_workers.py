@@ -73,7 +73,7 @@ def evaluation(tiny_folder: Path, data: Path, out: Path) -> list[str]:
     (data / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     model = ["--model", str(tiny_folder), "--dtype", "float32", "--device", "cpu"]
     sizes = ["--max-new-tokens", "40", "--batch-size", "8", "--piece-rows", "16"]
-    rest = ["--judge", "none", "--no-estimate", "--out", str(out)]
+    rest = ["--judge", "none", "--out", str(out)]
     return ["evaluate", *model, "--data", str(data / "prompts.jsonl"), *sizes, *rest]
 
 

@@ -204,8 +204,8 @@ def _instructions(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from steerlens.files import check_writable, write_text
-    from steerlens.report import render_report
-    from steerlens.report.evidence_for_tasks import SurveySettings, survey
+    from steerlens.reports import render_report
+    from steerlens.reports.evidence_for_tasks import SurveySettings, survey
 
     names = instruction_ids(arguments)
     # Token details are most of a page: with many instructions fewer samples keep it under 8 MB.

@@ -130,7 +130,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from steerlens.behaviour.evaluation.run import EvaluationSettings
     from steerlens.behaviour.evaluation.run import evaluate as run_evaluation
     from steerlens.behaviour.plans.plan import Plan
-    from steerlens.report.evaluation import render_evaluation
+    from steerlens.reports.evaluation import render_evaluation
     from steerlens.runs.remote import keep_text
 
     prompts: Any = (

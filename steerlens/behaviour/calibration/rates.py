@@ -2,7 +2,7 @@
 
 Prompts of a split the result is not reported on (``select`` by default) are answered at several
 strengths, all in one stream of rows. A response **succeeds** when it passes the instruction's loose
-check and does not degenerate (`steerlens.behaviour.evaluation.fluency`). The strength chosen is
+check and does not degenerate (`steerlens.behaviour.fluency`). The strength chosen is
 
 * with a target: the smallest at which the share of successes reaches it;
 * without one: the smallest of those with the most successes.
@@ -23,7 +23,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.behaviour.calibration.saved import saved
-from steerlens.behaviour.evaluation.fluency import fluency, is_degenerate
+from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.engine.generation import generate
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments

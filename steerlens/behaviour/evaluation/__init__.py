@@ -12,9 +12,9 @@
 
 from steerlens.behaviour.evaluation.checks import Verdict, is_known, verdict
 from steerlens.behaviour.evaluation.drawing import catalogue_id, catalogue_prompts, several
-from steerlens.behaviour.evaluation.fluency import Fluency, fluency, is_degenerate, why_degenerate
 from steerlens.behaviour.evaluation.judge import DEFAULT_JUDGE, Judge, load_judge
 from steerlens.behaviour.evaluation.prompts import EvaluationPrompt, PromptFile, read_prompts
+from steerlens.behaviour.fluency import Fluency, fluency, is_degenerate, why_degenerate
 from steerlens.stats.rates import (
     BestOfMany,
     Interval,

@@ -11,7 +11,7 @@ A blank response follows nothing. Length is counted as IFEval's own checks count
 of word characters, sentences are Punkt's.
 
 Caveat: a check sees the form only, not whether the question was answered; read verdicts beside
-perplexity and `steerlens.behaviour.evaluation.fluency`.
+perplexity and `steerlens.behaviour.fluency`.
 
 >>> both = verdict("no pauses here", ["punctuation:no_comma", "length:brief"], [{}, {}])
 >>> both.strict, both.all_loose, both.n_words

@@ -11,7 +11,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.behaviour.answers import Answer, Answerer
 from steerlens.behaviour.evaluation.checks import verdict
 from steerlens.behaviour.evaluation.conditions import Asked, asked_of, conditions_for, left_out
-from steerlens.behaviour.evaluation.fluency import fluency, why_degenerate
 from steerlens.behaviour.evaluation.judge import load_judge
 from steerlens.behaviour.evaluation.prompts import (
     EvaluationPrompt,
@@ -20,6 +19,7 @@ from steerlens.behaviour.evaluation.prompts import (
     unknown_ids,
 )
 from steerlens.behaviour.evaluation.summary import summarise
+from steerlens.behaviour.fluency import fluency, why_degenerate
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
 from steerlens.engine.remembered import rendered_example

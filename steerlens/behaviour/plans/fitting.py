@@ -34,7 +34,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import ResidualCache
 from steerlens.behaviour.answers import Answerer, Question
-from steerlens.behaviour.evaluation.fluency import fluency, is_degenerate
+from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.settings import Candidate
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.steering.interventions import Steering

@@ -24,7 +24,7 @@ import numpy as np
 
 from steerlens.behaviour.answers import Answer
 from steerlens.behaviour.evaluation.checks import verdict
-from steerlens.behaviour.evaluation.fluency import fluency, is_degenerate
+from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.settings import Candidate, describe
 from steerlens.behaviour.search.lengths import limits_length
 from steerlens.stats.rates import Interval, best_of_many, wilson

@@ -14,8 +14,8 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from steerlens.report.evidence import EvidenceSection, evidence_section
-from steerlens.report.html import Cell
+from steerlens.reports.evidence import EvidenceSection, evidence_section
+from steerlens.reports.html import Cell
 from steerlens.views import layer_curves, recovery_curve, token_strip
 from steerlens.views.numbers import MISSING, finite, show_interval
 from steerlens.views.tokens import strip_limit

@@ -1,7 +1,7 @@
 """A report as one HTML page that works offline, from the numbers alone.
 
 `render_report` takes the JSON behind a report (schema `steerlens-report/1`, checked by
-`steerlens.report.schema`) and returns a page with a summary, heat maps over instructions × layers,
+`steerlens.reports.schema`) and returns a page with a summary, heat maps over instructions × layers,
 the cosines between directions, and a section per instruction: layer curves, causal recovery, and
 samples (baseline, steered, placebo) with what steering did to each token.
 
@@ -13,7 +13,7 @@ The page is the same, byte for byte, for the same data and library versions.
 
 ```python
 from pathlib import Path
-from steerlens.report import render_report
+from steerlens.reports import render_report
 
 Path("report.html").write_text(render_report(data), encoding="utf-8")
 ```
@@ -26,10 +26,10 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from steerlens.report.details import pack_details
-from steerlens.report.html import environment, nonce_of, package_text, writable
-from steerlens.report.schema import check
-from steerlens.report.sections import (
+from steerlens.reports.details import pack_details
+from steerlens.reports.html import environment, nonce_of, package_text, writable
+from steerlens.reports.schema import check
+from steerlens.reports.sections import (
     group_names,
     instruction_section,
     run_tables,

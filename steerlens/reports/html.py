@@ -72,7 +72,7 @@ def nonce_of(data: Mapping[str, Any]) -> str:
 
 def package_text(name: str) -> str:
     """A file of this folder."""
-    return files("steerlens.report").joinpath(name).read_text(encoding="utf-8")
+    return files("steerlens.reports").joinpath(name).read_text(encoding="utf-8")
 
 
 def writable(page: str) -> str:

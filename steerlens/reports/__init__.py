@@ -4,7 +4,7 @@
 network: styles, figures, plotly.js and the numbers of every token are inside it.
 """
 
-from steerlens.report.page import render_report
-from steerlens.report.schema import SCHEMA
+from steerlens.reports.page import render_report
+from steerlens.reports.schema import SCHEMA
 
 __all__ = ["SCHEMA", "render_report"]

@@ -9,7 +9,7 @@ For every instruction `survey_instruction`
    the choice of layer has seen, and records per-token effects beside the placebo's.
 
 The result is plain data (`Survey.data`, documented in ``docs/report-format.md``): the JSON that
-`steerlens.report` turns into a page.
+`steerlens.reports` turns into a page.
 
 Caveat: the layer is chosen by its effect on the first response token. That is cheap and predicts
 steering better than separability does, but it is blind to instructions that show late in a

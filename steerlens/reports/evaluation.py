@@ -7,7 +7,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from steerlens.errors import SteerlensError
-from steerlens.report.html import Cell, environment, nonce_of, package_text, writable
+from steerlens.reports.html import Cell, environment, nonce_of, package_text, writable
 from steerlens.views.numbers import MISSING, finite, show
 from steerlens.views.rates import condition_rates
 
