@@ -69,7 +69,9 @@ def test_several_steerings_are_scored_side_by_side_as_they_would_be_alone(tiny_m
 def test_strength_zero_costs_nothing(tiny_model):
     vector = random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
     cost = response_kl(tiny_model, vector.at(1, strength=0.0), PROMPTS, max_new_tokens=5)
-    assert cost.kl < 1e-9 and cost.high < 1e-9
+    # Rows that run together in another number may round otherwise, on some processors: a
+    # log-probability of −16 has steps of 1e-6 in float32.
+    assert cost.kl < 1e-6 and cost.high < 1e-6
 
 
 def test_the_mean_is_over_tokens_and_the_interval_over_prompts(tiny_model):

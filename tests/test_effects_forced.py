@@ -13,7 +13,8 @@ from steerlens.errors import ActivationError, ModelError, SteeringError, Unknown
 from steerlens.steering.interventions import Steering
 
 LAYER, STRENGTH = 14, 6.0
-CLOSE = {"rtol": 0.0, "atol": 1e-4}
+# Relative too: a KL of 8 nats sums as many products as one of 0.1, each rounded to its own size.
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 TEXT = (
     "Rome began as a small town on the Tiber and grew into the capital of an empire. Its roads, "
     "laws and buildings are still with us."
