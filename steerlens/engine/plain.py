@@ -34,7 +34,7 @@ def after_blocks(
 
     def after(layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            function(layer, output[0] if isinstance(output, tuple) else output)
+            function(layer, output if isinstance(output, Tensor) else output[0])
 
         return hook
 
