@@ -44,7 +44,7 @@ behaviour.figure(run.effects.plot(), "token-effects")
 
 # %%
 columns = ["token", "role", "kl", "projection_before", "projection_after", "entropy_change"]
-run.effects.frame[columns].round(3)
+run.effects.table[columns].round(3)
 
 # %% [markdown]
 # ## How the intervention travels
@@ -67,7 +67,7 @@ run.effects.plot("travel")
 run.effects.plot("lens")
 
 # %%
-lens = run.effects.lens.frame
+lens = run.effects.lens.table
 read = lens[lens.position == run.effects.n_prompt - 1]
 read.set_index("layer")[["kl", "top_baseline", "top_steered"]].round(3)
 
@@ -80,7 +80,7 @@ read.set_index("layer")[["kl", "top_baseline", "top_steered"]].round(3)
 # positions do the same job, the first takes the credit.
 
 # %%
-response = run.effects.frame.query("role == 'response'")
+response = run.effects.table.query("role == 'response'")
 change = response.logprob_steered - response.logprob_baseline
 contributions = sl.token_contributions(model, run.effects, int(change.abs().idxmax()))
 contributions.plot()

@@ -12,7 +12,7 @@ hooked models from TransformerLens::
     vector = sl.difference_of_means(cache)
     steering = vector.at(layer=24, strength=2.0, scope="prompt")
     run = sl.steer(model, "Tell me about Rome.", steering)
-    run.effects.frame
+    run.effects.table
 
 Names are imported on first use, so ``import steerlens`` and the command line start at once.
 """

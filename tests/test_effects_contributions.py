@@ -29,8 +29,8 @@ def test_contributions_add_up_to_the_whole_change(model, effects):
     assert float(found.contributions.sum()) == pytest.approx(found.change, abs=1e-12)
     whole = float(effects.logprob_steered[15] - effects.logprob_baseline[15])
     assert found.change == pytest.approx(whole, abs=1e-4)
-    assert found.frame.share.sum() == pytest.approx(1.0)
-    assert found.frame.role.tolist() == ["prompt"] * 6 + ["response"] * 9
+    assert found.table.share.sum() == pytest.approx(1.0)
+    assert found.table.role.tolist() == ["prompt"] * 6 + ["response"] * 9
 
 
 def test_each_contribution_equals_switching_its_position_on_by_hand(
@@ -80,7 +80,7 @@ def test_positions_no_intervention_touches_have_no_part(model, vector):
     )
     first = token_contributions(model, effects, 6)
     assert first.spans == () and first.change == 0.0
-    assert len(first.frame) == 0
+    assert len(first.table) == 0
 
 
 def test_any_token_can_be_asked_for_also_the_one_that_would_follow(model, effects):

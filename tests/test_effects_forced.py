@@ -143,10 +143,10 @@ def test_interventions_at_two_layers_are_told_apart(model, ids, vector, hf_model
 def test_the_frame_has_a_row_a_token_also_for_an_empty_response(model, ids, vector, effects):
     alone = token_effects(model, ids[:5], [], vector.at(LAYER))
 
-    assert len(alone.frame) == 5
-    assert list(alone.frame.columns[:5]) == ["position", "token", "role", "steered", "kl"]
-    assert "read" not in alone.frame
-    assert effects.frame.read.tolist() == [position == 11 for position in range(len(ids))]
+    assert len(alone.table) == 5
+    assert list(alone.table.columns[:5]) == ["position", "token", "role", "steered", "kl"]
+    assert "read" not in alone.table
+    assert effects.table.read.tolist() == [position == 11 for position in range(len(ids))]
     assert effects.mode == "forced"
 
 

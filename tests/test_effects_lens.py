@@ -61,7 +61,7 @@ def test_below_the_steered_layer_both_streams_say_the_same(model, vector):
 
 
 def test_the_frame_has_a_row_a_layer_and_position_and_others_are_refused(effects):
-    frame = effects.lens.frame
+    frame = effects.lens.table
 
     assert frame.groupby("layer").position.apply(list).to_dict() == {
         22: list(range(12)),

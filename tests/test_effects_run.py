@@ -86,7 +86,7 @@ def test_one_run_has_one_mean_kl_wherever_it_is_told(tiny_model) -> None:
     # given a run, and its mean over the positions that predict the response, by plain arithmetic
     steering = random_vector(3, 16).at(1, "add", 3.0)
     run = steer(tiny_model, "Hi there", steering, max_new_tokens=6)
-    rows = run.effects.frame.kl.tolist()
+    rows = run.effects.table.kl.tolist()
     predicting = rows[run.effects.n_prompt - 1 :]
     expected = sum(predicting) / len(predicting)
     assert expected > 0 and abs(expected - sum(rows) / len(rows)) > 1e-4, "not that of all tokens"

@@ -44,7 +44,7 @@ def test_the_share_that_survives_is_one_where_it_starts_and_the_ratio_above(trav
 
     torch.testing.assert_close(travel.survival[0, 0], torch.ones(len(IDS)))
     torch.testing.assert_close(travel.survival[0], change / change[0])
-    frame = travel.frame
+    frame = travel.table
     assert frame.survival.tolist() == pytest.approx(
         [float(np.quantile(row, 0.5)) for row in travel.survival[0].numpy()], rel=1e-6
     )
@@ -62,13 +62,13 @@ def test_share_is_undefined_at_tokens_that_were_not_touched_and_below_the_layer(
     assert travel.survival[0, 0].isnan().all()
     assert travel.survival[0, :, :6].isnan().all()
     assert travel.survival[0, 1:, 6:].isfinite().all()
-    assert travel.frame.layer.tolist() == [LAYER, 29]
-    assert travel.frame.n_tokens.tolist() == [10, 10]
+    assert travel.table.layer.tolist() == [LAYER, 29]
+    assert travel.table.n_tokens.tolist() == [10, 10]
 
 
 def test_an_intervention_that_moves_nothing_has_no_share(model, vector):
     travel = token_effects(model, IDS[:6], IDS[6:], vector.at(28, "add", 0.0)).travel
 
     assert travel.survival.isnan().all()
-    assert travel.frame.survival.isna().all()
+    assert travel.table.survival.isna().all()
     assert "2 layers 28–29" in repr(travel)

@@ -44,7 +44,7 @@ def test_a_moved_slider_gives_the_texts_that_generate_gives(model: TransformerBr
     assert len(explorer.strips.children) == 2
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
     # And the strip marks the token the vector was read at, the last of the prompt
-    frame = explorer.run.effects.frame
+    frame = explorer.run.effects.table
     assert frame.position[frame.read].tolist() == [explorer.run.effects.n_prompt - 1]
     # And it can be pinned, and reproduced
     explorer.pin()

@@ -57,7 +57,7 @@ def test_vectors_and_how_to_apply_them_come_back(tmp_path: Path) -> None:
         library.steering("bullets")
     with pytest.raises(UnknownNameError, match="did you mean 'bullets'"):
         library.load("bullet")
-    row = library.frame.set_index("name").loc["detectable_format:title"]
+    row = library.table.set_index("name").loc["detectable_format:title"]
     assert row["layer"] == 2 and row["uninstructed+steering"] == 0.65
 
 

@@ -152,7 +152,7 @@ def test_the_hash_is_the_sha256_of_the_canonical_json() -> None:
 
 
 def test_the_frame_has_a_row_a_pair_and_a_column_a_field() -> None:
-    frame = contrast_pairs("length_constraints:number_words_at_most", n=5).frame
+    frame = contrast_pairs("length_constraints:number_words_at_most", n=5).table
     assert list(frame.columns) == [
         "instructed",
         "uninstructed",

@@ -173,7 +173,7 @@ def steer(arguments: argparse.Namespace) -> None:
         seed=seed,
         chat_format=arguments.chat_format,
     )
-    frame = run.effects.frame
+    frame = run.effects.table
     if arguments.json:
         print_json(
             {

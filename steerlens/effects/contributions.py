@@ -76,7 +76,7 @@ class TokenContributions:
         return self.logprob_steered - self.logprob_baseline
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """One row a span: start, stop, text, role, contribution, share of the whole change."""
         starts = [start for start, _ in self.spans]
         return pd.DataFrame(

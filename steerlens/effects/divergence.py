@@ -71,7 +71,7 @@ class ResponseKL:
     tokens: tuple[Float[Array, "_"], ...]
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """One row a response token: prompt, position in its response, KL (nats)."""
         return pd.DataFrame(
             [
@@ -86,7 +86,7 @@ class ResponseKL:
         """Where in a response steering acts: KL over positions, with the spread over prompts."""
         from steerlens.views.responses import kl_over_response
 
-        return kl_over_response(self.frame)
+        return kl_over_response(self.table)
 
     def _repr_html_(self) -> str:
         from steerlens.views.summaries import summary

@@ -70,7 +70,7 @@ def picture(effects: "TokenEffects", what: str, intervention: int = 0) -> go.Fig
 
 
 def _strip(effects: "TokenEffects", what: str, intervention: int) -> go.Figure:
-    frame = effects.frame.assign(
+    frame = effects.table.assign(
         projection_before=effects.projection_before[intervention].tolist(),
         projection_after=effects.projection_after[intervention].tolist(),
     )
@@ -193,7 +193,7 @@ def picture_of_lens(lens: "LensReadout") -> go.Figure:
 def picture_of_travel(travel: "Travel", names: dict[int, str] | None = None) -> go.Figure:
     """See `Travel.plot`."""
     return survival_curve(
-        travel.frame, names, title="Share of the intervention left at later layers"
+        travel.table, names, title="Share of the intervention left at later layers"
     )
 
 
@@ -209,7 +209,7 @@ def picture_of_texts(free: "FreeEffects", what: str) -> go.Figure:
     alignment = free.alignment
     found = alignment.describe()
     for name, own in (("baseline", free.baseline), ("steered", free.steered)):
-        frame = own.frame
+        frame = own.table
         if name == "baseline":
             sections.append(Section("prompt", frame[frame.role == "prompt"]))
         sections.append(
@@ -259,7 +259,7 @@ def summary_of_effects(effects: "TokenEffects") -> str:
         "largest anywhere": float(effects.kl.max()),
     }
     heading = f"Effects, both models scoring the same text: {'; '.join(effects.interventions)}"
-    return summary(heading, facts, body=_shortened(effects.frame, "kl"))
+    return summary(heading, facts, body=_shortened(effects.table, "kl"))
 
 
 def summary_of_texts(free: "FreeEffects") -> str:
@@ -276,7 +276,7 @@ def summary_of_texts(free: "FreeEffects") -> str:
 def summary_of_run(run: "SteeredRun") -> str:
     """See `SteeredRun`: the prompt, both responses, and the steered one shaded by KL."""
     body = excerpt(run.baseline, "baseline") + excerpt(run.steered, "steered")
-    steered = run.effects.frame[run.effects.frame.role == "response"]
+    steered = run.effects.table[run.effects.table.role == "response"]
     shaded = _shortened(steered, "kl", run.parts_at)
     label = (
         '<div style="margin-top:.5em;font-size:.8em;opacity:.7">steered, shaded by what steering '
@@ -294,7 +294,7 @@ def summary_of_contributions(found: "TokenContributions") -> str:
         "steered": found.logprob_steered,
         "change (nats)": found.change,
     }
-    frame = found.frame
+    frame = found.table
     largest = frame.reindex(frame.contribution.abs().sort_values(ascending=False).index)
     heading = f"{found.target!r} at position {found.position}, by steered position"
     return summary(heading, facts, largest[["start", "text", "role", "contribution", "share"]])

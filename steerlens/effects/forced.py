@@ -134,7 +134,7 @@ class TokenEffects:
         return float(self.kl[max(self.n_prompt - 1, 0) :].mean())
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """One row a token; projections are those of the first intervention.
 
         The column ``read`` is there where it is known where the vector was read.

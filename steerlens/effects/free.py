@@ -55,7 +55,7 @@ class OwnText:
     steered: Bool[Tensor, "intervention pos"]
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """One row a token; the projection is that of the first intervention."""
         n_tokens = len(self.tokens)
         return pd.DataFrame(
@@ -104,7 +104,7 @@ class FreeEffects:
         return "free"
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """Both texts, a row a token: ``text`` says whose, ``run`` numbers what they have in common.
 
         ``run`` counts the common runs of the responses from 0, however short; it is missing where a
@@ -112,7 +112,7 @@ class FreeEffects:
         """
         frames = []
         for name, own in (("baseline", self.baseline), ("steered", self.steered)):
-            frame = own.frame
+            frame = own.table
             run = pd.Series(pd.NA, index=frame.index, dtype="Int64")
             for number, common in enumerate(self.alignment.runs):
                 start = own.n_prompt + getattr(common, name)

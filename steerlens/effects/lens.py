@@ -78,7 +78,7 @@ class LensReadout:
         return tuple(self.vocabulary[i] for i in ids[position].tolist())
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """One row a layer and position."""
         n_layers, n_tokens = self.kl.shape
         columns = ("kl", "logprob_baseline", "logprob_steered", "entropy_baseline")
@@ -102,7 +102,7 @@ class LensReadout:
     def _repr_html_(self) -> str:
         from steerlens.views.summaries import summary
 
-        return summary(repr(self), table=self.frame, largest="kl")
+        return summary(repr(self), table=self.table, largest="kl")
 
     def _words(self, ids: Int[Tensor, "layer pos top"]) -> list[tuple[str, ...]]:
         return [tuple(self.vocabulary[i] for i in row) for row in ids.flatten(0, 1).tolist()]

@@ -64,7 +64,7 @@ class Travel:
         return self.norm_steered - self.norm_baseline
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """One row an intervention and layer, from its own layer on, over the tokens it moved there.
 
         ``survival`` is the median share, ``survival_low`` and ``survival_high`` the 10th and 90th
@@ -113,11 +113,11 @@ class Travel:
         from steerlens.views.summaries import summary
 
         # Of several interventions what is left of each at the end; of one how it gets there.
-        ends = self.frame.groupby("intervention").tail(1)
-        return summary(repr(self), table=self.frame if len(ends) == 1 else ends)
+        ends = self.table.groupby("intervention").tail(1)
+        return summary(repr(self), table=self.table if len(ends) == 1 else ends)
 
     def __repr__(self) -> str:
-        last = self.frame.groupby("intervention").tail(1)
+        last = self.table.groupby("intervention").tail(1)
         shares = ", ".join(f"{share:.2f}" for share in last.survival)
         return (
             f"Travel({len(self.layers)} layers {self.layers[0]}–{self.layers[-1]}, "

@@ -57,7 +57,7 @@ class Generations:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """One row a prompt: prompt, text, n_tokens, finish_reason."""
         return pd.DataFrame(
             {
@@ -72,12 +72,12 @@ class Generations:
         """How long the responses are, and why they ended."""
         from steerlens.views.responses import response_lengths
 
-        return response_lengths(self.frame)
+        return response_lengths(self.table)
 
     def _repr_html_(self) -> str:
         from steerlens.views.summaries import summary
 
-        return summary(repr(self), table=self.frame)
+        return summary(repr(self), table=self.table)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -56,7 +56,7 @@ class Pin:
         setting: What was run.
         baseline: The unsteered response.
         steered: The steered response.
-        tokens: Rows of `TokenEffects.frame`, those of the steered response.
+        tokens: Rows of `TokenEffects.table`, those of the steered response.
         parts_at: The first of them that the baseline does not have; ``None`` where there is none.
         mean_kl: `TokenEffects.mean_kl`; ``None`` where it is not known.
     """
@@ -71,7 +71,7 @@ class Pin:
     @classmethod
     def of(cls, setting: Setting, run: SteeredRun) -> "Pin":
         """What a setting's run gave."""
-        frame = run.effects.frame
+        frame = run.effects.table
         rows = frame[frame["role"] == "response"].to_dict("records")
         kept = tuple({str(name): value for name, value in row.items()} for row in rows)
         return cls(

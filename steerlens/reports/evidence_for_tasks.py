@@ -338,7 +338,7 @@ def _token_records(effects: TokenEffects) -> list[dict[str, Any]]:
 
     return [
         {str(name): plain(value) for name, value in row.items()}
-        for row in effects.frame.to_dict("records")
+        for row in effects.table.to_dict("records")
     ]
 
 

@@ -154,7 +154,7 @@ class ContrastSet(Sequence[ContrastPair]):
         return near_duplicates(queries)
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """One row a pair, one column a field of `ContrastPair`."""
         return pd.DataFrame([asdict(pair) for pair in self.pairs])
 

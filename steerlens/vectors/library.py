@@ -80,7 +80,7 @@ class Library:
         return tuple(self.entries)
 
     @property
-    def frame(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """One row a vector: name, file, instruction, estimator, best settings, rates."""
         rows = []
         for name, entry in self.entries.items():
@@ -143,7 +143,7 @@ class Library:
     def _repr_html_(self) -> str:
         from steerlens.views.summaries import summary
 
-        return summary(repr(self), table=self.frame)
+        return summary(repr(self), table=self.table)
 
     def __repr__(self) -> str:
         return f"Library({self.folder}, {len(self.entries)} vectors)"
