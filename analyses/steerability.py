@@ -15,10 +15,9 @@ from tqdm.auto import tqdm
 
 import steerlens as sl
 from analyses import behaviour
+from analyses.prediction import EvidenceComparison, compare_evidence
 from steerlens.attribution import (
-    EvidenceComparison,
     causal_recovery,
-    compare_evidence,
     gather_evidence,
 )
 from steerlens.behaviour.answers import Answerer, Question

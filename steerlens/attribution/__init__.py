@@ -6,9 +6,8 @@ Kinds of evidence, which need not agree:
   uninstructed runs of other pairs. Cheap, and high almost everywhere.
 * `causal`: how much of the shift of the next-token distributions that the instruction causes is
   reproduced by steering the uninstructed prompt at a layer, over the first token or the response.
-* `components`, `reactions`: which heads and MLPs write the direction, and which react to it.
+* `components`, `downstream_components`: which heads and MLPs write the direction, and which react to it.
 * `patching`: the same for whole residuals, by layer and position, as the reference.
-* `prediction`: which of these kinds predicts where steering works.
 * `geometry`, `vocabulary`: how directions turn between layers and instructions, and what they say
   through the model's own unembedding.
 
@@ -33,7 +32,6 @@ from steerlens.attribution.geometry import (
     layer_geometry,
 )
 from steerlens.attribution.patching import PatchingMap, activation_patching
-from steerlens.attribution.prediction import EvidenceComparison, compare_evidence
 from steerlens.attribution.separability import LayerRanking, rank_layers
 from steerlens.attribution.vocabulary import VocabularyReadout, vocabulary_readout
 
@@ -42,7 +40,6 @@ __all__ = [
     "ComponentReading",
     "ComponentWriting",
     "Evidence",
-    "EvidenceComparison",
     "Generalisation",
     "InstructionGeometry",
     "LayerGeometry",
@@ -53,7 +50,6 @@ __all__ = [
     "VocabularyReadout",
     "activation_patching",
     "causal_recovery",
-    "compare_evidence",
     "first_token_recovery",
     "gather_evidence",
     "generalise",

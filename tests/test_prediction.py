@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from steerlens.attribution.prediction import compare_evidence
+from analyses.prediction import compare_evidence
 from steerlens.errors import ActivationError
 
 LAYERS = [0, 2, 4, 6]
