@@ -158,3 +158,13 @@ def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
         assert strip.first.get_attribute("title")
         strip.first.scroll_into_view_if_needed()
         page.screenshot(path=artefacts(tmp_path) / "explorer-pinned.png")
+        # And a faulty setting leaves its sentence alone: no text of the one before, but the pins
+        source.fill("nonsense")
+        source.press("Enter")
+        refused = page.locator(".widget-html-content", has_text="no instruction of the catalogue")
+        refused.first.wait_for(timeout=_PATIENCE)
+        assert steered.count() == 0
+        assert page.locator(".widget-html-content", has_text=re.compile("^baseline")).count() == 0
+        assert page.locator(".js-plotly-plot .main-svg").count() == 0
+        assert strip.count() > 0
+        page.screenshot(path=artefacts(tmp_path) / "explorer-refused.png")
