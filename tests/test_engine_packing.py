@@ -11,12 +11,13 @@ from tiny_models import write_tiny_folder
 from torch import nn
 
 import steerlens as sl
-from steerlens.engine import decoding, packing
+from steerlens.engine import decoding, packed_weights
 from steerlens.engine.packed_weights import packed_linears
 
 PROMPTS = ["tea", "sea and ink", "a longer one"]
 needs_kernels = pytest.mark.skipif(
-    not packing._works(torch.bfloat16), reason="this build of torch cannot pack bfloat16 weights"
+    not packed_weights._works(torch.bfloat16),
+    reason="this build of torch cannot pack bfloat16 weights",
 )
 
 
@@ -74,13 +75,13 @@ def test_weights_are_put_back_after_a_fault(half, fault):
 @needs_kernels
 def test_ctrl_c_while_they_are_put_back_waits_until_they_are(half, monkeypatch):
     before = weights_of(half)
-    put_back = packing._put_back
+    put_back = packed_weights._put_back
 
     def interrupted(done):
         signal.raise_signal(signal.SIGINT)
         put_back(done)
 
-    monkeypatch.setattr(packing, "_put_back", interrupted)
+    monkeypatch.setattr(packed_weights, "_put_back", interrupted)
     with pytest.raises(KeyboardInterrupt), packed_linears(half.original_model):
         pass
     assert unchanged(half, before)

@@ -92,4 +92,4 @@ def test_vectors_of_different_models_and_overflows_are_refused() -> None:
         vllm_interventions(steering)
     [one] = example_vector(d_model=4).at(1, operation="add").interventions
     with pytest.raises(SteeringError, match="does not fit float32"):
-        vllm_interventions(type(steering)((replace(one, strength=1e39),)))
+        vllm_interventions(type(steering)((replace(one, strength=3e38, gap=10.0),)))

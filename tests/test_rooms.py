@@ -34,5 +34,3 @@ def test_a_planted_import_against_the_order_is_found(tmp_path, module, line, wor
     file.write_text(file.read_text() + f"\n{line}\n")
     done = lint(tmp_path)
     assert done.returncode != 0 and words in done.stdout
-
-

@@ -9,7 +9,7 @@ from steering_examples import n_hooks, random_vector
 from tiny_models import byte_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, Qwen2Config
 
-from steerlens.engine import choose_path, scoring, stretches
+from steerlens.engine import choose_path, scoring, segments
 from steerlens.engine.scoring import ForcedRow, score_rows
 from steerlens.errors import SteeringError, SteerlensError
 from steerlens.models.loading import load_model, tokenize_prompts
@@ -141,7 +141,7 @@ def test_how_rows_are_cut_into_passes_changes_nothing(tiny_model, monkeypatch):
         (scoring, "_MOST_EFFECTS", 2),
         (scoring, "_WORTH_A_PASS", 1),
         (scoring, "_MIN_PREAMBLE", 1000),
-        (stretches, "PASS_TOKENS", 40),
+        (segments, "PASS_TOKENS", 40),
     ):
         monkeypatch.setattr(where, name, value)
         assert largest_difference(whole, scored(tiny_model, rows)) < 1e-4, name
@@ -156,33 +156,35 @@ def test_logits_never_exist_for_more_positions_than_the_bound(tiny_model, monkey
     assert sum(sizes) == sum(len(row.continuation) for row in rows)
 
 
-def tokens_through_last_block(model, rows):
+def tokens_through_last_block(model, rows, monkeypatch):
+    """Counted in the class: a hook on the module would send the rows to the bridge's own path."""
     seen = []
     module = model.original_model.model.layers[-1].mlp
     module = getattr(module, "original_component", module)
+    forward = type(module).forward
 
-    def count(_module, _args, output):
-        seen.append(output.shape[0] * output.shape[1])
+    def counted(self, hidden):
+        if self is module:
+            seen.append(hidden.shape[0] * hidden.shape[1])
+        return forward(self, hidden)
 
-    handle = module.register_forward_hook(count)
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(type(module), "forward", counted)
         scored(model, rows)
-    finally:
-        handle.remove()
     return sum(seen)
 
 
-def test_a_steered_prompt_is_run_once_for_the_scopes_that_steer_it_alike(tiny_model):
+def test_a_steered_prompt_is_run_once_for_the_scopes_that_steer_it_alike(tiny_model, monkeypatch):
     n_prompt, n_steps = 40, 6
     rows = over_scopes(tiny_model, tuple(range(3, 3 + n_prompt)), (9,) * n_steps, layer=0)
     choose_path(tiny_model)  # its check of the engine is not counted
     # Two vectors: each one steered prompt short of its last token, and three runs of the steps
     # from there; the unsteered prompt and steps, once, are what scope `response` needs.
     expected = 2 * (n_prompt - 1) + 6 * n_steps + (n_prompt + n_steps - 1)
-    assert tokens_through_last_block(tiny_model, rows) == expected
+    assert tokens_through_last_block(tiny_model, rows, monkeypatch) == expected
 
 
-def test_a_steered_preamble_is_run_once_for_all_prompts(tiny_model):
+def test_a_steered_preamble_is_run_once_for_all_prompts(tiny_model, monkeypatch):
     preamble, n_prompts, n_own, n_steps = tuple(range(3, 33)), 4, 10, 5
     steering = random_vector(3, 16).at(0, "add", 0.5, "prompt")
     rows = [
@@ -191,7 +193,7 @@ def test_a_steered_preamble_is_run_once_for_all_prompts(tiny_model):
     ]
     choose_path(tiny_model)
     expected = len(preamble) + n_prompts * (n_own + n_steps - 1)
-    assert tokens_through_last_block(tiny_model, rows) == expected
+    assert tokens_through_last_block(tiny_model, rows, monkeypatch) == expected
 
 
 def test_steerings_that_differ_in_anything_share_nothing(tiny_model):

@@ -332,7 +332,7 @@ def test_workers_place_their_model_as_the_driver_and_cache_what_it_caches(
     with worker_pool(model, ONE) as pool:
         [told] = pool.members.values()
         assert (told["device_map"], told["max_memory"]) == ("auto", room)
-        monkeypatch.setattr("steerlens.activations.shards.elsewhere", lambda *_: nullcontext(pool))
+        monkeypatch.setattr("steerlens.activations.shards.executor", lambda *_: nullcontext(pool))
         there = sharded(tmp_path / "there", workers=ONE)
     assert there.metadata == here.metadata and there.groups == here.groups
     for ours, theirs in zip(here, there, strict=True):

@@ -16,9 +16,10 @@ from steerlens.behaviour.evaluation.judge import Judge
 from steerlens.errors import SteerlensError
 from steerlens.models.identity import model_identity
 from steerlens.runs import Run
+from steerlens.runs.executors import executor
 from steerlens.runs.remote import RemoteFolder
 from steerlens.steering.interventions import Intervention, Steering
-from steerlens.workers import WorkerSettings, elsewhere
+from steerlens.workers import WorkerSettings
 from steerlens.workers.cluster import _start
 from steerlens.workers.equality import SAME_LIBRARIES, own_versions
 from steerlens.workers.packing import Sent, unpack, unpack_prompts
@@ -307,7 +308,7 @@ def opened(folder: str | Path, resume: bool = False) -> Run:
 
 def asked_for_workers(tiny_model, run: Run) -> None:
     refused = pytest.raises(SteerlensError, match="the cluster has 2")
-    with refused, run, elsewhere(tiny_model, WorkerSettings(), run):
+    with refused, run, executor(tiny_model, WorkerSettings(), run):
         raise AssertionError("there are no workers")
 
 

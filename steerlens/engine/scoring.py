@@ -37,7 +37,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.batches import common_prefix, left_padded
 from steerlens.engine.choosing import running
 from steerlens.engine.modules import device_of, fast_modules, unembed
-from steerlens.engine.paths import FastPath
+from steerlens.engine.paths import BRIDGE, FastPath
 from steerlens.engine.reading import Reading, first_touched, read
 from steerlens.engine.segments import PASS_TOKENS, Memory, Stretch, advance, passes
 from steerlens.errors import SteerlensError
@@ -363,8 +363,8 @@ def _score_plainly(
     model: TransformerBridge,
     rows: Sequence[ForcedRow],
     visit: Visit,
-    batch_size: int | None,
-    path: FastPath,
+    batch_size: int | None = None,
+    path: FastPath = BRIDGE,
 ) -> None:
     """The bridge's own path: batches whose logits stay within bounds, hooks and all."""
     budget = max(1, _MOST_LOGITS // model.cfg.d_vocab)
