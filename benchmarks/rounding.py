@@ -30,7 +30,7 @@ from steerlens.engine import Row, decode_rows
 from steerlens.engine.plain import decode_rows_plainly
 from steerlens.models.loading import tokenize_prompts
 from steerlens.models.weights import weights_entry
-from steerlens.steering.interventions import Intervention
+from steerlens.steering.operations import Intervention
 
 Scores = dict[tuple[int, int], Tensor]
 _OPERATIONS = ("add", "set_projection", "ablate")

@@ -67,7 +67,8 @@ if TYPE_CHECKING:
     from steerlens.errors import SteerlensError, SteerlensWarning
     from steerlens.explorer import explore
     from steerlens.models.loading import available_models, load_model, model_info
-    from steerlens.steering.interventions import Intervention, Steering
+    from steerlens.steering.interventions import Steering
+    from steerlens.steering.operations import Intervention
     from steerlens.tasks import BaseQuery, Instruction, base_queries, catalogue
     from steerlens.tasks.pairs import ContrastPair, ContrastSet, contrast_pairs
     from steerlens.vectors import (
@@ -180,10 +181,8 @@ _HOMES = {
         "SearchSettings",
         "search",
     ),
-    "steerlens.steering.interventions": (
-        "Intervention",
-        "Steering",
-    ),
+    "steerlens.steering.interventions": ("Steering",),
+    "steerlens.steering.operations": ("Intervention",),
     "steerlens.activations.shards": (
         "ShardedResiduals",
         "shard_residuals",

@@ -24,7 +24,8 @@ from transformers import AutoModelForCausalLM
 from steerlens.activations.cache import cache_residuals
 from steerlens.engine.generation import generate_from_tokens
 from steerlens.models.loading import end_token_ids, load_model, tokenize_prompts
-from steerlens.steering.interventions import Intervention, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 from steerlens.tasks.pairs import ContrastSet
 
 N_NEW = 4

@@ -6,7 +6,8 @@ import torch
 
 from steerlens.effects import FreeEffects, OwnText, SteeredRun, TokenEffects, Travel, align
 from steerlens.effects.lens import LensReadout
-from steerlens.steering.interventions import Intervention, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 
 WORDS = (" the", " city", " of", " Rome", ",", " was", " built", ".", "\n", " roads")
 

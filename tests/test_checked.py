@@ -18,7 +18,8 @@ from planted_activations import planted
 import steerlens as sl
 from steerlens.errors import ActivationError, SteeringError, SteerlensError
 from steerlens.errors.arguments import arguments, finite_number, texts, whole_number
-from steerlens.steering.interventions import RowSteering, TokenRoles
+from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 from steerlens.vectors.estimators import from_directions
 
 LARGEST = float(np.finfo(np.float32).max)

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from steerlens.activations.cache import ResidualCache, cache_residuals
 from steerlens.errors import SteeringError
-from steerlens.steering.interventions import Intervention, RowSteering, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 from steerlens.tasks.pairs import contrast_pairs
 from steerlens.vectors import SteeringVector, difference_of_means
 from steerlens.vectors.composition import compose_report, joint_projection

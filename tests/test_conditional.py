@@ -17,8 +17,9 @@ from steerlens.engine.generation import generate
 from steerlens.errors import FileFormatError, SteeringError
 from steerlens.models.loading import tokenize_prompts
 from steerlens.stats.rates import Interval
-from steerlens.steering.interventions import RowSteering, Steering
+from steerlens.steering.interventions import Steering
 from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 from steerlens.tasks import base_queries
 from steerlens.vectors.conditional import Condition, fit_condition, threshold_for
 

@@ -12,7 +12,8 @@ from planted_activations import planted
 import steerlens as sl
 from steerlens.behaviour.calibration import calibrate, calibrate_rate
 from steerlens.behaviour.evaluation.judge import Judge
-from steerlens.steering.interventions import RowSteering, TokenRoles
+from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 from steerlens.vectors.formats.record import vector_of_shifts
 
 PROMPTS = ["Tell me about Rome.", "Why is it so?", "Name a river."]

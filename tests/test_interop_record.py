@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from interop_examples import assert_same_vector, example_vector, ulps
 
 from steerlens.errors import FileFormatError, SteeringError, SteerlensError
-from steerlens.steering.interventions import steer_residual
+from steerlens.steering.rows import steer_residual
 from steerlens.vectors.formats.record import (
     check_claims,
     exact_record,

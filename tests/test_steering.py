@@ -9,8 +9,9 @@ from steering_examples import n_hooks, random_vector
 from steerlens.engine.batches import left_padded
 from steerlens.errors import SteeringError, UnknownNameError
 from steerlens.models.loading import tokenize_prompts
-from steerlens.steering.interventions import RowSteering, Steering, applied_to_rows, steer_residual
+from steerlens.steering.interventions import Steering, applied_to_rows
 from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering, steer_residual
 
 PROMPTS = [
     "Tell me about Rome.",

@@ -29,7 +29,8 @@ from steerlens.errors import SteerlensError
 from steerlens.models.loading import load_model, model_info
 from steerlens.models.placement import Placement
 from steerlens.runs.remote import fetched
-from steerlens.steering.interventions import Intervention, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 from steerlens.workers import WorkerSettings
 from steerlens.workers.cluster import _check_resources, _start, connected
 from steerlens.workers.loading import judge_arguments, load_arguments

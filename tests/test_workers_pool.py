@@ -18,7 +18,8 @@ from steerlens.models.identity import model_identity
 from steerlens.runs import Run
 from steerlens.runs.executors import executor
 from steerlens.runs.remote import RemoteFolder
-from steerlens.steering.interventions import Intervention, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 from steerlens.workers import WorkerSettings
 from steerlens.workers.cluster import _start
 from steerlens.workers.equality import SAME_LIBRARIES, own_versions

@@ -6,7 +6,8 @@ Kinds of evidence, which need not agree:
   uninstructed runs of other pairs. Cheap, and high almost everywhere.
 * `causal`: how much of the shift of the next-token distributions that the instruction causes is
   reproduced by steering the uninstructed prompt at a layer, over the first token or the response.
-* `components`, `downstream_components`: which heads and MLPs write the direction, and which react to it.
+* `components`, `downstream_components`: which heads and MLPs write the direction, and which react
+  to it.
 * `patching`: the same for whole residuals, by layer and position, as the reference.
 * `geometry`, `vocabulary`: how directions turn between layers and instructions, and what they say
   through the model's own unembedding.

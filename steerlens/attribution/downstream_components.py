@@ -59,7 +59,7 @@ from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.models.loading import tokenize_prompts
 from steerlens.stats.resampling import numbered_queries
-from steerlens.steering.interventions import Intervention
+from steerlens.steering.operations import Intervention
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector
 
@@ -211,7 +211,7 @@ def _variants(push: Intervention, placebos: Float[Tensor, "placebo d_model"]) ->
 
     def vary(resid: Float[Tensor, "d_model"]) -> Float[Tensor, "variant d_model"]:
         x = resid.float()
-        u = push.direction.to(x)
+        u = push.unit.to(x)
         amount = offset + slope * (x @ u)
         shifts = torch.cat([0 * u[None], amount * u[None], amount.abs() * placebos.to(x)])
         return (x + shifts).to(resid.dtype)

@@ -36,7 +36,8 @@ from steerlens.engine.choosing import running
 from steerlens.engine.modules import device_of, fast_modules, unembed
 from steerlens.errors import SteerlensError
 from steerlens.errors.arguments import arguments
-from steerlens.steering.interventions import RowSteering, TokenRoles
+from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 
 __all__ = ["TokenContributions", "token_contributions"]
 

@@ -184,7 +184,7 @@ class BaselineReader:
         projection = [
             einsum(
                 own.resid[one.layer].float(),
-                one.direction.float().to(own.resid[one.layer].device),
+                one.unit.float().to(own.resid[one.layer].device),
                 "pos d, d -> pos",
             )
             for one in ones

@@ -137,7 +137,7 @@ class TravelRecorder:
     def __init__(self, steering: Steering, layers: Sequence[int], n_tokens: int) -> None:
         self.layers = tuple(sorted(set(layers)))
         self.starts = tuple(one.layer for one in steering.interventions)
-        self.directions = torch.stack([one.direction.float() for one in steering.interventions])
+        self.directions = torch.stack([one.unit.float() for one in steering.interventions])
         n_layers, n_interventions = len(self.layers), len(self.starts)
         kept = torch.float32
         self.change = torch.zeros(n_interventions, n_layers, n_tokens, dtype=kept)

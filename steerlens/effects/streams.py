@@ -36,7 +36,9 @@ from steerlens.engine.modules import (
 from steerlens.engine.reading import Reading, read
 from steerlens.errors import ModelError
 from steerlens.models.loading import model_info
-from steerlens.steering.interventions import RowSteering, Steering, TokenRoles
+from steerlens.steering.interventions import Steering
+from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 
 __all__ = ["Observe", "Stream", "both_streams", "check_text", "other_ending", "run_blocks"]
 

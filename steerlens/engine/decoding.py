@@ -30,7 +30,8 @@ from steerlens.engine.packed_weights import packed_linears
 from steerlens.engine.reading import Reading, branch, first_touched, read
 from steerlens.engine.rows import Choose, Row, is_sound, out_of_memory
 from steerlens.errors import SteerlensError
-from steerlens.steering.interventions import RowSteering, TokenRoles
+from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 
 __all__ = ["decode_rows", "first_logits"]
 

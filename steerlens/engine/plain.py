@@ -17,7 +17,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.batches import left_padded
 from steerlens.engine.paths import BRIDGE, FastPath, length_switch
 from steerlens.engine.rows import Choose, Row, is_sound
-from steerlens.steering.interventions import RowSteering, TokenRoles
+from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 
 __all__ = ["after_blocks", "decode_rows_plainly", "first_logits_plainly"]
 

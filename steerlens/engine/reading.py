@@ -24,7 +24,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.batches import right_padded
 from steerlens.engine.memory import KeyValues, PrefixCache, attention_masks
 from steerlens.engine.modules import device_of, dtype_of, no_words, on_blocks, only_blocks
-from steerlens.steering.interventions import RowSteering, Steering, TokenRoles
+from steerlens.steering.interventions import Steering
+from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 
 __all__ = ["Branch", "Reading", "branch", "first_touched", "read"]
 

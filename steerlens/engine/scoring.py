@@ -41,7 +41,10 @@ from steerlens.engine.paths import BRIDGE, FastPath
 from steerlens.engine.reading import Reading, first_touched, read
 from steerlens.engine.segments import PASS_TOKENS, Memory, Stretch, advance, passes
 from steerlens.errors import SteerlensError
-from steerlens.steering.interventions import Intervention, RowSteering, Steering, TokenRoles
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
+from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 
 __all__ = ["ForcedRow", "Visit", "score_rows"]
 

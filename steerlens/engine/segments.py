@@ -20,7 +20,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.memory import attention_masks
 from steerlens.engine.modules import device_of, no_words, on_blocks, only_blocks
 from steerlens.engine.reading import Reading
-from steerlens.steering.interventions import RowSteering, Steering, TokenRoles
+from steerlens.steering.interventions import Steering
+from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
 
 __all__ = ["PASS_TOKENS", "Memory", "Stretch", "advance", "passes"]
 

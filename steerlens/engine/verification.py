@@ -39,7 +39,8 @@ from steerlens.engine.paths import free_memory, length_switch, mixes_dtypes
 from steerlens.engine.plain import decode_rows_plainly
 from steerlens.engine.residuals import residuals_shared, residuals_unshared
 from steerlens.engine.rows import Row, out_of_memory
-from steerlens.steering.interventions import Intervention, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 
 __all__ = ["UnverifiedError", "Verdict", "excerpt", "verdict"]
 

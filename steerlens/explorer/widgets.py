@@ -19,7 +19,7 @@ from steerlens.explorer.session import Session
 from steerlens.explorer.sources import as_python, vector_of
 from steerlens.explorer.state import Pin, Setting
 from steerlens.models.loading import model_info
-from steerlens.steering.interventions import Operation, Scope
+from steerlens.steering.operations import Operation, Scope
 from steerlens.tasks import catalogue
 from steerlens.vectors import SteeringVector
 from steerlens.views import save

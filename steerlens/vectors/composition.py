@@ -36,7 +36,7 @@ Caveat: interference *between* layers is what the residual connection carries on
 between make of a change is not known before running. And a projection is not behaviour.
 
 >>> import torch
->>> from steerlens.steering.interventions import Intervention, Steering
+>>> from steerlens.steering.operations import Intervention, Steering
 >>> def towards(direction, target):
 ...     return Steering((Intervention(
 ...         3, torch.tensor(direction), 1.0, target, "set_projection", 1.0, "all", baseline=0.0
@@ -64,7 +64,8 @@ from torch import Tensor
 
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
-from steerlens.steering.interventions import Intervention, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -220,7 +221,7 @@ def _interventions(steerings: Steering | Sequence[Steering]) -> list[Interventio
     if not ones:
         raise SteeringError("there is nothing to compose: no steering holds an intervention")
     for name, values in (
-        ("widths", {one.direction.shape[0] for one in ones}),
+        ("widths", {one.unit.shape[0] for one in ones}),
         ("model depths", {one.n_layers for one in ones} - {None}),
     ):
         if len(values) > 1:
@@ -235,7 +236,7 @@ class _Directions:
 
     def __init__(self, ones: Sequence[Intervention]) -> None:
         self.ones = ones
-        directions = torch.stack([one.direction.detach().double().cpu() for one in ones])
+        directions = torch.stack([one.unit.detach().double().cpu() for one in ones])
         self.units = (directions / directions.norm(dim=-1, keepdim=True)).numpy()
         self.gram: Array = self.units @ self.units.T
         self.layers = np.array([one.layer for one in ones])
@@ -344,7 +345,7 @@ def _joined(ones: Sequence[Intervention], cutoff: float) -> list[Intervention]:
     joined: list[Intervention] = []
     for layer in sorted({one.layer for one in ones}):
         here = [one for one in ones if one.layer == layer]
-        units = torch.stack([one.direction.detach().double().cpu() for one in here], dim=1)
+        units = torch.stack([one.unit.detach().double().cpu() for one in here], dim=1)
         left, singular, right = torch.linalg.svd(units, full_matrices=False)
         kept = singular > cutoff * singular[0]
         targets = _along(right, singular, [one.target for one in here])

@@ -54,8 +54,9 @@ from steerlens.files import library_versions, read_tensors, write_tensors
 from steerlens.models.exclusion import exclusively
 from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.stats.rates import Interval, wilson
-from steerlens.steering.interventions import RowSteering, Steering
+from steerlens.steering.interventions import Steering
 from steerlens.steering.roles import TokenRoles, observed_roles
+from steerlens.steering.rows import RowSteering
 from steerlens.vectors import Estimator, SteeringVector, difference_of_means
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from typing import Any
 
 from steerlens.errors import SteerlensError
 from steerlens.stats.rates import wilson
-from steerlens.steering.interventions import Intervention, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 from steerlens.vectors import SteeringVector
 
 __all__ = [

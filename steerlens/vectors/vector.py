@@ -49,7 +49,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.errors import FileFormatError, SteeringError
 from steerlens.errors.arguments import arguments, layer_numbers, whole_number
 from steerlens.files import read_tensors, write_tensors
-from steerlens.steering.interventions import Intervention, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 from steerlens.vectors.shared_parts import PER_LAYER, check_parts, combined_metadata
 
 if TYPE_CHECKING:

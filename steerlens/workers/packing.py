@@ -7,7 +7,7 @@ the same ones under every candidate. `pack_prompts` sends those not sent before 
 says of each row where its prompt is. `Sent` does both for the pool, and remembers what went out.
 
 >>> import torch
->>> from steerlens.steering.interventions import Intervention
+>>> from steerlens.steering.operations import Intervention
 >>> one = Steering((Intervention(3, torch.eye(2)[0], 1.0, 2.0, "add", 1.0, "all"),))
 >>> kept = {}
 >>> rows = pack([one, None, one], kept.setdefault)
@@ -30,7 +30,8 @@ from typing import Any
 import torch
 
 from steerlens.behaviour.answers import Asked, Piece
-from steerlens.steering.interventions import Intervention, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 
 __all__ = ["Packed", "Places", "Sent", "pack", "pack_prompts", "unpack", "unpack_prompts"]
 
@@ -54,7 +55,7 @@ def pack(steerings: Sequence[Steering | None], store: Callable[[str, torch.Tenso
             continue
         row = []
         for one in steering.interventions:
-            direction = one.direction.detach().cpu().contiguous()
+            direction = one.unit.detach().cpu().contiguous()
             raw: Any = direction.view(torch.uint8).numpy()
             name = hashlib.sha256(f"{direction.dtype}".encode() + raw.tobytes()).hexdigest()[:24]
             store(name, direction)

@@ -91,7 +91,7 @@ def _goal(record: Mapping[str, Any]) -> str:
 def _is_of(vector: SteeringVector, steering: Steering) -> bool:
     return all(
         one.layer in vector.layers
-        and torch.equal(one.direction, vector.directions[vector.layer_index(one.layer)])
+        and torch.equal(one.unit, vector.directions[vector.layer_index(one.layer)])
         for one in steering.interventions
     )
 

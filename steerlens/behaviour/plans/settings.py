@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from steerlens.errors import FileFormatError, SteeringError, unknown_name
-from steerlens.steering.interventions import Operation, Scope
+from steerlens.steering.operations import Operation, Scope
 
 __all__ = ["NO_STEERING", "Candidate", "Setting", "candidate_from_json", "describe"]
 

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 
 from steerlens.errors import SteeringError
-from steerlens.steering.interventions import Intervention, Steering
+from steerlens.steering.interventions import Steering
+from steerlens.steering.operations import Intervention
 
 __all__ = ["vllm_interventions"]
 
@@ -47,7 +48,7 @@ def vllm_interventions(steering: Steering) -> dict[str, dict[str, Any]]:
     for one in steering.interventions:
         _check(one)
         amount, _ = one.coefficients
-        shift = amount * one.direction.detach().cpu().double()
+        shift = amount * one.unit.detach().cpu().double()
         if one.layer in sums and sums[one.layer].shape != shift.shape:
             raise SteeringError(
                 f"{one.label} has d_model {len(shift)}, another vector at layer {one.layer} "

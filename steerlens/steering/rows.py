@@ -1,0 +1,191 @@
+"""Another steering in every row of a batch, compiled for the forward pass.
+
+Because all operations share one form (`steerlens.steering.operations`), a batch may hold a
+different operation, layer, strength and scope in every row: `RowSteering` keeps one
+``(z, w, a, b)`` per row.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steerlens.steering.operations import Intervention
+from steerlens.steering.roles import TokenRoles
+
+__all__ = ["RowSteering", "Steered", "steer_residual"]
+
+
+@runtime_checkable
+class Steered(Protocol):
+    """What has interventions; see `steerlens.steering.interventions.Steering`."""
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]:
+        """In the order in which they are applied."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    """Interventions of one layer, at most one a row: ``(z, w, a, b)`` and the roles it touches."""
+
+    rows: Int[Tensor, "steered"] | None  # None: one intervention for every row of the batch
+    write: Float[Tensor, "steered d_model"]
+    read: Float[Tensor, "steered d_model"] | None  # None: what is written is read
+    offset: Float[Tensor, "steered"]
+    slope: Float[Tensor, "steered"]
+    on_prompt: Bool[Tensor, "steered"]
+    on_response: Bool[Tensor, "steered"]
+    least: Float[Tensor, "steered"] | None  # smallest amount; None: none has a bound
+
+    def to(self, device: torch.device) -> "_Stage":
+        """This stage on a device; itself when it is there already."""
+        if self.write.device == device:
+            return self
+        parts: dict[str, Tensor | None] = vars(self)
+        moved: dict[str, Any] = {
+            name: None if part is None else part.to(device) for name, part in parts.items()
+        }
+        return _Stage(**moved)
+
+
+class RowSteering:
+    """A different steering for each row of a batch, compiled for the forward pass.
+
+    Rows without steering are not touched.
+
+    Args:
+        steerings: One entry a row (``None`` leaves the row alone), or exactly one for all rows.
+        device: Where the residual stream lives.
+        per_row: With a single entry: it belongs to the first row only, not to all.
+    """
+
+    def __init__(
+        self,
+        steerings: Sequence["Steered | None"],
+        device: str | torch.device | None = None,
+        per_row: bool = False,
+    ) -> None:
+        self.shared = len(steerings) == 1 and not per_row
+        by_layer: dict[int, list[list[tuple[int, Intervention]]]] = {}
+        for row, steering in enumerate(steerings):
+            for one in steering.interventions if steering is not None else ():
+                stages = by_layer.setdefault(one.layer, [])
+                # The k-th intervention of a row at a layer belongs to stage k: order is kept.
+                free = (stage for stage in stages if all(r != row for r, _ in stage))
+                stage = next(free, None)
+                if stage is None:
+                    stages.append([(row, one)])
+                else:
+                    stage.append((row, one))
+        self.stages = {
+            layer: [self._stage(stage, device) for stage in stages]
+            for layer, stages in by_layer.items()
+        }
+
+    def _stage(
+        self, entries: Sequence[tuple[int, Intervention]], device: str | torch.device | None
+    ) -> _Stage:
+        ones = [one for _, one in entries]
+        writes, reads, a, b, least = zip(*(one.parts for one in ones), strict=True)
+        bounded = any(one > -math.inf for one in least)
+        rows = None if self.shared else torch.tensor([row for row, _ in entries], device=device)
+        return _Stage(
+            rows=rows,
+            write=torch.stack(writes).to(device),
+            read=_stacked_reads(writes, reads, device),
+            offset=torch.tensor(a, dtype=torch.float32, device=device),
+            slope=torch.tensor(b, dtype=torch.float32, device=device),
+            on_prompt=torch.tensor([one.scope != "response" for one in ones], device=device),
+            on_response=torch.tensor([one.scope != "prompt" for one in ones], device=device),
+            least=torch.tensor(least, dtype=torch.float32, device=device) if bounded else None,
+        )
+
+    def apply(
+        self, layer: int, resid: Float[Tensor, "batch pos d_model"], roles: TokenRoles
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after all interventions of a layer."""
+        for compiled in self.stages.get(layer, ()):
+            stage = compiled.to(resid.device)  # layers may live on several devices
+            if stage.rows is None:
+                touched = _touched(stage, roles.prompt, roles.response)
+                resid = steer_residual(
+                    resid, stage.write, stage.offset, stage.slope, touched, stage.least, stage.read
+                )
+            else:
+                rows = stage.rows
+                touched = _touched(stage, roles.prompt[rows], roles.response[rows])
+                changed = steer_residual(
+                    resid[rows],
+                    stage.write,
+                    stage.offset,
+                    stage.slope,
+                    touched,
+                    stage.least,
+                    stage.read,
+                )
+                resid = resid.index_copy(0, rows, changed)
+        return resid
+
+    def hooks(
+        self, roles: Callable[[], TokenRoles]
+    ) -> list[tuple[str, Callable[[Tensor, Any], Tensor]]]:
+        """TransformerLens hooks ``(name, function)``; `roles` is asked at each call."""
+
+        def at(layer: int) -> Callable[[Tensor, Any], Tensor]:
+            return lambda resid, hook: self.apply(layer, resid, roles())
+
+        return [(f"blocks.{layer}.hook_out", at(layer)) for layer in sorted(self.stages)]
+
+
+def steer_residual(
+    resid: Float[Tensor, "batch pos d_model"],
+    direction: Float[Tensor, "rows d_model"],
+    offset: Float[Tensor, "rows"],
+    slope: Float[Tensor, "rows"],
+    touched: Bool[Tensor, "batch pos"],
+    least: Float[Tensor, "rows"] | None = None,
+    read: Float[Tensor, "rows d_model"] | None = None,
+) -> Float[Tensor, "batch pos d_model"]:
+    """``x + max(a + b w·x, least) z`` on the touched tokens; the amount is computed in float32.
+
+    Args:
+        resid: Residual stream, any floating dtype; the result has the same.
+        direction: Write directions ``z``, one per row, or one for all rows.
+        offset: ``a``, in units of z.
+        slope: ``b``, no unit.
+        touched: Tokens to change.
+        least: The amount is at least this (0 for a ReLU); ``None`` sets no bound.
+        read: Read directions ``w``; ``None`` reads what is written.
+    """
+    reading = direction if read is None else read
+    projection = einsum(
+        resid.float(), reading.expand(resid.shape[0], -1), "batch pos d, batch d -> batch pos"
+    )
+    amount = offset[:, None] + slope[:, None] * projection
+    if least is not None:
+        amount = torch.maximum(amount, least[:, None])
+    # where, not a product: padding may hold NaN, and 0 · NaN is NaN.
+    amount = torch.where(touched, amount, 0.0)
+    return resid + (amount[..., None] * direction[:, None, :]).to(resid.dtype)
+
+
+def _stacked_reads(
+    writes: Sequence[Tensor], reads: Sequence[Tensor | None], device: str | torch.device | None
+) -> Float[Tensor, "steered d_model"] | None:
+    """Read directions of a stage; nothing where every row reads what it writes."""
+    if all(read is None for read in reads):
+        return None
+    both = zip(writes, reads, strict=True)
+    return torch.stack([write if read is None else read for write, read in both]).to(device)
+
+
+def _touched(
+    stage: _Stage, prompt: Bool[Tensor, "batch pos"], response: Bool[Tensor, "batch pos"]
+) -> Bool[Tensor, "batch pos"]:
+    return (prompt & stage.on_prompt[:, None]) | (response & stage.on_response[:, None])
