@@ -164,7 +164,8 @@ def _held_out(
         name = str(pairs.instruction_id)
         n = min(_N_HELD_OUT, most_pairs(catalogue[name], "select"))
         return pairs, contrast_pairs(name, n=n, seed=seed_of(arguments), split="select")
-    queries = list(dict.fromkeys(pair.base_query for pair in pairs))
+    # Near-duplicates are kept back together.
+    queries = list(dict.fromkeys(pairs.query_groups))
     n_kept = min(_N_HELD_OUT, len(queries) // 4)
     if n_kept < 2:
         raise PairsError(
@@ -172,9 +173,10 @@ def _held_out(
             "of them back and needs at least 8; give more, or --evidence separability"
         )
     kept = set(queries[-n_kept:])
+    grouped = list(zip(pairs, pairs.query_groups, strict=True))
     sides = (
-        [p for p in pairs if p.base_query not in kept],
-        [p for p in pairs if p.base_query in kept],
+        [pair for pair, group in grouped if group not in kept],
+        [pair for pair, group in grouped if group in kept],
     )
     fit, rest = (ContrastSet(tuple(side), pairs.instruction_id) for side in sides)
     return fit, rest
