@@ -3,8 +3,7 @@
 A run is kept in a folder (``STEERLENS_RUNS``, by default ``runs``) and resumed when it is there, so
 that a notebook executed again reads what the first time computed. ``STEERLENS_SMALL=1`` shrinks
 everything to a check that the notebook runs; its numbers then mean nothing. Files with further
-prompts are used where ``STEERLENS_DATA`` names their folder. Every full run keeps what it was
-estimated to take beside what it took (``costs.json``).
+prompts are used where ``STEERLENS_DATA`` names their folder.
 
 The whole catalogue may be searched once for all of them, in about an hour
 (``steerlens search --all --out runs/full/plans/catalogue``); otherwise each searches what it needs.
