@@ -16,12 +16,7 @@ Kinds of evidence, which need not agree:
 second; `gather_evidence` all that is asked for in one table.
 """
 
-from steerlens.attribution.causal import (
-    RecoveryCurve,
-    ResponseRecovery,
-    causal_recovery,
-    first_token_recovery,
-)
+from steerlens.attribution.causal import causal_recovery, first_token_recovery
 from steerlens.attribution.components import ComponentWriting, writing_components
 from steerlens.attribution.downstream_components import ComponentReading, reading_components
 from steerlens.attribution.evidence import ALL_EVIDENCE, Evidence, gather_evidence
@@ -33,6 +28,7 @@ from steerlens.attribution.geometry import (
     layer_geometry,
 )
 from steerlens.attribution.patching import PatchingMap, activation_patching
+from steerlens.attribution.recovery import RecoveryCurve, ResponseRecovery
 from steerlens.attribution.separability import LayerRanking, rank_layers
 from steerlens.attribution.vocabulary import VocabularyReadout, vocabulary_readout
 

@@ -44,10 +44,11 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import ResidualCache
-from steerlens.attribution.causal import ResponseRecovery, causal_recovery
+from steerlens.attribution.causal import causal_recovery
 from steerlens.attribution.components import ComponentWriting, writing_components
 from steerlens.attribution.generalisation import generalise, pair_labels
 from steerlens.attribution.ranking import LayerRanking
+from steerlens.attribution.recovery import ResponseRecovery
 from steerlens.attribution.separability import EVIDENCE, rank_layers
 from steerlens.errors import ActivationError, unknown_name
 from steerlens.stats.means import recovery_interval
