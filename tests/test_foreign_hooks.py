@@ -7,6 +7,8 @@ prompt at a time.
 """
 
 import copy
+import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +27,9 @@ from transformers import AutoTokenizer
 
 from steerlens.activations.cache import cache_residuals
 from steerlens.engine.generation import generate
+from steerlens.engine.outside import outside_change
 from steerlens.errors import SteerlensError
-from steerlens.models.loading import tokenize_prompts
+from steerlens.models.loading import load_model, tokenize_prompts
 from steerlens.tasks.pairs import ContrastSet
 
 TEXTS = ["a", "Why is the sky blue?"]
@@ -474,3 +477,46 @@ def test_a_module_changed_before_the_bridge_was_made_acts_as_in_the_plain_model(
     change(changed, dict(changed.named_modules()), path)
     change(inner, dict(inner.named_modules()), path)
     check(pair, changed, pair.boot(inner), may_be_fast=change is low_rank_beside)
+
+
+def test_a_forward_replaced_by_a_wrapping_function_is_seen(tmp_path):
+    model = load_model(write_family("llama", tmp_path / "m"), device="cpu")
+    mlp = model.original_model.model.layers[0].mlp.original_component
+    inner = mlp.forward
+
+    @functools.wraps(inner)
+    def doubled(*args, **kwargs):
+        return 2 * inner(*args, **kwargs)
+
+    mlp.forward = doubled
+    made = generate(model, "Where is Rome?", max_new_tokens=2)
+    assert made.settings["attention"] == "eager"
+    assert "replaced forward" in made.settings["attention_reason"]
+
+
+def test_transformer_lens_caching_hooks_around_generate_are_filled(tmp_path):
+    model = load_model(write_family("llama", tmp_path / "m"), device="cpu")
+    cache = model.add_caching_hooks()
+    generate(model, "Where is Rome?", max_new_tokens=2)
+    assert len(cache) > 0
+    model.reset_hooks()
+
+
+def test_looking_for_changes_waits_for_a_thread_that_decodes(tmp_path):
+    model = load_model(write_family("llama", tmp_path / "m"), device="cpu")
+    expected = generate(model, "Where is Rome?", max_new_tokens=12).tokens
+    stop, found = threading.Event(), []
+
+    def look() -> None:
+        while not stop.is_set():
+            found.append(outside_change(model))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(10):
+            assert generate(model, "Where is Rome?", max_new_tokens=12).tokens == expected
+    finally:
+        stop.set()
+        thread.join()
+    assert set(found) == {None}

@@ -1,5 +1,7 @@
 """Claims about batched, steered generation, against plain Hugging Face generation."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steering_examples import n_hooks, random_vector
 
-from steerlens.engine.generation import _sampler, generate
+from steerlens.engine.generation import _Sampler, generate
 from steerlens.errors import ModelError, SteeringError, SteerlensError
 from steerlens.models.loading import render_prompt
 
@@ -133,10 +135,27 @@ def test_a_temperature_near_zero_is_the_greedy_limit(temperature, tiny_model):
 @settings(deadline=None, max_examples=40)
 def test_draws_follow_the_softmax_at_any_temperature(logits, temperature):
     n = 400
-    choose = _sampler(n, temperature, top_p=1.0, seed=0)
+    choose = _Sampler(n, temperature, top_p=1.0, seed=0)
     drawn = choose(torch.tensor(logits, dtype=torch.float32).expand(n, -1), range(n))
     scaled = np.array(logits) / temperature
     expected = np.exp(scaled - scaled.max()) / np.exp(scaled - scaled.max()).sum()
     shares = np.bincount(drawn.numpy(), minlength=len(logits)) / n
     # Six standard errors, and the tail beyond them.
     assert np.all(np.abs(shares - expected) <= 6 * np.sqrt(expected * (1 - expected) / n) + 6 / n)
+
+
+def test_after_a_lack_of_memory_sampled_texts_are_the_same(tiny_model, monkeypatch):
+    from steerlens.engine import decoding
+
+    ask = partial(generate, tiny_model, ["a", "b", "c"], max_new_tokens=6, temperature=1.0, seed=4)
+    expected = ask().tokens
+    take, n_calls = decoding._Flow._take, []
+
+    def fails_once(self, rows, logits):
+        n_calls.append(1)
+        if len(n_calls) == 3:
+            raise MemoryError
+        take(self, rows, logits)
+
+    monkeypatch.setattr(decoding._Flow, "_take", fails_once)
+    assert ask().tokens == expected

@@ -60,15 +60,15 @@ def test_a_moved_row_keeps_its_tokens() -> None:
 def test_rows_are_as_many_as_memory_allows_unless_a_number_is_asked(
     tiny_model: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paths, "_free_memory", lambda device: 0)
+    monkeypatch.setattr(paths, "free_memory", lambda device: 0)
     assert paths.slots_for(tiny_model, 100, 50) == 1
     assert paths.slots_for(tiny_model, 100, 50, batch_size=7) == 7
-    monkeypatch.setattr(paths, "_free_memory", lambda device: 2**40)
+    monkeypatch.setattr(paths, "free_memory", lambda device: 2**40)
     assert paths.slots_for(tiny_model, 100, 50) == 50
     assert paths.slots_for(tiny_model, 100, 10_000) == paths._MOST_SLOTS
     some = [2**20, 2**22]
-    monkeypatch.setattr(paths, "_free_memory", lambda device: some[0])
+    monkeypatch.setattr(paths, "free_memory", lambda device: some[0])
     few = paths.slots_for(tiny_model, 1000, 10_000)
-    monkeypatch.setattr(paths, "_free_memory", lambda device: some[1])
+    monkeypatch.setattr(paths, "free_memory", lambda device: some[1])
     many = paths.slots_for(tiny_model, 1000, 10_000)
     assert 1 <= few < many

@@ -20,6 +20,7 @@ from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
 from steerlens.behaviour.evaluation.run import EvaluationSettings, evaluate
 from steerlens.engine.remembered import naming_key
 from steerlens.errors import SteerlensError
+from steerlens.models.chat import tokenize_prompts
 from steerlens.models.loading import load_model
 from steerlens.runs import Run, read_manifest
 from steerlens.workers import WorkerSettings
@@ -80,7 +81,7 @@ def cached(model, folder):
 def plain_residuals(root: LlamaForCausalLM, model, layer: int) -> torch.Tensor:
     """Residuals of the instructed prompts by plain `transformers`."""
     found = []
-    for ids in sl.models.tokenize_prompts(model, [pair.instructed for pair in PAIRS]):
+    for ids in tokenize_prompts(model, [pair.instructed for pair in PAIRS]):
         with torch.no_grad():
             out = root(torch.tensor([ids]), output_hidden_states=True)
         found.append(out.hidden_states[layer + 1][0, -1])
@@ -209,7 +210,7 @@ def test_shards_are_computed_anew_in_compatibility_mode(gpt2_folder, tmp_path):
     first = cached(model, tmp_path).layer(1).instructed
     model.enable_compatibility_mode()
     second = cached(model, tmp_path).layer(1).instructed[:, 0]
-    ids = sl.models.tokenize_prompts(model, [PAIRS[0].instructed])
+    ids = tokenize_prompts(model, [PAIRS[0].instructed])
     _, by_bridge = model.run_with_cache(torch.tensor(ids))
     torch.testing.assert_close(second[0], by_bridge["blocks.1.hook_resid_post"][0, -1])
     assert (second - first[:, 0]).norm() / first.norm() > 0.05

@@ -121,6 +121,8 @@ def test_named_operations_are_cases_of_the_general_one(
         ({"write": torch.tensor([1.0, float("nan")])}, "NaN"),
         ({"write": torch.ones(4), "bias": float("inf")}, "bias"),
         ({"operation": "add"}, "needs a direction"),
+        ({"write": torch.ones(4), "target": 5.0}, "beside write"),
+        ({"write": torch.ones(4), "direction": torch.eye(4)[0]}, "beside write"),
         ({}, "unknown operation"),
     ],
 )
@@ -132,3 +134,10 @@ def test_parts_that_make_no_operation_are_refused(parts, words):
 def test_an_unknown_gate_names_the_known_ones():
     with pytest.raises(UnknownNameError, match="identity"):
         Intervention(0, write=torch.ones(4), gate="identidy")
+
+
+def test_what_happens_to_the_callers_tensors_later_changes_nothing():
+    z = torch.ones(4)
+    one = Intervention(0, write=z)
+    z.mul_(10)
+    assert one.write.tolist() == [1.0] * 4 and one.gap == pytest.approx(2.0)

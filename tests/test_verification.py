@@ -5,7 +5,7 @@ import torch
 from architectures import write_family
 
 import steerlens as sl
-from steerlens.engine import decoding, paths, reading, verification
+from steerlens.engine import choosing, decoding, reading, verification
 from steerlens.engine.choosing import choose_path
 from steerlens.engine.memory import attention_masks
 from steerlens.engine.modules import device_of, only_blocks
@@ -78,9 +78,9 @@ def test_a_verdict_is_of_the_dtype_the_model_has_now(tiny_folder, monkeypatch):
     model = load_model(tiny_folder, device="cpu")
     assert choose_path(model).is_fast
     seen = []
-    judge = verification.verdict
+    judge = choosing.verdict
     monkeypatch.setattr(
-        verification, "verdict", lambda model: seen.append(paths.dtype_of(model)) or judge(model)
+        choosing, "verdict", lambda model: seen.append(choosing.dtype_of(model)) or judge(model)
     )
     assert choose_path(model).is_fast and seen == []
     model.to(torch.bfloat16)
@@ -136,3 +136,37 @@ def test_quantised_blocks_are_checked_with_random_weights(tiny_folder):
         for k, one in own.items()
         if "proj" in k
     )
+
+
+def test_a_comparison_without_room_for_the_excerpt_is_no_verdict(tiny_folder, monkeypatch):
+    model = load_model(tiny_folder, device="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(verification, "free_memory", lambda device: 0)
+        assert "no memory" in choose_path(model).reason
+    assert choose_path(model).is_fast
+
+
+def test_where_padding_is_wrong_the_whole_model_is_compared_all_the_same(tiny_folder, monkeypatch):
+    model = load_model(tiny_folder, device="cpu")
+    seen = []
+    monkeypatch.setattr(
+        verification, "_on_excerpt", lambda model: verification.Verdict(None, pads=False)
+    )
+    whole = verification._on_the_whole
+    monkeypatch.setattr(
+        verification, "_on_the_whole", lambda *args: seen.append(args[1]) or whole(*args)
+    )
+    assert choose_path(model).is_fast and seen == [False]
+
+
+def test_a_part_of_a_joint_matrix_given_other_weights_is_not_computed_by_the_engine(tmp_path):
+    model = load_model(write_family("gpt-2", tmp_path / "m"), device="cpu")
+    ids = torch.tensor([[3, 4, 5, 6]])
+    assert choose_path(model).is_fast
+    value = model.blocks[0].attn.v.original_component
+    value.weight = torch.nn.Parameter(-30.0 * value.weight.detach())
+    with torch.inference_mode():
+        expected = model(ids)[0, -1]
+    got = sl.generate(model, "x", max_new_tokens=1)
+    assert got.settings["attention"] == "eager"
+    assert torch.isfinite(expected).all()

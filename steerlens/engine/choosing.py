@@ -36,6 +36,7 @@ from steerlens.engine.outside import outside_change
 from steerlens.engine.paths import FastPath, alone_with, length_switch, mixes_dtypes
 from steerlens.engine.verification import UnverifiedError, Verdict, verdict
 from steerlens.errors import ModelError, first_line
+from steerlens.models.fingerprint import switches, tensors_beside
 
 __all__ = ["choose_path", "running"]
 
@@ -117,7 +118,9 @@ def _what_is_compared(model: TransformerBridge) -> str:
     content = [
         str(dtype_of(model)),
         str(device_of(model)),
-        bool(getattr(model, "compatibility_mode", False)),
+        switches(model),
+        # Weights that only the bridge has (parts of a joint matrix) may have been given others.
+        [(name, one.data_ptr(), one._version) for name, one in tensors_beside(model)],
         [f"{type(module).__module__}.{type(module).__qualname__}" for module in root.modules()],
         root.config.to_dict(),
     ]

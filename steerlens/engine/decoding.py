@@ -236,6 +236,10 @@ def decode_rows(
         waiting = [row for row in waiting if row.reason is None]
         for row in waiting:
             row.produced.clear()
+        # A sampler begins the rows' random numbers anew.
+        restart = getattr(choose, "restart", None)
+        if restart is not None:
+            restart([row.index for row in waiting])
 
 
 def _packed(model: TransformerBridge, rows: Sequence[Row]) -> AbstractContextManager[Any]:

@@ -135,7 +135,7 @@ def generate(
         raise SteerlensError(f"top_p must be above 0 and at most 1; got {top_p:g}")
     rows = tokenize_prompts(model, given, chat_format, control_tokens)
     steerings = _one_per_prompt(model, steering, len(rows))
-    choose = _greedy if temperature == 0 else _sampler(len(rows), temperature, top_p, seed)
+    choose = _greedy if temperature == 0 else _Sampler(len(rows), temperature, top_p, seed)
     finished, how = generate_from_tokens(
         model, rows, steerings, max_new_tokens, batch_size, choose, progress
     )
@@ -268,16 +268,31 @@ def _one_per_prompt(
     return steerings
 
 
-def _sampler(n_prompts: int, temperature: float, top_p: float, seed: int) -> Choose:
-    """Nucleus sampling with one random stream a prompt (Holtzman et al. 2020)."""
-    # Seeds are 64-bit; far apart, so that streams of neighbouring seeds share no prompt's.
-    streams = [
-        torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63) for i in range(n_prompts)
-    ]
+class _Sampler:
+    """Nucleus sampling with one random stream per prompt (Holtzman et al. 2020).
 
-    def choose(
-        logits: Float[Tensor, "batch vocab"], prompt_indices: Sequence[int]
+    Args:
+        n_prompts: How many streams.
+        temperature: Above 0.
+        top_p: Share of the probability that is kept.
+        seed: Of all streams.
+    """
+
+    def __init__(self, n_prompts: int, temperature: float, top_p: float, seed: int) -> None:
+        self.temperature, self.top_p, self.seed = temperature, top_p, seed
+        self.streams = [torch.Generator() for _ in range(n_prompts)]
+        self.restart(range(n_prompts))
+
+    def restart(self, prompt_indices: Iterable[int]) -> None:
+        """Begin the streams of some prompts anew: the engine does when it starts rows again."""
+        for i in prompt_indices:
+            # Seeds are 64-bit; far apart, so that streams of neighbouring seeds share no prompt's.
+            self.streams[i].manual_seed((self.seed * 1_000_003 + i) % 2**63)
+
+    def __call__(
+        self, logits: Float[Tensor, "batch vocab"], prompt_indices: Sequence[int]
     ) -> Int[Tensor, "batch"]:
+        """The next token of each row."""
         # A row without a distribution gives its NaN or infinity, and the engine ends it.
         broken = ~torch.isfinite(logits).all(-1, keepdim=True)
         peak = logits.max(-1).indices
@@ -285,15 +300,13 @@ def _sampler(n_prompts: int, temperature: float, top_p: float, seed: int) -> Cho
         # float64, where 1e-40 is a number like any other, is the CPU's (MPS has none).
         wide = logits.float()
         below = (wide - wide.max(-1, keepdim=True).values).masked_fill(broken, 0.0)
-        probabilities = (below.cpu().double() / temperature).softmax(-1).float()
+        probabilities = (below.cpu().double() / self.temperature).softmax(-1).float()
         ordered, order = probabilities.sort(dim=-1, descending=True)
         # Keep tokens until the mass before them reaches top_p: at least one always stays.
-        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0.0
+        ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0.0
         picks = [
-            torch.multinomial(row, 1, generator=streams[i])
+            torch.multinomial(row, 1, generator=self.streams[i])
             for row, i in zip(ordered, prompt_indices, strict=True)
         ]
         drawn = order.gather(-1, torch.stack(picks))[:, 0].to(logits.device)
         return torch.where(broken[:, 0], peak, drawn)
-
-    return choose

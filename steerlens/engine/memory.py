@@ -175,6 +175,8 @@ class SlotCache:
     ) -> tuple[Tensor, Tensor]:
         """Called by each attention layer with one token a row; returns views, not copies."""
         n_rows = len(self.lengths)
+        if self._rows.device != keys.device:  # the layer is on another device than the last one
+            self._rows, self._ends = self._rows.to(keys.device), self._ends.to(keys.device)
         views = []
         for store, new in zip(self._stores[layer_idx], (keys, values), strict=True):
             store[self._rows, :, self._ends] = new[:, :, 0]

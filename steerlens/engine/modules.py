@@ -15,7 +15,7 @@ makes it. With no block at all a pass is the final norm and unembedding (`unembe
 reads and changes what chosen blocks put out.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
 from steerlens.engine.attention import READ, attention_chosen
-from steerlens.models.exclusion import bystanders_wait, exclusively
+from steerlens.models.exclusion import bystanders_wait, exclusively, to_its_end
 
 __all__ = [
     "device_of",
@@ -113,8 +113,12 @@ def fast_modules(model: TransformerBridge) -> Iterator[None]:
                 _look_at_blocks(model)
                 yield
         finally:
-            for parent, name, child in swaps:
-                parent._modules[name] = child
+            to_its_end(lambda: _put_back(swaps))
+
+
+def _put_back(swaps: Sequence[tuple[nn.Module, str, nn.Module]]) -> None:
+    for parent, name, child in swaps:
+        parent._modules[name] = child
 
 
 class _Pass(nn.Module):

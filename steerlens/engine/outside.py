@@ -20,6 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,10 @@ from torch.nn.modules import module as torch_module
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.engine.modules import device_of
 from steerlens.errors import ModelError
+from steerlens.models.exclusion import exclusively
+from steerlens.models.fingerprint import switches
 
 __all__ = ["outside_change"]
 
@@ -59,8 +63,14 @@ def outside_change(model: TransformerBridge) -> str | None:
         Such as ``"the hook on blocks.3.hook_out"``; ``None`` when there is none.
 
     Raises:
-        ModelError: "the hook on … would be ignored …".
+        ModelError: "the hook on … would be ignored …"; waiting for another thread would never end.
     """
+    # Another thread's engine must not be taken for a change, nor disturbed by looking.
+    with exclusively(model):
+        return _outside_change(model)
+
+
+def _outside_change(model: TransformerBridge) -> str | None:
     changes = list(_changes(model))
     unsure = [change for change in changes if not isinstance(change[1], _ALWAYS_CALLED)]
     if unsure:
@@ -68,9 +78,9 @@ def outside_change(model: TransformerBridge) -> str | None:
         for phrase, module in unsure:
             if not called[id(module)]:
                 raise ModelError(
-                    f"{phrase} would be ignored: TransformerLens computes this part from its "
-                    "weights and does not call the module; put it on the bridge's own component "
-                    "(such as model.blocks[0].attn) or on a module around it"
+                    f"{phrase} would be ignored: TransformerLens's forward pass does not call that "
+                    "module; put it on the bridge's own component (such as "
+                    "model.blocks[0].attn) or on a module around it"
                 )
     if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
         return "a hook on all modules of the process"
@@ -81,7 +91,7 @@ def _changes(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
     """Each change in a phrase, with its module."""
     for name, point in model.hook_dict.items():
         handles = [*point.fwd_hooks, *point.bwd_hooks]
-        if not all(_belongs_to_a_library(handle.user_hook) for handle in handles):
+        if not all(_is_set_at_boot(handle) for handle in handles):
             yield f"the hook on {point.name or name}", point
     root = model.original_model
     is_quantised = getattr(root.config, "quantization_config", None) is not None
@@ -103,7 +113,7 @@ def _change_of(module: nn.Module, is_quantised: bool) -> str | None:
         hooks = own.get(attribute)
         if hooks and not all(map(_belongs_to_a_library, hooks.values())):
             return kind
-    if "forward" in own and not _belongs_to_a_library(own["forward"]):
+    if "forward" in own and not _is_a_librarys_forward(module):
         return "replaced forward"
     if "parametrizations" in own["_modules"]:
         return "parametrisation"
@@ -115,9 +125,37 @@ def _change_of(module: nn.Module, is_quantised: bool) -> str | None:
 
 
 def _belongs_to_a_library(hook: Callable[..., Any] | None) -> bool:
+    """By where the code is written: `functools.wraps` makes a function claim another module."""
+    return _written_in(hook).startswith(_LIBRARIES)
+
+
+def _written_in(hook: Callable[..., Any] | None) -> str:
     while isinstance(hook, functools.partial):
         hook = hook.func
-    return str(getattr(hook, "__module__", "")).startswith(_LIBRARIES)
+    code = getattr(hook, "__func__", hook)
+    return str(getattr(code, "__globals__", {}).get("__name__", ""))
+
+
+def _is_set_at_boot(handle: Any) -> bool:
+    """Whether a hook on a hook point is one by which TransformerLens itself is wired (OPT)."""
+    name = str(getattr(handle.user_hook, "__qualname__", ""))
+    return (
+        handle.is_permanent
+        and name.startswith("_wire_symbolic_hooks")
+        and _belongs_to_a_library(handle.user_hook)
+    )
+
+
+def _is_a_librarys_forward(module: nn.Module) -> bool:
+    """TransformerLens's patches, and accelerate's own hooks around a forward nobody replaced."""
+    if not _belongs_to_a_library(module.__dict__["forward"]):
+        return False
+    around = module.__dict__.get("_hf_hook")
+    if around is None:
+        return True
+    inside = module.__dict__.get("_old_forward")
+    is_own = type(around).__module__.startswith(_LIBRARIES)
+    return is_own and _written_in(inside).startswith((*_LIBRARIES, "torch.nn."))
 
 
 def _modules_called(model: TransformerBridge, modules: Sequence[nn.Module]) -> dict[int, bool]:
@@ -126,8 +164,10 @@ def _modules_called(model: TransformerBridge, modules: Sequence[nn.Module]) -> d
     Experts that no token is sent to count as called.
     """
     root: Any = model.original_model
-    known: dict[int, bool] = root.__dict__.setdefault(_CALLED, {})
-    new = [module for module in modules if id(module) not in known]
+    remembered: Any = root.__dict__.setdefault(_CALLED, {})
+    # Compatibility mode and its like change what is called.
+    known = remembered.setdefault(str(switches(model)), WeakKeyDictionary())
+    new = [module for module in modules if module not in known]
     if new:
         called: set[int] = set()
 
@@ -138,10 +178,10 @@ def _modules_called(model: TransformerBridge, modules: Sequence[nn.Module]) -> d
             for module in new:
                 stack.callback(module.register_forward_pre_hook(note).remove)
             with torch.inference_mode():
-                model(torch.arange(3, 7, device=next(root.parameters()).device)[None])
+                model(torch.arange(3, 7, device=device_of(model))[None])
         experts = {id(module) for name, module in root.named_modules() if "expert" in name}
-        known.update({id(module): id(module) in called | experts for module in new})
-    return known
+        known.update({module: id(module) in called | experts for module in new})
+    return {id(module): known[module] for module in modules}
 
 
 @contextmanager

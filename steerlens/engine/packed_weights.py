@@ -15,7 +15,6 @@ nothing happens.
 import ctypes
 import functools
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from steerlens.models.exclusion import to_its_end
 
 __all__ = ["packed_linears"]
 
@@ -54,7 +55,7 @@ def packed_linears(root: nn.Module) -> Iterator[int]:
         _trim()
         yield len(done)
     finally:
-        _to_its_end(lambda: _put_back(done))
+        to_its_end(lambda: _put_back(done))
 
 
 def _packable(root: nn.Module) -> list[tuple[nn.Linear, bool]]:
@@ -82,7 +83,8 @@ def _product(packed: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
 def _put_back(done: list[tuple[nn.Linear, Tensor]]) -> None:
     """The last first, each released as soon as it is plain again."""
     _trim()
-    with torch.no_grad():
+    # Not inference tensors, also where the caller is in inference mode: gradients flow afterwards.
+    with torch.inference_mode(False), torch.no_grad():
         while done:
             module, packed = done[-1]
             if module.weight.numel() == 0:
@@ -99,30 +101,6 @@ def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
-
-
-def _to_its_end(function: Callable[[], None]) -> None:
-    """Run it in a thread, which Ctrl-C does not reach; an interrupt is raised afterwards."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            function()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    interrupt: KeyboardInterrupt | None = None
-    while thread.is_alive():
-        try:
-            thread.join()
-        except KeyboardInterrupt as error:
-            interrupt = error
-    if failed:
-        raise failed[0]
-    if interrupt is not None:
-        raise interrupt
 
 
 @functools.cache

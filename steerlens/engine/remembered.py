@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.outside import outside_change
 from steerlens.errors import ModelError
 from steerlens.models.chat import render_prompt
+from steerlens.models.exclusion import exclusively
 from steerlens.models.identity import model_identity
 
 __all__ = ["naming_key", "rendered_example"]
@@ -26,8 +27,9 @@ def naming_key(model: TransformerBridge) -> dict[str, Any]:
     Args:
         model: A hooked model.
     """
-    key = model_identity(model).key
-    change = outside_change(model)
+    with exclusively(model):
+        key = model_identity(model).key
+        change = outside_change(model)
     return key if change is None else {**key, "outside": [change, uuid.uuid4().hex]}
 
 

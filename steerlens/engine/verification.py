@@ -86,7 +86,8 @@ def verdict(model: TransformerBridge) -> Verdict:
         UnverifiedError: There is no memory to compare them in.
     """
     try:
-        return _on_excerpt(model) or _on_the_whole(model)
+        first = _on_excerpt(model)
+        return first if first.problem is not None else _on_the_whole(model, first.pads)
     except (MemoryError, *_FAILURES) as error:
         if out_of_memory(error):
             raise UnverifiedError(
@@ -95,15 +96,18 @@ def verdict(model: TransformerBridge) -> Verdict:
         return Verdict(f"the engine does not know this architecture ({type(error).__name__})")
 
 
-def _on_excerpt(model: TransformerBridge) -> Verdict | None:
-    """What the excerpt says against the engine or against padding; ``None`` for nothing."""
+def _on_excerpt(model: TransformerBridge) -> Verdict:
+    """What the excerpt says of the engine and of padding."""
     try:
         small = excerpt(model, torch.float32)
     except _FAILURES as error:
         if out_of_memory(error):
             raise
-        # Not every architecture can be cut; the model itself must do then.
-        return None
+        # Not every architecture can be cut. In float32 the model itself will do; in half precision
+        # it would not tell a fault from rounding.
+        rounds = dtype_of(model) not in (torch.float32, torch.float64)
+        reason = "the engine cannot be checked in float32 on this architecture"
+        return Verdict(reason if rounds else None)
     rows = _probes(small)
     true = _run(small, rows, fast=False, batch_size=1)
     pads = _worst(_run(small, rows, fast=False), true) <= _TOLERANCE
@@ -117,19 +121,20 @@ def _on_excerpt(model: TransformerBridge) -> Verdict | None:
         wrong = _mean(_run(half, rows, fast=True), true)
         if wrong > limit:
             return Verdict(_differs(wrong), pads)
-    return None if pads else Verdict(None, pads)
+    return Verdict(None, pads)
 
 
-def _on_the_whole(model: TransformerBridge) -> Verdict:
+def _on_the_whole(model: TransformerBridge, pads: bool) -> Verdict:
     rows = _probes(model)[1:4]
     for row in rows:
         row.max_new_tokens = 2
-    bridge = _run_bridge(model, rows)
+    bridge = _run_bridge(model, rows, batch_size=None if pads else 1)
     if bridge is None:
-        return Verdict(None)
+        return Verdict(None, pads)
     worst = _worst(_run(model, rows, fast=True), bridge)
     half = dtype_of(model) not in (torch.float32, torch.float64)
-    return Verdict(_differs(worst) if worst > (_BROKEN if half else _TOLERANCE) else None)
+    wrong = worst > (_BROKEN if half else _TOLERANCE)
+    return Verdict(_differs(worst) if wrong else None, pads)
 
 
 def _differs(error: float) -> str:
@@ -252,8 +257,8 @@ def excerpt(model: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
         A bridge of its own, without tokenizer.
 
     Raises:
-        ValueError: It would take more than a quarter of the free memory; or, like other errors, a
-            model that cannot be cut.
+        MemoryError: It would take more than a quarter of the free memory.
+        AttributeError: Like other errors, a model that cannot be cut.
     """
     root: Any = model.original_model
     config = copy.deepcopy(root.config)
@@ -270,14 +275,17 @@ def excerpt(model: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
         n_numbers = sum(p.numel() for block in blocks[:n_blocks] for p in block.parameters())
     device, n_vocab = device_of(model), config.vocab_size
     if n_numbers * dtype.itemsize > _MEMORY_SHARE * free_memory(device):
-        raise ValueError("no room for an excerpt")
+        raise MemoryError("no room for an excerpt")
     if quantised:
         del config.quantization_config
     _shorten(config, n_layers, n_blocks)
-    # Building draws random weights; the caller's stream of random numbers stays as it was.
+    # Building draws random weights on the CPU; the caller's random numbers stay as they were. It is
+    # done in float32, because building sets torch's default dtype for the whole process meanwhile.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        small = type(root)._from_config(config, dtype=dtype, attn_implementation="eager")
+        torch.default_generator.manual_seed(0)
+        small = type(root)._from_config(config, dtype=torch.float32, attn_implementation="eager")
+        for parameter in small.parameters():
+            parameter.data = parameter.data.to(dtype)
         for name, target in small.state_dict().items():
             if not quantised:
                 source = weights[name]

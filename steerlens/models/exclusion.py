@@ -15,8 +15,9 @@ waits until the model is whole again (`bystanders_wait`); one that is under way 
 protected.
 """
 
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import ModelError
 
-__all__ = ["ModelLock", "bystanders_wait", "exclusively", "lock_of"]
+__all__ = ["ModelLock", "bystanders_wait", "exclusively", "lock_of", "to_its_end"]
 
 _LOCK = "steerlens_lock"
 _WAITS_FOR = "steerlens_waits_for"
@@ -134,3 +135,23 @@ def bystanders_wait(root: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def to_its_end(function: Callable[[], None]) -> None:
+    """Run something that Ctrl-C must not cut short; an interrupt meanwhile acts afterwards.
+
+    Only the main thread is interrupted, so only there is anything to be done.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or not callable(handler):
+        function()
+        return
+    waiting: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        function()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if waiting:
+        handler(*waiting[0])

@@ -42,7 +42,15 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-__all__ = ["Stamp", "digest_of", "fingerprint", "is_rearranged", "named_tensors", "switches"]
+__all__ = [
+    "Stamp",
+    "digest_of",
+    "fingerprint",
+    "is_rearranged",
+    "named_tensors",
+    "switches",
+    "tensors_beside",
+]
 
 _LANES = 4096
 _WORD = 8
@@ -158,11 +166,14 @@ def is_rearranged(model: TransformerBridge) -> bool:
 
 def named_tensors(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer, each under every name it has."""
+    yield from _of_the_model(model.original_model)
+    yield from tensors_beside(model)
+
+
+def tensors_beside(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers that only the bridge has, such as the parts of a joint matrix."""
     modules: dict[int, str] = {}
-    tensors: set[int] = set()
-    for name, tensor in _of_the_model(model.original_model, modules):
-        tensors.add(id(tensor))
-        yield name, tensor
+    tensors = {id(tensor) for _, tensor in _of_the_model(model.original_model, modules)}
     for name, module in _beside(model, "bridge", modules, set()):
         for key, tensor in _held(module):
             if id(tensor) not in tensors:

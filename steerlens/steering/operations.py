@@ -22,7 +22,7 @@ operation           φ         a       w       at strength 1
 
     Intervention(layer=20, write=z, read=w, bias=-1.5, gate="relu", scope="all")
 
-which moves a token along z as far as its projection on w passes 1.5.
+which adds (w·x − 1.5) z to the tokens where w·x is above 1.5.
 
 **Scope.** ``prompt`` touches the tokens of the prompt, ``response`` the tokens after it, ``all``
 both; padding is never touched. `steerlens.steering.roles` says how tokens are told apart.
@@ -168,7 +168,19 @@ class Intervention:
         norm = float(write.detach().double().norm())
         if norm == 0:
             raise SteeringError("write is zero, which moves nothing; give a vector of some length")
-        object.__setattr__(self, "direction", (write.detach().double() / norm).float())
+        unit = (write.detach().double() / norm).float().cpu()
+        given = unit if self.direction is None else self.direction.detach().float().cpu()
+        fits = given.shape == unit.shape and torch.allclose(given, unit, atol=1e-5)
+        if not fits or self.gap not in (0.0, norm) or self.target or self.baseline is not None:
+            raise SteeringError(
+                "direction, gap, target and baseline are parts of the named operations; got them "
+                "beside write, which has a direction and a length of its own"
+            )
+        # Copies: what the caller does to the tensors later changes nothing here.
+        object.__setattr__(self, "write", write.detach().clone())
+        if self.read is not None:
+            object.__setattr__(self, "read", self.read.detach().clone())
+        object.__setattr__(self, "direction", unit)
         object.__setattr__(self, "gap", norm)
 
     @property

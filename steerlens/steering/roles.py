@@ -33,6 +33,12 @@ class TokenRoles:
     prompt: Bool[Tensor, "batch pos"]
     response: Bool[Tensor, "batch pos"]
 
+    def to(self, device: torch.device) -> "TokenRoles":
+        """These roles on a device; themselves when they are there already."""
+        if self.prompt.device == device:
+            return self
+        return TokenRoles(self.prompt.to(device), self.response.to(device))
+
     @classmethod
     def of_mask(
         cls,

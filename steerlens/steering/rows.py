@@ -97,7 +97,7 @@ class RowSteering:
         rows = None if self.shared else torch.tensor([row for row, _ in entries], device=device)
         return _Stage(
             rows=rows,
-            write=torch.stack(writes).to(device),
+            write=torch.stack([write.to(device) for write in writes]),
             read=_stacked_reads(writes, reads, device),
             offset=torch.tensor(a, dtype=torch.float32, device=device),
             slope=torch.tensor(b, dtype=torch.float32, device=device),
@@ -111,7 +111,9 @@ class RowSteering:
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after all interventions of a layer."""
         for compiled in self.stages.get(layer, ()):
-            stage = compiled.to(resid.device)  # layers may live on several devices
+            # Layers may live on several devices.
+            stage = compiled.to(resid.device)
+            roles = roles.to(resid.device)
             if stage.rows is None:
                 touched = _touched(stage, roles.prompt, roles.response)
                 resid = steer_residual(
@@ -182,7 +184,7 @@ def _stacked_reads(
     if all(read is None for read in reads):
         return None
     both = zip(writes, reads, strict=True)
-    return torch.stack([write if read is None else read for write, read in both]).to(device)
+    return torch.stack([(write if read is None else read).to(device) for write, read in both])
 
 
 def _touched(

@@ -37,6 +37,7 @@ from steerlens.activations.cache import ResidualCache
 from steerlens.activations.pieces import ResidualPiece
 from steerlens.behaviour.answers import Piece, Records
 from steerlens.behaviour.evaluation.judge import Judge, JudgePiece
+from steerlens.engine.outside import outside_change
 from steerlens.errors import SteerlensError, first_line
 from steerlens.models.identity import model_identity, model_info, model_placement
 from steerlens.workers.cluster import connected
@@ -82,6 +83,11 @@ def worker_pool(
             raise SteerlensError(
                 f"workers cannot load {info.reference}, which was not made by load_model; load it "
                 "by name or folder, or use --engine local"
+            )
+        if (change := outside_change(one)) is not None:
+            raise SteerlensError(
+                f"workers load {info.reference} without {change}; take it off, or use "
+                "--engine local"
             )
         if info.edited:
             raise SteerlensError(
