@@ -36,7 +36,8 @@ Caveat: interference *between* layers is what the residual connection carries on
 between make of a change is not known before running. And a projection is not behaviour.
 
 >>> import torch
->>> from steerlens.steering.operations import Intervention, Steering
+>>> from steerlens.steering.interventions import Steering
+>>> from steerlens.steering.operations import Intervention
 >>> def towards(direction, target):
 ...     return Steering((Intervention(
 ...         3, torch.tensor(direction), 1.0, target, "set_projection", 1.0, "all", baseline=0.0
