@@ -110,6 +110,7 @@ def add_transfer(parser: argparse.ArgumentParser) -> None:
 
 
 def add_intervention(parser: argparse.ArgumentParser) -> None:
+    """Options that say which vector is applied, where, and how."""
     parser.add_argument("--vector", type=Path, required=True, help="a vector in any known format")
     parser.add_argument("--layer", type=int, required=True)
     parser.add_argument(

@@ -204,11 +204,13 @@ def _score_chunk(
 
 
 def statistic_of(tokens: Sequence[Float[Array, "_"]], quantile: float | None) -> float:
+    """The mean, or a quantile, over all tokens of all prompts (nats)."""
     every = np.concatenate(list(tokens))
     return float(every.mean() if quantile is None else np.quantile(every, quantile))
 
 
 def statistic_name(quantile: float | None) -> str:
+    """What `statistic_of` gives, in words."""
     return "mean" if quantile is None else f"{quantile:g} quantile of"
 
 
@@ -230,11 +232,17 @@ def resampled(
 def interval_of(
     tokens: Sequence[Float[Array, "_"]], quantile: float | None, n_resamples: int, seed: int
 ) -> tuple[float, float]:
+    """Percentile interval of the statistic over prompts drawn with replacement (nats)."""
     low, high = np.percentile(resampled(tokens, quantile, n_resamples, seed), _INTERVAL)
     return float(low), float(high)
 
 
 def check_statistic(quantile: float | None, n_resamples: int, seed: int) -> None:
+    """Refuse a quantile, number of resamples or seed that cannot be used.
+
+    Raises:
+        SteeringError: "quantile must lie between 0 and 1, …".
+    """
     if (quantile is not None and not 0 < quantile < 1) or n_resamples < 1 or seed < 0:
         raise SteeringError(
             "quantile must lie between 0 and 1, n_resamples be at least 1 and seed at least 0; got "

@@ -1,8 +1,8 @@
 """The bridge's own path: one batch at a time, every hook point live, attention in its eager form.
 
 Slower than the engine and needed when something else on the model is hooked; also what the engine
-is checked against (`verified`). Rows are padded on the left and a batch runs until its last row
-ends.
+is checked against (`steerlens.engine.verification`). Rows are padded on the left, unless the path
+says that they may not be, and a batch runs until its last row ends.
 """
 
 from collections.abc import Callable, Iterator, Sequence

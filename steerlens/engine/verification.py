@@ -13,6 +13,9 @@ window cut to 8 tokens, so that probes are longer than any window.
 3. On the model as a whole, with its devices and all its blocks, two steps must agree: to 1e-3 in
    float32, to a quarter of the norms in half precision, which only finds what is broken outright.
 
+A model that cannot be cut is judged by step 3 alone in float32; in half precision, where that step
+cannot tell a fault from rounding, it takes the bridge's path.
+
 The bridge reads one row at a time here, as nothing can go wrong with padding then. Where its own
 padded batches differ from that by more than rounding, the plain path is told not to pad.
 

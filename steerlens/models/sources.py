@@ -96,7 +96,7 @@ class ModelSource:
     Attributes:
         folder: An ordinary model folder.
         kind: Which kind of reference it was.
-        weights_hash: ``"sha256:…"``, see `steerlens.models.loading.ModelInfo`.
+        weights_hash: ``"sha256:…"``, see `steerlens.models.identity.ModelInfo`.
     """
 
     folder: Path

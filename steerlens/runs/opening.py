@@ -110,6 +110,7 @@ def start_or_continue(
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write ``manifest.json``, whole or not at all; gives its path."""
     return write_lines(folder / MANIFEST, [json_document(manifest.to_json(), MANIFEST)])
 
 

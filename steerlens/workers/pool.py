@@ -7,8 +7,8 @@ piece that two of them want is computed once. A caller has at most two pieces a 
 so results that nobody has taken yet do not pile up.
 
 Pieces are of three kinds: questions (`steerlens.behaviour.answers.Piece`), whose result is records,
-contrast pairs (`steerlens.activations.cache.ResidualPiece`), whose result is a `ResidualCache`, and
-responses to judge (`steerlens.behaviour.evaluation.judge.JudgePiece`), whose result is their
+contrast pairs (`steerlens.activations.pieces.ResidualPiece`), whose result is a `ResidualCache`,
+and responses to judge (`steerlens.behaviour.evaluation.judge.JudgePiece`), whose result is their
 perplexities.
 
 When an actor dies (killed, out of memory, its machine gone), its thread makes a new one and puts
