@@ -228,7 +228,8 @@ def _has_chunks(model: TransformerBridge) -> bool:
     """Whether blocks and unembedding can be run apart: tried on a few tokens.
 
     The engine's own check (`steerlens.engine.verification`) compares with the bridge's eager
-    attention, from which Gemma in bfloat16 differs by rounding; here both sides are the same fused model.
+    attention, from which Gemma in bfloat16 differs by rounding; here both sides are the same fused
+    model.
     """
     if outside_change(model) or not has_plain_stack(model) or not fused_attention(model):
         return False
