@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from steerlens.errors import SteeringError
 from steerlens.stats.support import caveat
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -20,7 +21,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RecoveryCurve:
+class RecoveryCurve(Result):
     """First-token causal recovery over layers.
 
     Attributes:
@@ -56,15 +57,12 @@ class RecoveryCurve:
 
         return recovery_curve(self.table, None if self.caveat else self.best_layer)
 
-    def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
-
-        best = self.table["layer"].tolist().index(self.best_layer)
-        return summary(repr(self), table=self.table, around=best)
+    def _card(self) -> Mapping[str, Any]:
+        return self._around_layer(self.best_layer)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ResponseRecovery:
+class ResponseRecovery(Result):
     """Causal recovery over settings and horizons.
 
     Attributes:
@@ -132,9 +130,7 @@ class ResponseRecovery:
         best = None if self.caveat else self.best_layer
         return recovery_curve(same.reset_index(drop=True), best)
 
-    def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
-
+    def _card(self) -> Mapping[str, Any]:
         longest = self.table[self.table["horizon"] == self.table["horizon"].max()]
         ranked = longest.sort_values("recovery", ascending=False, kind="stable")
-        return summary(repr(self), {"order": "highest recovery first"}, ranked)
+        return {"facts": {"order": "highest recovery first"}, "table": ranked}

@@ -30,48 +30,7 @@ share one theme (`steerlens.views.theme`): colour-blind-safe, for light and dark
 'layer'
 """
 
-from steerlens.views.bars import ranked_tokens
-from steerlens.views.layers import evidence_curves, layer_curves, recovery_curve
-from steerlens.views.maps import cosine_matrix, instruction_layer_heatmap, layer_token_map
-from steerlens.views.rates import condition_rates
-from steerlens.views.residuals import (
-    norm_curves,
-    projection_histogram,
-    survival_curve,
-    vector_curves,
-)
-from steerlens.views.responses import kl_over_response, response_lengths
-from steerlens.views.saving import save
-from steerlens.views.strip import Section, text_figure
-from steerlens.views.summaries import summary
-from steerlens.views.sweeps import length_over_strength, strength_sweep
-from steerlens.views.theme import DARK, LIGHT, TEMPLATE, Picture
-from steerlens.views.tokens import token_strip
+import lazy_loader
 
-__all__ = [
-    "DARK",
-    "LIGHT",
-    "TEMPLATE",
-    "Picture",
-    "Section",
-    "condition_rates",
-    "cosine_matrix",
-    "evidence_curves",
-    "instruction_layer_heatmap",
-    "kl_over_response",
-    "layer_curves",
-    "layer_token_map",
-    "length_over_strength",
-    "norm_curves",
-    "projection_histogram",
-    "ranked_tokens",
-    "recovery_curve",
-    "response_lengths",
-    "save",
-    "strength_sweep",
-    "summary",
-    "survival_curve",
-    "text_figure",
-    "token_strip",
-    "vector_curves",
-]
+# What is public, and where it lives, is listed once, in `__init__.pyi`.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
