@@ -78,7 +78,7 @@ class EvidenceComparison:
         return evidence_regret(self.table)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table)
 

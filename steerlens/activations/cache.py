@@ -171,12 +171,12 @@ class ResidualCache:
 
     def plot(self) -> "go.Figure":
         """How long residuals are over layers, and how far apart the two sides lie."""
-        from steerlens.views.residuals import norm_curves
+        from steerlens.views import norm_curves
 
         return norm_curves(self.table)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         known = [key for key in ("instruction", "position", "model") if key in self.metadata]
         return summary(repr(self), {key: self.metadata[key] for key in known})

@@ -111,7 +111,7 @@ class ComponentWriting:
 
     def plot(self, n: int = 12) -> "go.Figure":
         """The `n` components that write most along the direction, and against it."""
-        from steerlens.views.bars import ranked_tokens
+        from steerlens.views import ranked_tokens
 
         rows = list(zip(self.table.component, self.table.contribution, strict=True))
         rows.sort(key=lambda row: -row[1])
@@ -119,7 +119,7 @@ class ComponentWriting:
         return ranked_tokens(rows, rows[::-1], n=n, quantity=quantity)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table, largest="contribution")
 

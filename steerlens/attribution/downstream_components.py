@@ -112,7 +112,7 @@ class ComponentReading:
 
     def plot(self, n: int = 12) -> "go.Figure":
         """The `n` components that react most towards the instruction, and against it."""
-        from steerlens.views.bars import ranked_tokens
+        from steerlens.views import ranked_tokens
 
         rows = list(zip(self.table.component, self.table.reaction, strict=True))
         rows.sort(key=lambda row: -row[1])
@@ -120,7 +120,7 @@ class ComponentReading:
         return ranked_tokens(rows, rows[::-1], n=n, quantity=quantity)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table, largest="reaction")
 

@@ -114,7 +114,7 @@ class Evidence:
 
     def plot(self) -> "go.Figure":
         """A panel over layers for each kind of evidence; the chosen layer is marked."""
-        from steerlens.views.layers import evidence_curves
+        from steerlens.views import evidence_curves
 
         best = None if self.ranking.caveat else self.ranking.best_layer
         return evidence_curves(self.ranking.table, self.drawn, best)
@@ -128,7 +128,7 @@ class Evidence:
         return f"Evidence({self.ranking!r}{''.join(f', {name}' for name in also)})"
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         table = self.ranking.table[["layer", *self.drawn]]
         best = table["layer"].tolist().index(self.ranking.best_layer)

@@ -140,14 +140,14 @@ class LayerGeometry:
 
     def plot(self) -> "go.Figure":
         """Cosines between layers, corrected for noise."""
-        from steerlens.views.maps import cosine_matrix
+        from steerlens.views import cosine_matrix
 
         names = [f"layer {layer}" for layer in self.layers]
         matrix = np.clip(self.cosines.corrected, -1, 1).tolist()
         return cosine_matrix(names, matrix, name="cosine, corrected for noise")
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table)
 
@@ -181,13 +181,13 @@ class InstructionGeometry:
 
     def plot(self) -> "go.Figure":
         """Cosines between instructions, corrected for noise."""
-        from steerlens.views.maps import cosine_matrix
+        from steerlens.views import cosine_matrix
 
         matrix = np.clip(self.cosines.corrected, -1, 1).tolist()
         return cosine_matrix(self.ids, matrix, self.layer, name="cosine, corrected for noise")
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table, largest="corrected")
 

@@ -91,7 +91,7 @@ class PatchingMap:
 
     def plot(self) -> "go.Figure":
         """Recovery by layer and position."""
-        from steerlens.views.maps import layer_token_map
+        from steerlens.views import layer_token_map
 
         matrix = self.matrix
         tokens = self.table.drop_duplicates("position").set_index("position").token
@@ -101,7 +101,7 @@ class PatchingMap:
         )
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table, largest="recovery")
 

@@ -284,14 +284,14 @@ class LayerRanking:
 
     def plot(self) -> "go.Figure":
         """Every kind of evidence over layers with its interval; a supported layer is marked."""
-        from steerlens.views.layers import evidence_curves
+        from steerlens.views import evidence_curves
 
         kinds = [kind for kind in self.kinds if kind in self.table]
         best = None if self.caveat else self.best_layer
         return evidence_curves(self.table, kinds or ["auroc"], best)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         best = self.table["layer"].tolist().index(self.best_layer)
         beware = {"beware": "; ".join(self.notices)} if self.notices else None

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from steerlens.errors import SteeringError
 from steerlens.stats.support import caveat
-from steerlens.views.result import Result
+from steerlens.views import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,7 +53,7 @@ class RecoveryCurve(Result):
 
     def plot(self) -> "go.Figure":
         """Recovery over layers beside the placebo; the best layer is marked where there is one."""
-        from steerlens.views.layers import recovery_curve
+        from steerlens.views import recovery_curve
 
         return recovery_curve(self.table, None if self.caveat else self.best_layer)
 
@@ -118,7 +118,7 @@ class ResponseRecovery(Result):
         Raises:
             SteeringError: A horizon that was not measured.
         """
-        from steerlens.views.layers import recovery_curve
+        from steerlens.views import recovery_curve
 
         known = sorted(set(self.table.horizon.tolist()))
         horizon = known[-1] if horizon is None else horizon

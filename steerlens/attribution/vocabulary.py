@@ -84,7 +84,7 @@ class VocabularyReadout:
         Raises:
             SteeringError: A layer that was not read.
         """
-        from steerlens.views.bars import ranked_tokens
+        from steerlens.views import ranked_tokens
 
         known = sorted(set(self.table.layer.tolist()))
         layer = known[-1] if layer is None else layer
@@ -96,7 +96,7 @@ class VocabularyReadout:
         return ranked_tokens(*sides, n=n, quantity=f"z of the logit at layer {layer}")
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         extreme = self.table[self.table["rank"] == 1]
         wide = extreme.pivot(index="layer", columns="side", values="token").reset_index()

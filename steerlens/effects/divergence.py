@@ -84,12 +84,12 @@ class ResponseKL:
 
     def plot(self) -> "go.Figure":
         """Where in a response steering acts: KL over positions, with the spread over prompts."""
-        from steerlens.views.responses import kl_over_response
+        from steerlens.views import kl_over_response
 
         return kl_over_response(self.table)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         lengths = [len(row) for row in self.tokens]
         return summary(repr(self), {"response tokens": sum(lengths)})

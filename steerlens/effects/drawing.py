@@ -12,14 +12,17 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from steerlens.errors import SteerlensError, unknown_name
-from steerlens.views.bars import ranked_tokens
-from steerlens.views.maps import layer_token_map
+from steerlens.views import (
+    Section,
+    layer_token_map,
+    ranked_tokens,
+    survival_curve,
+    text_figure,
+    token_strip,
+)
 from steerlens.views.numbers import show
 from steerlens.views.quantities import QUANTITIES
-from steerlens.views.residuals import survival_curve
-from steerlens.views.strip import Section, text_figure
 from steerlens.views.summaries import excerpt, summary
-from steerlens.views.tokens import token_strip
 
 if TYPE_CHECKING:
     from steerlens.effects.contributions import TokenContributions

@@ -100,7 +100,7 @@ class LensReadout:
         return picture_of_lens(self)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table, largest="kl")
 

@@ -110,7 +110,7 @@ class Travel:
         return picture_of_travel(self)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         # Of several interventions what is left of each at the end; of one how it gets there.
         ends = self.table.groupby("intervention").tail(1)

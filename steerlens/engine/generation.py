@@ -70,12 +70,12 @@ class Generations:
 
     def plot(self) -> "go.Figure":
         """How long the responses are, and why they ended."""
-        from steerlens.views.responses import response_lengths
+        from steerlens.views import response_lengths
 
         return response_lengths(self.table)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table)
 

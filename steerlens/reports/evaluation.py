@@ -8,8 +8,8 @@ from plotly.offline import get_plotlyjs
 
 from steerlens.errors import SteerlensError
 from steerlens.reports.html import Cell, environment, nonce_of, package_text, writable
+from steerlens.views import condition_rates
 from steerlens.views.numbers import MISSING, finite, show
-from steerlens.views.rates import condition_rates
 
 __all__ = ["render_evaluation"]
 

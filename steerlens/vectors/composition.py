@@ -119,14 +119,14 @@ class Composition:
 
     def plot(self) -> "go.Figure":
         """Cosines of the directions; what they share is what they disturb in each other."""
-        from steerlens.views.maps import cosine_matrix
+        from steerlens.views import cosine_matrix
 
         return cosine_matrix(
             list(map(str, self.cosines)), np.clip(self.cosines.to_numpy(), -1, 1).tolist()
         )
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table)
 

@@ -215,7 +215,7 @@ class Condition:
         Raises:
             SteeringError: A condition saved by a version that did not keep them.
         """
-        from steerlens.views.residuals import projection_histogram
+        from steerlens.views import projection_histogram
 
         kinds = self.metadata.get("unseen_scores")
         if kinds is None:
@@ -229,7 +229,7 @@ class Condition:
         )
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         rates = {
             "true positives": self.true_positive_rate,

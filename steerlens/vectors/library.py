@@ -129,7 +129,7 @@ class Library:
         Raises:
             SteerlensError: as `load`, or a vector without a direction at the layer.
         """
-        from steerlens.views.maps import cosine_matrix
+        from steerlens.views import cosine_matrix
 
         vectors = [self.load(name) for name in self.names]
         if layer is None:
@@ -141,7 +141,7 @@ class Library:
         return cosine_matrix(self.names, cosines.tolist(), layer)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table)
 

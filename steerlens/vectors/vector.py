@@ -337,12 +337,12 @@ class SteeringVector:
 
     def plot(self) -> "go.Figure":
         """Gap and mean projections of both sides over layers."""
-        from steerlens.views.residuals import vector_curves
+        from steerlens.views import vector_curves
 
         return vector_curves(self.table)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table)
 

@@ -40,6 +40,9 @@ from .responses import (
 from .responses import (
     response_lengths as response_lengths,
 )
+from .result import (
+    Result as Result,
+)
 from .saving import (
     save as save,
 )
@@ -79,6 +82,7 @@ __all__ = [
     "LIGHT",
     "TEMPLATE",
     "Picture",
+    "Result",
     "Section",
     "condition_rates",
     "cosine_matrix",

@@ -131,12 +131,12 @@ class Calibration:
 
     def plot(self) -> "go.Figure":
         """KL over the strengths that were tried, the calibrated one marked."""
-        from steerlens.views.sweeps import strength_sweep
+        from steerlens.views import strength_sweep
 
         return strength_sweep(self.curve, values=["kl"], chosen=self.strength)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         chosen = int((self.curve["strength"] - self.strength).abs().argmin())
         return summary(repr(self), table=self.curve, around=chosen)

@@ -101,12 +101,12 @@ class RateCalibration:
 
     def plot(self) -> "go.Figure":
         """Successes over strength, the chosen one marked."""
-        from steerlens.views.sweeps import strength_sweep
+        from steerlens.views import strength_sweep
 
         return strength_sweep(self.curve, chosen=self.strength)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         chosen = int((self.curve["strength"] - self.strength).abs().argmin())
         return summary(repr(self), table=self.curve, around=chosen)

@@ -114,12 +114,12 @@ class Evaluation:
 
     def plot(self) -> "go.Figure":
         """Rates by instruction and condition with their intervals."""
-        from steerlens.views.rates import condition_rates
+        from steerlens.views import condition_rates
 
         return condition_rates(self.table)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table)
 

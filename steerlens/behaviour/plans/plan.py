@@ -185,7 +185,7 @@ class Plan:
 
     def plot(self) -> "go.Figure":
         """Rates on the select split with and without the choice, by instruction and context."""
-        from steerlens.views.rates import condition_rates
+        from steerlens.views import condition_rates
 
         rows = []
         for row in self.table.to_dict("records"):
@@ -196,7 +196,7 @@ class Plan:
         return condition_rates(rows)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         columns = ["instruction", "context", "choice", "rate", "low", "high", "unsteered_rate"]
         table = self.table[columns]

@@ -112,13 +112,13 @@ class LayerMaps:
 
     def plot(self) -> "go.Figure":
         """Held-out R² and CKA over target layers: where the maps may be believed."""
-        from steerlens.views.layers import evidence_curves
+        from steerlens.views import evidence_curves
 
         title = f"{self.method}, layers matched by {self.match}"
         return evidence_curves(self.table, ["r2", "r2_median", "cka"], title=title)
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         return summary(repr(self), table=self.table)
 

@@ -74,13 +74,13 @@ class Transfer:
 
     def plot(self) -> "go.Figure":
         """Cosine with the target's own vector, and the map's held-out R², over layers."""
-        from steerlens.views.layers import evidence_curves
+        from steerlens.views import evidence_curves
 
         kinds = [kind for kind in ("cosine_own", "r2", "r2_median", "cka") if kind in self.table]
         return evidence_curves(self.table, kinds, title=f"{self.vector.name}: {self.method}")
 
     def _repr_html_(self) -> str:
-        from steerlens.views.summaries import summary
+        from steerlens.views import summary
 
         usable = self.table["cosine_own"].where(self.table["usable"], -1)
         best = int(usable.argmax())
