@@ -21,6 +21,7 @@
 # %%
 import steerlens as sl
 from analyses import behaviour
+from steerlens.attribution import layer_geometry
 
 model = sl.load_model(behaviour.MODEL, dtype="auto")
 task = sl.catalogue["detectable_format:title"]
@@ -61,4 +62,4 @@ behaviour.figure(evidence.writing.plot(), "writers")
 # ## Where does the direction form, and where does it turn?
 
 # %%
-behaviour.figure(sl.layer_geometry(cache).plot(), "geometry")
+behaviour.figure(layer_geometry(cache).plot(), "geometry")

@@ -20,6 +20,7 @@
 # %%
 import steerlens as sl
 from analyses import behaviour
+from steerlens.effects import token_contributions
 
 model = sl.load_model(behaviour.MODEL)
 task = sl.catalogue["detectable_format:title"]
@@ -82,7 +83,7 @@ read.set_index("layer")[["kl", "top_baseline", "top_steered"]].round(3)
 # %%
 response = run.effects.table.query("role == 'response'")
 change = response.logprob_steered - response.logprob_baseline
-contributions = sl.token_contributions(model, run.effects, int(change.abs().idxmax()))
+contributions = token_contributions(model, run.effects, int(change.abs().idxmax()))
 contributions.plot()
 
 # %%

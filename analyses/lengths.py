@@ -15,6 +15,7 @@ from steerlens.behaviour.evaluation import fluency, is_degenerate
 from steerlens.behaviour.evaluation.run import Evaluation
 from steerlens.behaviour.plans import FitRecipe, VectorBook
 from steerlens.tasks.ifeval import count_sentences, count_words
+from steerlens.tasks.pairs import ContrastSet
 
 __all__ = ["claims", "median_interval", "sweep", "words_by_level"]
 
@@ -59,7 +60,7 @@ def sweep(model: Any, shortest: str, longest: str) -> dict[str, list[dict[str, f
     n_fit, n_prompts, n_tokens = (4, 2, 12) if behaviour.SMALL else (64, 16, 384)
     prompts = [pair.uninstructed for pair in sl.contrast_pairs(longest, n=16, split="report")]
     ends = [sl.contrast_pairs(name, n=n_fit, split="fit") for name in (shortest, longest)]
-    pairs = sl.ContrastSet.from_prompts(*([p.instructed for p in end] for end in ends))
+    pairs = ContrastSet.from_prompts(*([p.instructed for p in end] for end in ends))
     cache = sl.cache_residuals(model, pairs)
     recipe = FitRecipe(n_responses=24, least_own=2) if behaviour.SMALL else FitRecipe()
     book = VectorBook(Answerer(model), recipe)

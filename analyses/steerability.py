@@ -27,6 +27,8 @@ from steerlens.behaviour.search.lengths import limits_length, tokens_to_tell
 from steerlens.errors import ActivationError
 from steerlens.models.loading import available_models, model_info
 from steerlens.runs import Run, piece_name
+from steerlens.tasks import Instruction
+from steerlens.tasks.pairs import ContrastPair
 
 __all__ = [
     "GEMMA",
@@ -116,8 +118,8 @@ def behaviour_by_layer(
 
 def _answered(
     answerer: Answerer,
-    task: sl.Instruction,
-    pairs: Sequence[sl.ContrastPair],
+    task: Instruction,
+    pairs: Sequence[ContrastPair],
     vector: sl.SteeringVector,
     tried: Sequence[tuple[str, int]],
     n_tokens: int,

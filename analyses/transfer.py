@@ -41,7 +41,7 @@ from steerlens.attribution.teacher_forcing import kl_to_instructed
 from steerlens.behaviour.evaluation import catalogue_prompts, wilson
 from steerlens.behaviour.evaluation.checks import verdict
 from steerlens.files import write_text
-from steerlens.models.loading import tokenize_prompts
+from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.models.weights import cache_folder
 from steerlens.vectors import SteeringVector
 from steerlens.vectors.transfer import Transfer, fit_layer_maps, map_texts, paired_residuals
@@ -77,7 +77,7 @@ def fine_tuned(source: Any, folder: Path, steps: int, length: int = 64, batch: i
     told = folder / "training.json"
     if told.exists() and (known := json.loads(told.read_text()))["steps"] == steps:
         return dict(known)
-    weights = sl.model_info(source).weights_hash.removeprefix("sha256:")
+    weights = model_info(source).weights_hash.removeprefix("sha256:")
     origin = cache_folder() / "weights" / weights
     model = AutoModelForCausalLM.from_pretrained(origin, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(origin)
@@ -272,7 +272,7 @@ def same_shape(source: Any, sizes: Any, out: Path) -> tuple[list[dict[str, Any]]
 def across(source: Any, target: Any, sizes: Any) -> list[dict[str, Any]]:
     """One model to another of another shape."""
     rows: list[dict[str, Any]] = []
-    name = sl.model_info(target).reference
+    name = model_info(target).reference
     for instruction in sizes.instruction:
         vector, _ = vector_of(source, instruction, sizes.pairs)
         _, cache = vector_of(target, instruction, sizes.pairs)

@@ -28,7 +28,7 @@ from benchmarks import table
 from benchmarks.work import INSTRUCTION
 from steerlens.engine import Row, decode_rows
 from steerlens.engine.plain import decode_rows_plainly
-from steerlens.models.loading import tokenize_prompts
+from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.models.weights import weights_entry
 from steerlens.steering.operations import Intervention
 
@@ -149,7 +149,7 @@ def measure(n_rows: int, n_new: int) -> dict[str, Scores]:
     found["engine, all together"] = recorded(engine(model, n_rows), forced)
     found["engine, 5 together"] = recorded(engine(model, 5), forced)
     found["engine, one at a time"] = recorded(engine(model, 1), forced)
-    folder = weights_entry(sl.model_info(model).weights_hash.removeprefix("sha256:"))
+    folder = weights_entry(model_info(model).weights_hash.removeprefix("sha256:"))
     for attention in ("eager", "sdpa"):
         hf = AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation=attention, dtype=torch.bfloat16

@@ -46,8 +46,9 @@ def peak() -> float:
 def rank(folder: Path, n_resamples: int) -> None:
     """Rank a folder's shards and print what it took."""
     import steerlens as sl
+    from steerlens.activations.shards import ShardedResiduals
 
-    shards = sl.ShardedResiduals.open(folder)
+    shards = ShardedResiduals.open(folder)
     imported = peak()
     started = time.perf_counter()
     ranking = sl.rank_layers(shards, n_resamples=n_resamples)
@@ -69,15 +70,16 @@ def main() -> None:
         rank(arguments.rank, arguments.resamples)
         return
     import steerlens as sl
+    from steerlens.activations.shards import write_shards
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sl.write_shards(folder / "all", blocks(arguments.pairs), dtype=arguments.dtype)
+        write_shards(folder / "all", blocks(arguments.pairs), dtype=arguments.dtype)
         size = sum(file.stat().st_size for file in (folder / "all").iterdir())
         print(f"{arguments.pairs} pairs, {size / 1e9:.2f} GB on the disk ({arguments.dtype})")
         own = [sys.executable, "-m", "benchmarks.shards", "--resamples", str(arguments.resamples)]
         subprocess.run([*own, "--rank", str(folder / "all")], check=True)
-        some = sl.write_shards(folder / "some", blocks(2 * PER_SHARD), dtype=arguments.dtype)
+        some = write_shards(folder / "some", blocks(2 * PER_SHARD), dtype=arguments.dtype)
         caches = list(some)
         whole = sl.ResidualCache.from_tensors(
             torch.cat([one.instructed for one in caches]),

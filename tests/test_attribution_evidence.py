@@ -17,13 +17,14 @@ from steerlens.attribution import (
 from steerlens.attribution.evidence import _with_recovery, gather_evidence
 from steerlens.cli.main import main
 from steerlens.errors import ActivationError, SteeringError, UnknownNameError
+from steerlens.tasks.pairs import ContrastPair, ContrastSet
 
 WORDS = ["tea", "sea", "ink", "oak", "sky", "ice", "fog", "hay", "elm", "jam", "owl", "pie"]
 
 
-def pairs_of(words: list[str]) -> sl.ContrastSet:
+def pairs_of(words: list[str]) -> ContrastSet:
     """Short pairs, because the small model reads 128 bytes."""
-    return sl.ContrastSet.from_prompts([f"{w}! LOUD." for w in words], [f"{w}." for w in words])
+    return ContrastSet.from_prompts([f"{w}! LOUD." for w in words], [f"{w}." for w in words])
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +103,9 @@ def test_what_cannot_be_gathered_is_said(tiny_model, gathered):
 
 
 def test_generalisation_is_that_of_the_analysis_and_needs_labels(tiny_model):
-    pairs = sl.ContrastSet(
+    pairs = ContrastSet(
         tuple(
-            sl.ContrastPair(f"{w}! {said}", f"{w}.", base_query=w, phrasing=said)
+            ContrastPair(f"{w}! {said}", f"{w}.", base_query=w, phrasing=said)
             for w in WORDS[:8]
             for said in ("LOUD.", "SHOUT.")
         )

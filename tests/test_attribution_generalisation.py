@@ -11,6 +11,7 @@ from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.generalisation import generalise, pair_labels
 from steerlens.attribution.held_out import check_rankable
 from steerlens.errors import ActivationError, UnknownNameError
+from steerlens.tasks.pairs import ContrastSet
 
 
 def labelled(own=0.0, common=2.0, n_pairs=60, seed=0):
@@ -92,7 +93,7 @@ def test_labels_come_from_the_catalogue():
 
 
 def test_pairs_without_labels_are_refused():
-    pairs = sl.ContrastSet.from_prompts(["a b", "c d"], ["a", "c"])
+    pairs = ContrastSet.from_prompts(["a b", "c d"], ["a", "c"])
     with pytest.raises(ActivationError, match="pair 0 has no phrasing"):
         pair_labels(pairs)
     with pytest.raises(ActivationError, match="pair 0 has no base query of the catalogue"):

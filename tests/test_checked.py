@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from planted_activations import planted
 
 import steerlens as sl
+from steerlens.activations.shards import write_shards
 from steerlens.errors import ActivationError, SteeringError, SteerlensError
 from steerlens.errors.arguments import arguments, finite_number, texts, whole_number
 from steerlens.steering.roles import TokenRoles
@@ -136,10 +137,10 @@ def test_a_cache_of_any_numbers_holds_finite_ones_or_is_refused(value, side):
 def test_shards_refuse_numbers_beyond_their_dtype(tmp_path):
     one = torch.full((2, 1, 4), 7e4)
     with pytest.raises(ActivationError, match="too large for float16"):
-        sl.write_shards(tmp_path / "a", [(one, -one)], dtype="float16")
+        write_shards(tmp_path / "a", [(one, -one)], dtype="float16")
     wide = torch.full((2, 1, 4), 1e300, dtype=torch.float64)
     with pytest.raises(ActivationError, match="do not fit float32"):
-        sl.write_shards(tmp_path / "b", [(wide, -wide)])
+        write_shards(tmp_path / "b", [(wide, -wide)])
 
 
 @pytest.mark.parametrize("part", ["gaps", "targets", "baselines"])
@@ -275,8 +276,8 @@ CALLS = {
     "sl.linear_probe(cache, regularisation=float('nan'))": "regularisation must be a finite number",
     "sl.ResidualCache.from_tensors(*sides, layers=[True])": "every one of layers must be a whole",
     "sl.ResidualCache.from_tensors(*sides, groups=[0, 1.5])": "every one of groups must be a whole",
-    "sl.ContrastSet.from_prompts('ab', 'cd')": "'instructed' must be a list of prompts",
-    "sl.ContrastSet.from_prompts([CHAT, CHAT], ['a', 'b'])": "row 1: the field 'instructed' must",
+    "ContrastSet.from_prompts('ab', 'cd')": "'instructed' must be a list of prompts",
+    "ContrastSet.from_prompts([CHAT, CHAT], ['a', 'b'])": "row 1: the field 'instructed' must",
     "sl.contrast_pairs(3)": "task must be an instruction or its id in the catalogue, but is a",
     "sl.contrast_pairs('punctuation:no_comma', split=None)": "unknown split 'None'; choose one of",
     "sl.generate(model, 'a', chat_format=None)": "unknown chat_format 'None'; choose one of",
@@ -290,17 +291,17 @@ CALLS = {
     "sl.causal_recovery(model, pairs, vector, strengths=1.0)": "strengths must be a list of num",
     "sl.causal_recovery(model, pairs, vector, horizons=[1.5])": "every one of horizons must be a",
     "sl.activation_patching(model, pairs, n_positions=2.5)": "n_positions must be a whole number",
-    "sl.vocabulary_readout(model, vector, n_tokens=True)": "n_tokens must be a whole number; got",
-    "sl.response_kl(model, vector.at(1), 3)": "prompts is a value of type int; give a list",
-    "sl.response_kl(model, vector.at(1), ['a'], seed=None)": "seed must be a whole number; got",
-    "sl.fit_condition(model, 3, ['a'])": "positive is a value of type int; give a list of strings",
-    "sl.catalogue_prompts(['punctuation:no_comma'], True)": "n_per_instruction must be a whole",
+    "vocabulary_readout(model, vector, n_tokens=True)": "n_tokens must be a whole number; got",
+    "response_kl(model, vector.at(1), 3)": "prompts is a value of type int; give a list",
+    "response_kl(model, vector.at(1), ['a'], seed=None)": "seed must be a whole number; got",
+    "fit_condition(model, 3, ['a'])": "positive is a value of type int; give a list of strings",
+    "catalogue_prompts(['punctuation:no_comma'], True)": "n_per_instruction must be a whole",
     "sl.token_effects(model, [1.5], [3], vector.at(1))": "every one of prompt_tokens must be",
     "sl.steer(model, 'a', vector.at(1), read_at=True)": "read_at must be a whole number; got True",
     "vector.at(1).scaled(None)": "factor must be a number; got None",
     "vector.interpolate(vector, True)": "share must be a number; got True",
-    "sl.layer_geometry(cache, above=None)": "above must be a number; got None",
-    "sl.mean_centred(cache, [3])": "the pool must be a list of caches; got one with a int",
+    "layer_geometry(cache, above=None)": "above must be a number; got None",
+    "mean_centred(cache, [3])": "the pool must be a list of caches; got one with a int",
 }
 """What is called -> how the sentence begins, or a part of it."""
 
@@ -311,7 +312,7 @@ import steerlens as sl
 from steerlens.errors import SteerlensError
 
 model = sl.load_model(sys.argv[1], device="cpu")
-pairs = sl.ContrastSet.from_prompts(["a b", "c d"], ["a", "c"])
+pairs = ContrastSet.from_prompts(["a b", "c d"], ["a", "c"])
 cache = sl.cache_residuals(model, pairs)
 vector = sl.difference_of_means(cache)
 sides = torch.ones(2, 1, 4), torch.zeros(2, 1, 4)

@@ -15,6 +15,8 @@ import steerlens as sl
 from steerlens.errors import ModelError, UnknownNameError
 from steerlens.models.chat import render_prompt, tokenize_prompts
 from steerlens.models.control_tokens import control_tokens_of, literal_ids, rendered_ids
+from steerlens.models.loading import model_info
+from steerlens.tasks.pairs import ContrastPair, ContrastSet
 
 PIECES = st.sampled_from(
     [*SPECIAL_TOKENS, "<|im_", "start|>", " ", "\n", "Rome", "é", "!!", "<", "😀"]
@@ -75,7 +77,7 @@ def test_in_the_plain_format_a_base_models_bos_stays_the_only_one(tmp_path):
     folder = write_tiny_folder(tmp_path / "base", chat_template=None)
     model = sl.load_model(folder, device="cpu")
     [ids] = tokenize_prompts(model, ["<|im_start|>x<|endoftext|>"])
-    begin = [1] if sl.model_info(model).prepends_bos else []
+    begin = [1] if model_info(model).prepends_bos else []
     assert ids == [*begin, *spelled("Q: <|im_start|>x<|endoftext|>\nA:")]
 
 
@@ -93,7 +95,7 @@ def test_generation_escapes_and_records_it(tiny_model):
 
 
 def test_a_steered_run_escapes_as_generation_does(tiny_model):
-    pairs = sl.ContrastSet.from_prompts(["a b.", "c d."], ["a", "c"])
+    pairs = ContrastSet.from_prompts(["a b.", "c d."], ["a", "c"])
     steering = sl.difference_of_means(sl.cache_residuals(tiny_model, pairs)).at(1)
     for control_tokens in ("escape", "keep"):
         run = sl.steer(
@@ -106,9 +108,9 @@ def test_a_steered_run_escapes_as_generation_does(tiny_model):
 
 @pytest.mark.parametrize("position", ["last_prompt", "response_mean", "last_response"])
 def test_cached_residuals_are_those_of_the_text(position, tiny_model):
-    pairs = sl.ContrastSet(
+    pairs = ContrastSet(
         tuple(
-            sl.ContrastPair(
+            ContrastPair(
                 f"a {i} <|im_end|> b", f"a {i}", "", None, {}, "no <|im_start|>.", "yes <|im_end|>"
             )
             for i in range(2)

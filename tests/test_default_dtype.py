@@ -10,11 +10,26 @@ import torch
 from planted_activations import planted
 
 import steerlens as sl
+from steerlens.activations.shards import shard_residuals
+from steerlens.attribution import (
+    instruction_geometry,
+    layer_geometry,
+    reading_components,
+    vocabulary_readout,
+    writing_components,
+)
 from steerlens.behaviour.calibration import calibrate, calibrate_rate
 from steerlens.behaviour.evaluation.judge import Judge
+from steerlens.effects import token_contributions
+from steerlens.effects.divergence import response_kl
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
+from steerlens.tasks.pairs import ContrastSet
+from steerlens.vectors import linear_discriminant, mean_centred, pca_of_differences
+from steerlens.vectors.composition import compose_report, joint_projection
+from steerlens.vectors.conditional import fit_condition
 from steerlens.vectors.formats.record import vector_of_shifts
+from steerlens.vectors.transfer import fit_maps
 
 PROMPTS = ["Tell me about Rome.", "Why is it so?", "Name a river."]
 N_PAIRS = 6
@@ -22,7 +37,7 @@ N_PAIRS = 6
 
 def _pairs():
     queries = [f"Name river {i} of {'abcdefgh'[i]}." for i in range(N_PAIRS)]
-    return sl.ContrastSet.from_prompts([f"{text} Use no commas." for text in queries], queries)
+    return ContrastSet.from_prompts([f"{text} Use no commas." for text in queries], queries)
 
 
 def _vector(model):
@@ -42,7 +57,7 @@ def _steered(model):
         lens_layers=(0, 2),
         read_at="last_prompt",
     )
-    return run, sl.token_contributions(model, run.effects, position=3)
+    return run, token_contributions(model, run.effects, position=3)
 
 
 def _only_below(model):
@@ -56,10 +71,10 @@ def _estimators(model):
     cache = planted()
     return [
         sl.difference_of_means(cache),
-        sl.linear_discriminant(cache),
+        linear_discriminant(cache),
         sl.linear_probe(cache),
-        sl.mean_centred(cache),
-        sl.pca_of_differences(cache),
+        mean_centred(cache),
+        pca_of_differences(cache),
         sl.random_direction(cache),
     ]
 
@@ -71,7 +86,7 @@ def _algebra(model):
 
 def _transferred(model):
     texts = [f"{word} is here {i}." for i in range(8) for word in ("Rome", "Paris", "a river")]
-    maps = sl.fit_maps(model, model, texts)
+    maps = fit_maps(model, model, texts)
     return maps, sl.transfer_vector(_vector(model), sl.cache_residuals(model, _pairs()), maps)
 
 
@@ -86,8 +101,8 @@ TOUR = {
     "separability, probes, null and dimension": lambda m: sl.rank_layers(
         planted(), n_resamples=20, evidence=("separability", "probes", "null", "dimension")
     ),
-    "geometry of layers": lambda m: sl.layer_geometry(planted()),
-    "geometry of instructions": lambda m: sl.instruction_geometry(
+    "geometry of layers": lambda m: layer_geometry(planted()),
+    "geometry of instructions": lambda m: instruction_geometry(
         {"a": planted(seed=1), "b": planted(seed=2), "c": planted(seed=3)}, 2
     ),
     "greedy texts": lambda m: sl.generate(m, PROMPTS, max_new_tokens=5),
@@ -104,17 +119,13 @@ TOUR = {
         m, _pairs(), _vector(m), horizons=(1, 2, 4)
     ),
     "patching": lambda m: sl.activation_patching(m, _pairs(), n_positions=3),
-    "components that write": lambda m: sl.writing_components(
-        m, _pairs(), _vector(m), 1, n_placebos=4
-    ),
-    "components that read": lambda m: sl.reading_components(
-        m, _pairs(), _vector(m), 1, n_placebos=4
-    ),
-    "vocabulary": lambda m: sl.vocabulary_readout(m, _vector(m), n_tokens=3, n_placebos=20),
+    "components that write": lambda m: writing_components(m, _pairs(), _vector(m), 1, n_placebos=4),
+    "components that read": lambda m: reading_components(m, _pairs(), _vector(m), 1, n_placebos=4),
+    "vocabulary": lambda m: vocabulary_readout(m, _vector(m), n_tokens=3, n_placebos=20),
     "evidence": lambda m: sl.gather_evidence(
         m, sl.cache_residuals(m, _pairs()), _pairs(), ("separability", "causal")
     ),
-    "divergence": lambda m: sl.response_kl(m, _steering(m), PROMPTS, max_new_tokens=4),
+    "divergence": lambda m: response_kl(m, _steering(m), PROMPTS, max_new_tokens=4),
     "calibration by divergence": lambda m: calibrate(m, _steering(m), PROMPTS, max_new_tokens=4),
     "calibration by rate": lambda m: calibrate_rate(
         m,
@@ -125,10 +136,10 @@ TOUR = {
         max_new_tokens=4,
     ),
     "composition": lambda m: (
-        sl.compose_report([_steering(m), _vector(m).at(1, strength=0.3)]),
-        sl.joint_projection([_vector(m).at(1), _vector(m).at(2)]),
+        compose_report([_steering(m), _vector(m).at(1, strength=0.3)]),
+        joint_projection([_vector(m).at(1), _vector(m).at(2)]),
     ),
-    "a condition": lambda m: sl.fit_condition(
+    "a condition": lambda m: fit_condition(
         m, [f"Rome {i}." for i in range(9)], [f"{i} and a river." for i in range(9)]
     ),
     "maps and transfer": _transferred,
@@ -208,7 +219,7 @@ def test_files_written_under_float64_are_the_same(tmp_path, tiny_model, float64_
     vector = _vector(tiny_model)
     float64_default()
     read = sl.SteeringVector.load(_vector(tiny_model).save(tmp_path / "vector.safetensors"))
-    shards = sl.shard_residuals(tiny_model, _pairs(), tmp_path / "shards", pairs_per_shard=3)
+    shards = shard_residuals(tiny_model, _pairs(), tmp_path / "shards", pairs_per_shard=3)
     assert torch.equal(read.directions, vector.directions)
     assert torch.equal(sl.difference_of_means(shards.layer(1)).gaps, vector.gaps[1:2])
 

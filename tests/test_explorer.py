@@ -19,6 +19,7 @@ from steerlens.errors import SteerlensError
 from steerlens.explorer import explore
 from steerlens.explorer.sources import as_python, kind_of, read_at, vector_of
 from steerlens.explorer.state import Setting
+from steerlens.models.loading import model_info
 from steerlens.vectors import difference_of_means
 from steerlens.views.tokens import LEVELS
 
@@ -50,7 +51,7 @@ def test_a_moved_slider_gives_the_texts_that_generate_gives(model: TransformerBr
     explorer.pin()
     assert explorer.pins[0].setting.layer == 20
     assert "layer 20" in explorer.pinned.value
-    dtype = sl.model_info(model).dtype
+    dtype = model_info(model).dtype
     assert explorer.to_python() == as_python(explorer.setting, "smollm2-135m-instruct", 4, dtype)
     # And a click on a token gives its numbers
     words = next(t for t in explorer.strips.children[0].data if t.customdata is not None)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import steerlens as sl
+from steerlens.behaviour.evaluation import read_prompts
 from steerlens.behaviour.evaluation.prompts import FOREIGN
 from steerlens.errors import FileFormatError, PairsError, SteerlensWarning
 from steerlens.files.fields import Foreign, misspelt_field
-from steerlens.tasks.pairs import OPTIONAL
+from steerlens.tasks.pairs import OPTIONAL, ContrastSet
 
 PAIR = {"instructed": "Why? No commas.", "uninstructed": "Why?"}
 ROW = {
@@ -56,7 +56,7 @@ def test_fields_that_are_right_are_never_taken_for_others(names):
 def test_a_misspelt_field_of_a_pairs_file_is_refused_with_its_line(tmp_path):
     path = write(tmp_path / "pairs.jsonl", [PAIR, {**PAIR, "instructed_reponse": "No."}])
     with pytest.raises(PairsError) as refused:
-        sl.ContrastSet.from_jsonl(path)
+        ContrastSet.from_jsonl(path)
     assert str(refused.value).startswith(
         f"{path}, line 2: unknown field 'instructed_reponse'; did you mean 'instructed_response'"
     )
@@ -68,22 +68,22 @@ def test_and_of_a_table_and_of_a_dataset(tmp_path):
     with pytest.raises(
         PairsError, match="line 2: unknown field 'Base-Query'; did you mean 'base_q"
     ):
-        sl.ContrastSet.from_csv(path)
+        ContrastSet.from_csv(path)
     with pytest.raises(PairsError, match="row 1: unknown field 'phrasings'; did you mean 'phrasin"):
-        sl.ContrastSet.from_dataset([{**PAIR, "phrasings": "a"}])
+        ContrastSet.from_dataset([{**PAIR, "phrasings": "a"}])
 
 
 def test_a_comma_that_cuts_a_prompt_of_a_table_is_refused(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("instructed,uninstructed\na, b,a\nc d,c\n", encoding="utf-8")
     with pytest.raises(PairsError, match="line 2: more cells than the header has columns"):
-        sl.ContrastSet.from_csv(path)
+        ContrastSet.from_csv(path)
 
 
 def test_a_misspelt_field_of_an_evaluation_file_is_refused_with_its_line(tmp_path):
     rows = [ROW, {**ROW, "key": 2, "prompt_without_instructions": "Plan."}]
     with pytest.raises(FileFormatError, match="line 2: unknown field 'prompt_without_instructions"):
-        sl.read_prompts(write(tmp_path / "prompts.jsonl", rows))
+        read_prompts(write(tmp_path / "prompts.jsonl", rows))
 
 
 def test_foreign_fields_are_told_of_once_a_file(tmp_path):
@@ -91,7 +91,7 @@ def test_foreign_fields_are_told_of_once_a_file(tmp_path):
     with pytest.warns(
         SteerlensWarning, match=r"pairs.jsonl has .* ignored: 'source', 'id'"
     ) as told:
-        pairs = sl.ContrastSet.from_jsonl(write(tmp_path / "pairs.jsonl", rows))
+        pairs = ContrastSet.from_jsonl(write(tmp_path / "pairs.jsonl", rows))
     assert len(told) == 1
     assert len(pairs) == 2
 
@@ -100,7 +100,7 @@ def test_fields_of_files_made_of_ifeval_are_known(tmp_path):
     row = {**ROW, "prompt_without_instruction": "Plan.", **dict.fromkeys(FOREIGN, "a")}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        file = sl.read_prompts(write(tmp_path / "prompts.jsonl", [row]))
+        file = read_prompts(write(tmp_path / "prompts.jsonl", [row]))
     assert file.prompts[0].prompt_without_instruction == "Plan."
 
 

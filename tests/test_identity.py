@@ -14,10 +14,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
 
 import steerlens as sl
+from steerlens.attribution import instruction_geometry
 from steerlens.errors import SteerlensError
 from steerlens.models.configuration import tokenizer_hash
 from steerlens.models.identity import model_identity
 from steerlens.models.loading import load_model, model_info
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors.library import save_library
 from steerlens.vectors.shared_parts import combined_metadata
 
@@ -160,9 +162,7 @@ def test_without_a_backend_a_tokenizer_is_known_by_its_words(own):
 def test_in_compatibility_mode_no_library_or_map_takes_a_model_for_the_loaded_one(
     gpt2_folder, tmp_path
 ):
-    pairs = sl.ContrastSet.from_prompts(
-        [f"{i}: yes" for i in range(4)], [f"{i}:" for i in range(4)]
-    )
+    pairs = ContrastSet.from_prompts([f"{i}: yes" for i in range(4)], [f"{i}:" for i in range(4)])
     model = load_model(gpt2_folder, device="cpu")
     loaded = sl.cache_residuals(model, pairs, progress=False)
     model.enable_compatibility_mode()
@@ -180,6 +180,6 @@ def test_in_compatibility_mode_no_library_or_map_takes_a_model_for_the_loaded_on
     with pytest.raises(SteerlensError, match="a library holds vectors of one model"):
         save_library(tmp_path / "library", named)
     with pytest.raises(SteerlensError, match="differ in weights hash"):
-        sl.instruction_geometry({"a": loaded, "b": folded}, layer=1)
+        instruction_geometry({"a": loaded, "b": folded}, layer=1)
     kept = combined_metadata([first.metadata, second.metadata])
     assert "differ in weights_hash" in kept["targets_unknown_because"]

@@ -12,9 +12,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 
 import steerlens as sl
+from steerlens.activations.shards import shard_residuals
 from steerlens.errors import ActivationError, SteerlensWarning
 from steerlens.models.chat import tokenize_prompts
 from steerlens.tasks.notices import about_pairs, length_auroc
+from steerlens.tasks.pairs import ContrastSet
 
 QUERIES = [
     "Why is the sky blue?",
@@ -40,7 +42,7 @@ def test_the_auroc_of_length_is_scikit_learns(one, other):
 
 def test_near_duplicate_queries_are_held_out_together_and_said(tiny_model):
     queries = [near(text, i) for i in range(4) for text in QUERIES]
-    pairs = sl.ContrastSet.from_prompts([f"{text} No commas" for text in queries], queries)
+    pairs = ContrastSet.from_prompts([f"{text} No commas" for text in queries], queries)
     with pytest.warns(SteerlensWarning, match=r"18 of 24 base queries are near-duplicates .* 6 q"):
         cache = sl.cache_residuals(tiny_model, pairs)
     assert cache.groups == tuple(range(len(QUERIES))) * 4
@@ -58,7 +60,7 @@ def test_noise_that_comes_in_near_duplicates_no_longer_looks_separable():
     noise = rng.standard_normal((2, 6, 1, 32)).repeat(8, axis=1)
     sides = torch.from_numpy(noise + 0.05 * rng.standard_normal(noise.shape))
     texts = [near(text, i) for text in QUERIES for i in range(8)]
-    groups = sl.ContrastSet.from_prompts([f"{t} x" for t in texts], texts).query_groups
+    groups = ContrastSet.from_prompts([f"{t} x" for t in texts], texts).query_groups
     # when
     apart = sl.rank_layers(sl.ResidualCache.from_tensors(*sides), n_resamples=20)
     together = sl.rank_layers(sl.ResidualCache.from_tensors(*sides, groups=groups), n_resamples=20)
@@ -70,7 +72,7 @@ def test_noise_that_comes_in_near_duplicates_no_longer_looks_separable():
 
 
 def test_eight_identical_pairs_are_said_and_not_ranked(tiny_model):
-    pairs = sl.ContrastSet.from_prompts(["Why? Use no commas."] * 8, ["Why?"] * 8)
+    pairs = ContrastSet.from_prompts(["Why? Use no commas."] * 8, ["Why?"] * 8)
     with pytest.warns(SteerlensWarning, match="7 of 8 pairs repeat another one word for word"):
         cache = sl.cache_residuals(tiny_model, pairs)
     with pytest.raises(ActivationError, match="near-duplicates and repeated pairs count"):
@@ -80,7 +82,7 @@ def test_eight_identical_pairs_are_said_and_not_ranked(tiny_model):
 def test_identical_pairs_share_a_group_whatever_their_queries_are_called():
     prompts = ["Why? No commas.", "Who? No commas.", "Why? No commas."]
     plain = ["Why?", "Who?", "Why?"]
-    pairs = sl.ContrastSet.from_prompts(prompts, plain, ["sky", "painter", "tides"])
+    pairs = ContrastSet.from_prompts(prompts, plain, ["sky", "painter", "tides"])
     assert pairs.query_groups == (0, 1, 0)
 
 
@@ -103,7 +105,7 @@ def test_pairs_from_elsewhere_with_identical_residuals_are_said(groups, words):
 
 
 def test_length_alone_is_said_with_its_auroc(tiny_model):
-    pairs = sl.ContrastSet.from_prompts(
+    pairs = ContrastSet.from_prompts(
         [f"{text} Answer without a single comma, please, whatever you do." for text in QUERIES],
         QUERIES,
     )
@@ -121,11 +123,11 @@ def test_length_alone_is_said_with_its_auroc(tiny_model):
 def test_shorter_prompts_separate_as_well(tiny_model):
     long = [f"{text} And take all the time that you need to think." for text in QUERIES]
     with pytest.warns(SteerlensWarning, match=r"AUROC 1\.00 \(instructed prompts are shorter"):
-        sl.cache_residuals(tiny_model, sl.ContrastSet.from_prompts(QUERIES, long, QUERIES))
+        sl.cache_residuals(tiny_model, ContrastSet.from_prompts(QUERIES, long, QUERIES))
 
 
 def test_sides_of_one_length_are_not_warned_of(tiny_model):
-    pairs = sl.ContrastSet.from_prompts(
+    pairs = ContrastSet.from_prompts(
         [f"{text} Use no commas." for text in QUERIES],
         [f"{text} Be at ease now" for text in QUERIES],
     )
@@ -144,20 +146,20 @@ def test_pairs_of_the_catalogue_record_it_and_say_nothing():
 
 def test_shards_say_it_once_and_of_all_pairs(tiny_model, tmp_path):
     queries = [near(text, i) for i in range(4) for text in QUERIES]
-    pairs = sl.ContrastSet.from_prompts([f"{text} No commas" for text in queries], queries)
+    pairs = ContrastSet.from_prompts([f"{text} No commas" for text in queries], queries)
     with pytest.warns(SteerlensWarning) as told:
-        shards = sl.shard_residuals(tiny_model, pairs, tmp_path / "shards", pairs_per_shard=6)
+        shards = shard_residuals(tiny_model, pairs, tmp_path / "shards", pairs_per_shard=6)
     assert sum("18 of 24 base queries" in str(one.message) for one in told) == 1
     assert shards.groups == pairs.query_groups
     assert shards.metadata["near_duplicates"] == 18
 
 
 def test_pairs_with_nothing_to_contrast_are_said(tiny_model):
-    pairs = sl.ContrastSet.from_prompts(["a b", "c", "d"], ["a", "c", "d"])
+    pairs = ContrastSet.from_prompts(["a b", "c", "d"], ["a", "c", "d"])
     with pytest.warns(SteerlensWarning, match="2 of 3 pairs have the same text on both sides"):
         sl.cache_residuals(tiny_model, pairs)
     same = {"instructed": "a", "uninstructed": "a", "instructed_response": "YES"}
     answered = [{**same, "uninstructed_response": one} for one in "yn"]
     with warnings.catch_warnings():
         warnings.simplefilter("error", SteerlensWarning)
-        sl.cache_residuals(tiny_model, sl.ContrastSet.from_dataset(answered), "last_response")
+        sl.cache_residuals(tiny_model, ContrastSet.from_dataset(answered), "last_response")

@@ -15,6 +15,7 @@ from steerlens.errors import ModelError, UnknownNameError
 from steerlens.models import loading as models
 from steerlens.models.loading import load_model, model_info
 from steerlens.models.placement import placement_options, quantization_name
+from steerlens.tasks.pairs import ContrastSet
 
 EIGHT = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 
@@ -125,6 +126,6 @@ def test_a_quantised_model_runs_and_says_so(model):
     assert info.quantization == "bitsandbytes-8bit"
     assert info.weights_hash == model_info(model).weights_hash
     assert info.precision != model_info(model).precision
-    rows = sl.ContrastSet.from_prompts(["Name a city. No commas.", "Hi!"], ["Name a city.", "Hi"])
+    rows = ContrastSet.from_prompts(["Name a city. No commas.", "Hi!"], ["Name a city.", "Hi"])
     ours, plain = (sl.cache_residuals(one, rows, layers=[10]).instructed for one in (small, model))
     assert torch.cosine_similarity(ours, plain, dim=-1).min() > 0.95

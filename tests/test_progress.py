@@ -9,13 +9,15 @@ import pytest
 from tiny_models import write_tiny_gguf
 
 import steerlens as sl
+from steerlens.attribution import reading_components, writing_components
 from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
 from steerlens.behaviour.evaluation.run import EvaluationSettings, evaluate
 from steerlens.errors.progress import shown
+from steerlens.tasks.pairs import ContrastSet
 
 PACKAGE = Path(sl.__file__).parent
 PROMPT = EvaluationPrompt("a", "Hi.", "Hi.", ("punctuation:no_comma",), ({},))
-PAIRS = sl.ContrastSet.from_prompts(
+PAIRS = ContrastSet.from_prompts(
     [f"{word}! LOUD." for word in ("tea", "sea", "ink", "oak")],
     [f"{word}." for word in ("tea", "sea", "ink", "oak")],
 )
@@ -40,8 +42,8 @@ def calls(tiny_model, folder: Path, progress: bool | None):
     vector = sl.difference_of_means(sl.cache_residuals(tiny_model, PAIRS, progress=progress))
     sl.generate(tiny_model, ["Hi."], max_new_tokens=2, progress=progress)
     sl.first_token_recovery(tiny_model, PAIRS, vector, layers=[1], progress=progress)
-    sl.reading_components(tiny_model, PAIRS, vector, 1, progress=progress)
-    sl.writing_components(tiny_model, PAIRS, vector, 1, n_placebos=2, progress=progress)
+    reading_components(tiny_model, PAIRS, vector, 1, progress=progress)
+    writing_components(tiny_model, PAIRS, vector, 1, n_placebos=2, progress=progress)
     settings = EvaluationSettings(max_new_tokens=2)
     evaluate(tiny_model, [PROMPT], folder, settings=settings, progress=progress)
 

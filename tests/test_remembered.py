@@ -23,10 +23,11 @@ from steerlens.errors import SteerlensError
 from steerlens.models.chat import tokenize_prompts
 from steerlens.models.loading import load_model
 from steerlens.runs import Run, read_manifest
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.workers import WorkerSettings
 from steerlens.workers.pool import worker_pool
 
-PAIRS = sl.ContrastSet.from_prompts([f"{i}: yes" for i in range(6)], [f"{i}:" for i in range(6)])
+PAIRS = ContrastSet.from_prompts([f"{i}: yes" for i in range(6)], [f"{i}:" for i in range(6)])
 DATED = "{{ strftime_now('%d %B') }}\n" + CHAT_TEMPLATE
 SHORT = CHAT_TEMPLATE.replace("assistant", "a")
 SETTINGS = EvaluationSettings(max_new_tokens=6, batch_size=8, piece_rows=8)

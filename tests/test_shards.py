@@ -17,6 +17,7 @@ from steerlens.attribution import many_pairs, separability
 from steerlens.cli.main import main
 from steerlens.errors import ActivationError, FileFormatError, SteerlensError
 from steerlens.stats.resampling import query_draws
+from steerlens.tasks.pairs import ContrastSet
 
 
 def sharded(cache: ResidualCache, folder, size: int, dtype: str = "float32") -> ShardedResiduals:
@@ -71,7 +72,7 @@ def test_tied_scores_count_half_here_too():
 
 
 def test_shards_of_a_model_hold_what_caching_in_memory_gives(tiny_model, tmp_path):
-    pairs = sl.ContrastSet.from_prompts(
+    pairs = ContrastSet.from_prompts(
         [f"Name {i}. No commas." for i in range(9)], [f"Name {i}." for i in range(9)]
     )
     shards = shard_residuals(tiny_model, pairs, tmp_path / "s", pairs_per_shard=4, progress=False)
@@ -87,9 +88,7 @@ def test_shards_of_a_model_hold_what_caching_in_memory_gives(tiny_model, tmp_pat
 
 
 def test_interrupted_caching_goes_on_and_keeps_whole_shards(tiny_model, tmp_path, monkeypatch):
-    pairs = sl.ContrastSet.from_prompts(
-        [f"{i}: yes" for i in range(6)], [f"{i}:" for i in range(6)]
-    )
+    pairs = ContrastSet.from_prompts([f"{i}: yes" for i in range(6)], [f"{i}:" for i in range(6)])
     done = shard_residuals(tiny_model, pairs, tmp_path, pairs_per_shard=2, progress=False)
     (tmp_path / "index.json").unlink()
     with pytest.raises(FileFormatError, match="goes on where it was interrupted"):
@@ -203,8 +202,8 @@ def test_shards_written_again_and_stopped_anywhere_are_not_opened_as_whole(
 def test_caching_other_pairs_into_the_folder_and_stopped_goes_on(
     tiny_model, tmp_path, monkeypatch, n
 ):
-    def pairs(word: str) -> sl.ContrastSet:
-        return sl.ContrastSet.from_prompts(
+    def pairs(word: str) -> ContrastSet:
+        return ContrastSet.from_prompts(
             [f"{i}: {word} yes" for i in range(4)], [f"{i}: {word}" for i in range(4)]
         )
 

@@ -18,7 +18,6 @@ import pytest
 import torch
 from test_search import SMALL, TITLE
 
-import steerlens as sl
 from steerlens.activations.shards import shard_residuals
 from steerlens.behaviour.answers import Answerer, Piece, Question
 from steerlens.behaviour.evaluation.judge import Judge
@@ -31,6 +30,7 @@ from steerlens.models.placement import Placement
 from steerlens.runs.remote import fetched
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.workers import WorkerSettings
 from steerlens.workers.cluster import _check_resources, _start, connected
 from steerlens.workers.loading import judge_arguments, load_arguments
@@ -325,7 +325,7 @@ def test_workers_place_their_model_as_the_driver_and_cache_what_it_caches(
 ):
     room = {"cpu": "1GiB"}
     model = load_model(tiny_folder, device_map="auto", max_memory=room)
-    pairs = sl.ContrastSet.from_prompts(
+    pairs = ContrastSet.from_prompts(
         [f"Name {i}. No commas." for i in range(9)], [f"Name {i}." for i in range(9)]
     )
     sharded = partial(shard_residuals, model, pairs, pairs_per_shard=4, progress=False)

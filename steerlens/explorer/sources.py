@@ -93,9 +93,10 @@ def as_python(setting: Setting, model: str, n_pairs: int, dtype: str = "float32"
         vector = [f"pairs = sl.contrast_pairs({setting.source!r}, n={n_pairs})", fitted]
     else:
         vector = [
+            "from steerlens.tasks.pairs import ContrastSet",
             f"asked = [query.text for query in sl.base_queries('fit')[:{n_pairs}]]",
             f"instructed = [text + ' ' + {setting.source!r} for text in asked]",
-            "pairs = sl.ContrastSet.from_prompts(instructed, asked)",
+            "pairs = ContrastSet.from_prompts(instructed, asked)",
             fitted,
         ]
     return "\n".join(
