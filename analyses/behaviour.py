@@ -25,8 +25,8 @@ from steerlens.behaviour.evaluation import (
     catalogue_prompts,
     read_prompts,
 )
-from steerlens.behaviour.evaluation.judge import DEFAULT_JUDGE
 from steerlens.behaviour.evaluation.run import Evaluation, EvaluationSettings, evaluate
+from steerlens.behaviour.judge import DEFAULT_JUDGE
 from steerlens.behaviour.plans import FitRecipe, Plan
 from steerlens.behaviour.plans.plan import PLAN_FILE
 from steerlens.behaviour.search import SearchSettings, Stage, search

@@ -23,11 +23,10 @@ from steerlens.attribution import (
 from steerlens.behaviour.answers import Answerer, Question
 from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans import FitRecipe, VectorBook
-from steerlens.behaviour.search.lengths import limits_length, tokens_to_tell
 from steerlens.errors import ActivationError
 from steerlens.models.loading import available_models, model_info
 from steerlens.runs import Run, piece_name
-from steerlens.tasks import Instruction
+from steerlens.tasks import Task
 from steerlens.tasks.pairs import ContrastPair
 
 __all__ = [
@@ -109,7 +108,7 @@ def behaviour_by_layer(
             task = sl.catalogue[instruction]
             pairs = list(sl.contrast_pairs(task, n=n_prompts, split="report"))
             vector = book.vector(task, {}, "last_prompt")
-            needed = tokens_to_tell(task, [pair.kwargs for pair in pairs]) or 0
+            needed = max(task.tokens_to_tell(pair.kwargs) or 0 for pair in pairs)
             longest = n_tokens if behaviour.SMALL else max(n_tokens, needed)
             rows += _answered(answerer, task, pairs, vector, tried, longest)
         run.conclude()
@@ -118,7 +117,7 @@ def behaviour_by_layer(
 
 def _answered(
     answerer: Answerer,
-    task: Instruction,
+    task: Task,
     pairs: Sequence[ContrastPair],
     vector: sl.SteeringVector,
     tried: Sequence[tuple[str, int]],
@@ -139,7 +138,7 @@ def _answered(
     for i, (scope, layer) in enumerate(tried):
         for j, pair in enumerate(pairs):
             answer = answers[i * len(pairs) + j]
-            cut = answer.finish_reason == "length" and limits_length(task, pair.kwargs)
+            cut = answer.finish_reason == "length" and task.limits_length(pair.kwargs)
             rows.append(
                 {
                     "instruction": task.id,

@@ -39,10 +39,10 @@ import steerlens as sl
 from steerlens.attribution.causal import first_token_recovery
 from steerlens.attribution.teacher_forcing import kl_to_instructed
 from steerlens.behaviour.evaluation import catalogue_prompts, wilson
-from steerlens.behaviour.evaluation.checks import verdict
 from steerlens.files import write_text
 from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.models.weights import cache_folder
+from steerlens.tasks.checks import verdict
 from steerlens.vectors import SteeringVector
 from steerlens.vectors.transfer import Transfer, fit_layer_maps, map_texts, paired_residuals
 

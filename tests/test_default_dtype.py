@@ -19,7 +19,7 @@ from steerlens.attribution import (
     writing_components,
 )
 from steerlens.behaviour.calibration import calibrate, calibrate_rate
-from steerlens.behaviour.evaluation.judge import Judge
+from steerlens.behaviour.judge import Judge
 from steerlens.effects import token_contributions
 from steerlens.effects.divergence import response_kl
 from steerlens.steering.roles import TokenRoles

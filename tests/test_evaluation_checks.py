@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerlens.behaviour.evaluation.checks import is_known, verdict
 from steerlens.behaviour.evaluation.drawing import several
 from steerlens.errors import SteerlensError, UnknownNameError
 from steerlens.tasks import base_queries, catalogue, ifeval
+from steerlens.tasks.checks import is_known, verdict
 
 # Sentences that every splitter divides alike: the harness's own needs data that may not be here.
 TEXTS = (

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
-from steerlens.behaviour.evaluation.checks import verdict
-from steerlens.behaviour.evaluation.drawing import catalogue_id, catalogue_prompts, several
+from steerlens.behaviour.evaluation.drawing import catalogue_prompts, several
 from steerlens.errors import PairsError, SteerlensError, UnknownNameError
 from steerlens.tasks import base_queries, catalogue
+from steerlens.tasks.checks import verdict
 from steerlens.tasks.pairs import contrast_pairs
 
 
@@ -111,16 +111,16 @@ def test_bad_requests_get_a_sentence() -> None:
 
 def test_rows_of_ifeval_are_matched_to_the_catalogue_by_their_arguments() -> None:
     number = "length_constraints:number_sentences"
-    assert (
-        catalogue_id(number, {"relation": "at least", "num_sentences": 9}) == f"{number}_at_least"
-    )
-    assert catalogue_id(number, {"relation": "less than"}) == f"{number}_at_most"
-    assert catalogue_id("language:response_language", {"language": "it"}) == (
-        "language:response_language_it"
-    )
-    assert catalogue_id("language:response_language", {"language": "kn"}) is None
-    assert catalogue_id("combination:repeat_prompt", {}) is None
-    for one in catalogue.values():
-        assert catalogue_id(one.id, {}) == one.id
-        if one.ifeval_id is not None:
-            assert catalogue_id(one.ifeval_id, one.fixed_kwargs) == one.id
+    language = "language:response_language"
+    for check, kwargs, expected in (
+        (number, {"relation": "at least", "num_sentences": 9}, f"{number}_at_least"),
+        (number, {"relation": "less than"}, f"{number}_at_most"),
+        (language, {"language": "it"}, f"{language}_it"),
+    ):
+        assert catalogue.matching(check, kwargs) is catalogue[expected]
+    assert catalogue.matching(language, {"language": "kn"}) is None
+    assert catalogue.matching("combination:repeat_prompt", {}) is None
+    for task in catalogue.values():
+        assert catalogue.matching(task.id, {}) is task
+        if task.ifeval_id is not None:
+            assert catalogue.matching(task.ifeval_id, task.fixed_kwargs) is task

@@ -8,8 +8,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from steerlens.behaviour.evaluation import judge as judge_module
-from steerlens.behaviour.evaluation.judge import Judge, load_judge
+from steerlens.behaviour import judge as judge_module
+from steerlens.behaviour.judge import Judge, load_judge
 from steerlens.errors import ModelError, SteerlensError, UnknownNameError
 from steerlens.models import sources
 from steerlens.models.loading import load_model

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steerlens.errors import SteerlensError, UnknownNameError
-from steerlens.tasks import SPLITS, Instruction, base_queries, catalogue, ifeval
+from steerlens.tasks import SPLITS, Task, base_queries, catalogue, ifeval
 
 IDS = list(catalogue)
 REWRITABLE = [i for i in IDS if catalogue[i].has_rewrite]
@@ -41,7 +41,7 @@ RESPONSES = [
 ]
 
 
-def seeded_cases(instruction: Instruction, n: int = 6) -> list[dict[str, object]]:
+def seeded_cases(instruction: Task, n: int = 6) -> list[dict[str, object]]:
     rng = random.Random(instruction.id)
     return [instruction.sample_kwargs(rng, rng.choice(ALL_QUERIES)) for _ in range(n)]
 
@@ -394,7 +394,7 @@ def test_a_blank_or_hopeless_response_is_refused() -> None:
 def test_public_functions_are_documented() -> None:
     public = [
         method
-        for name, method in inspect.getmembers(Instruction)
+        for name, method in inspect.getmembers(Task)
         if name[0] in string.ascii_lowercase and callable(method)
     ]
     assert all(inspect.getdoc(method) for method in public)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steerlens.errors import PairsError, UnknownNameError
+from steerlens.errors import PairsError, SteerlensError, UnknownNameError
 from steerlens.tasks import SPLITS, base_queries, catalogue
 from steerlens.tasks.pairs import ContrastPair, ContrastSet, contrast_pairs
 
@@ -286,8 +286,9 @@ def test_missing_files_and_folders_are_refused_in_a_sentence(tmp_path: Path) -> 
             read(tmp_path / "none")
         with pytest.raises(PairsError, match="cannot be read"):
             read(tmp_path)
-    with pytest.raises(PairsError, match="cannot be written: No such file or directory"):
-        ContrastSet.from_dataset(TWO).to_jsonl(tmp_path / "no" / "folder.jsonl")
+    with pytest.raises(SteerlensError, match=r"cannot write .*File exists"):
+        (tmp_path / "file").touch()
+        ContrastSet.from_dataset(TWO).to_jsonl(tmp_path / "file" / "pairs.jsonl")
 
 
 def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -308,10 +309,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("steerlens.tasks.pairs.os.replace", full)
+    monkeypatch.setattr(Path, "replace", full)
 
     # when / then
-    with pytest.raises(PairsError, match="No space left"):
+    with pytest.raises(SteerlensError, match="No space left"):
         ContrastSet.from_dataset(TWO).to_jsonl(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["pairs.jsonl"]
     assert path.read_text(encoding="utf-8") == "old"

@@ -15,9 +15,9 @@ import steerlens as sl
 from steerlens.activations.pieces import ResidualPiece
 from steerlens.activations.shards import ShardedResiduals, shard_residuals
 from steerlens.behaviour.answers import Answerer, Question
-from steerlens.behaviour.evaluation.judge import Judge
 from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
 from steerlens.behaviour.evaluation.run import EvaluationSettings, evaluate
+from steerlens.behaviour.judge import Judge
 from steerlens.engine.remembered import naming_key
 from steerlens.errors import SteerlensError
 from steerlens.models.chat import tokenize_prompts

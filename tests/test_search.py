@@ -16,14 +16,13 @@ import torch
 import steerlens as sl
 from steerlens.behaviour.answers import Answer, Answerer, Question
 from steerlens.behaviour.evaluation import catalogue_prompts, read_prompts, verdict
-from steerlens.behaviour.evaluation.judge import Judge
 from steerlens.behaviour.evaluation.run import EvaluationSettings, evaluate
 from steerlens.behaviour.evaluation.summary import summarise
+from steerlens.behaviour.judge import Judge
 from steerlens.behaviour.plans import NO_STEERING, FitRecipe, Plan, Setting, VectorBook, describe
 from steerlens.behaviour.plans.settings import candidate_from_json
 from steerlens.behaviour.search import SearchSettings, Stage, search
 from steerlens.behaviour.search.halving import search_instruction
-from steerlens.behaviour.search.lengths import tokens_to_tell
 from steerlens.behaviour.search.scoring import Score, choose, is_allowed, scored, worth
 from steerlens.behaviour.search.space import (
     combinations,
@@ -95,11 +94,11 @@ def test_lengths_are_steered_by_where_answers_end_and_waited_for() -> None:
     found = first_candidates(["response_end"], 30, None)
     assert {candidate[0].scope for candidate in found} == {"response"}
     assert {candidate[0].strength > 0 for candidate in found} == {True, False}
-    assert tokens_to_tell(sl.catalogue["detectable_format:title"], [{}]) is None
+    assert sl.catalogue["detectable_format:title"].tokens_to_tell({}) is None
     long = {"relation": "at least", "num_words": 200}
     at_least = sl.catalogue["length_constraints:number_words_at_least"]
-    assert tokens_to_tell(at_least, [{}]) == 0 and tokens_to_tell(at_least, [{}, long]) == 300
-    assert tokens_to_tell(sl.catalogue["length:extremely_verbose"], [{}]) >= 251
+    assert at_least.tokens_to_tell({}) == 0 and at_least.tokens_to_tell(long) == 300
+    assert sl.catalogue["length:extremely_verbose"].tokens_to_tell({}) >= 251
 
 
 def test_answers_that_end_are_cut_where_a_sentence_ends(model) -> None:

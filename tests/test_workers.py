@@ -20,7 +20,7 @@ from test_search import SMALL, TITLE
 
 from steerlens.activations.shards import shard_residuals
 from steerlens.behaviour.answers import Answerer, Piece, Question
-from steerlens.behaviour.evaluation.judge import Judge
+from steerlens.behaviour.judge import Judge
 from steerlens.behaviour.plans import Plan
 from steerlens.behaviour.search import search
 from steerlens.cli.main import main

@@ -13,7 +13,7 @@ from steerlens.activations.cache import ResidualCache
 from steerlens.activations.pieces import ResidualPiece
 from steerlens.behaviour import answers
 from steerlens.behaviour.answers import Answerer, Piece, Question, Records
-from steerlens.behaviour.evaluation.judge import Judge, JudgePiece
+from steerlens.behaviour.judge import Judge, JudgePiece
 from steerlens.behaviour.plans import FitRecipe, VectorBook
 from steerlens.behaviour.search import SearchSettings
 from steerlens.behaviour.search import run as search_run

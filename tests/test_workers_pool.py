@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from steerlens.behaviour.answers import Piece, Question
-from steerlens.behaviour.evaluation.judge import Judge
+from steerlens.behaviour.judge import Judge
 from steerlens.errors import SteerlensError
 from steerlens.models.identity import model_identity
 from steerlens.runs import Run

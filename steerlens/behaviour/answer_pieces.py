@@ -14,7 +14,7 @@ from steerlens.models.loading import tokenize_prompts
 from steerlens.steering.interventions import Steering
 
 if TYPE_CHECKING:
-    from steerlens.behaviour.evaluation.judge import JudgePiece
+    from steerlens.behaviour.judge import JudgePiece
 
 __all__ = ["Answer", "Asked", "Elsewhere", "Piece", "Question", "Records", "answer_rows"]
 

@@ -41,7 +41,7 @@ from steerlens.runs import Run, piece_name
 from steerlens.tasks.pairs import ContrastSet
 
 if TYPE_CHECKING:
-    from steerlens.behaviour.evaluation.judge import Judge, JudgePiece
+    from steerlens.behaviour.judge import Judge, JudgePiece
 
 __all__ = [
     "JUDGED_AT_ONCE",

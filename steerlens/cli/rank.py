@@ -155,14 +155,13 @@ def _held_out(
     Raises:
         PairsError: A file with too few base queries to keep some back.
     """
-    from steerlens.behaviour.plans.fitting import most_pairs
     from steerlens.tasks.pairs import ContrastSet, contrast_pairs
 
     if arguments.pairs is None:
         from steerlens.tasks import catalogue
 
         name = str(pairs.instruction_id)
-        n = min(_N_HELD_OUT, most_pairs(catalogue[name], "select"))
+        n = min(_N_HELD_OUT, catalogue[name].n_pairs("select"))
         return pairs, contrast_pairs(name, n=n, seed=seed_of(arguments), split="select")
     # Near-duplicates are kept back together.
     queries = list(dict.fromkeys(pairs.query_groups))

@@ -182,7 +182,7 @@ def chosen_judge(arguments: argparse.Namespace) -> str | None:
         return None
     if arguments.judge != "auto":
         return str(arguments.judge)
-    from steerlens.behaviour.evaluation.judge import DEFAULT_JUDGE
+    from steerlens.behaviour.judge import DEFAULT_JUDGE
     from steerlens.models.loading import available_models
 
     ready = any(one.name == DEFAULT_JUDGE and one.installed for one in available_models())

@@ -44,7 +44,7 @@ from steerlens.errors import SteerlensError, unknown_name
 from steerlens.files import REPORT_SCHEMA, library_versions
 from steerlens.models.loading import model_info
 from steerlens.steering.interventions import Steering
-from steerlens.tasks import Instruction, base_queries, catalogue
+from steerlens.tasks import Task, base_queries, catalogue
 from steerlens.tasks.pairs import contrast_pairs
 from steerlens.vectors import SteeringVector, difference_of_means, random_direction
 
@@ -117,7 +117,7 @@ class Survey:
 class _Attributed:
     """One instruction after attribution, before its samples."""
 
-    task: Instruction
+    task: Task
     cache: ResidualCache
     ranking: LayerRanking
     recovery: RecoveryCurve
@@ -182,9 +182,7 @@ def survey(
     )
 
 
-def _attribute(
-    model: TransformerBridge, task: Instruction, settings: SurveySettings
-) -> _Attributed:
+def _attribute(model: TransformerBridge, task: Task, settings: SurveySettings) -> _Attributed:
     pairs = contrast_pairs(task, n=settings.n_pairs, seed=settings.seed, split="fit")
     held_out = contrast_pairs(task, n=settings.n_recovery, seed=settings.seed, split="select")
     cache = cache_residuals(model, pairs, batch_size=settings.batch_size, progress=False)
@@ -229,7 +227,7 @@ class _Sample:
     kwargs: Mapping[str, Any]
 
 
-def _sample_prompts(task: Instruction, settings: SurveySettings) -> list[_Sample]:
+def _sample_prompts(task: Task, settings: SurveySettings) -> list[_Sample]:
     """The same prompts for every instruction where their kinds allow, so texts can be compared."""
     rng = random.Random(settings.seed)
     queries = [
@@ -293,7 +291,7 @@ def _samples(
 
 def _sample_record(
     model: TransformerBridge,
-    task: Instruction,
+    task: Task,
     sample: _Sample,
     responses: Generations,
     baseline: int,

@@ -1,16 +1,14 @@
-"""The catalogue: instructions a program can verify, as users phrase them, with queries to try them.
+"""The catalogue: instructions that a program can verify, as users phrase them.
 
-An instruction here is an IFEval check (Zhou et al., arXiv 2311.07911; run through
-`steerlens.tasks.ifeval`) or a band of word counts, together with
+A task of the catalogue is an IFEval check (Zhou et al., arXiv 2311.07911; `steerlens.tasks.ifeval`)
+or a band of word counts, with
 
-* eight phrasings, four to fit vectors on, two to select with, two to report on;
-* arguments drawn at random, exactly in IFEval's terms ("at most 50 words" is
+* eight phrasings: four to fit vectors on, two to select with, two to report on;
+* arguments drawn at random, in IFEval's terms ("at most 50 words" is
   `{"relation": "less than", "num_words": 51}`);
-* a rewrite, where a program can make any response compliant and keep what it says: matched
-  compliant and non-compliant responses are one source of steering vectors.
+* a rewrite, where a program can make any response compliant without changing what it says.
 
-The five levels of length are bands of word counts that do not overlap and leave no gap, counted as
-IFEval counts words:
+The levels of length are bands that neither overlap nor leave a gap, counted in IFEval's words:
 
 ======================== ==============
 id                       words
@@ -26,7 +24,7 @@ Base queries come in the same three splits (`base_queries`). Phrasings and queri
 this package; none is taken from IFEval's prompts.
 
 Caveat: a check sees the form only. "My answer is no." passes whatever was asked, and the language
-checks trust a statistical detector, which errs on texts of a few words.
+checks rely on a statistical detector, which errs on texts of a few words.
 
 >>> import random
 >>> task = catalogue["length_constraints:number_words_at_most"]
@@ -42,36 +40,37 @@ True
 import json
 from collections.abc import Iterator, Mapping
 from importlib import resources
+from typing import Any
 
 from steerlens.errors import UnknownNameError, unknown_name
-from steerlens.tasks.definition import Instruction
+from steerlens.tasks.definition import Task
 from steerlens.tasks.queries import SPLITS, BaseQuery, base_queries
 
-__all__ = ["SPLITS", "BaseQuery", "Catalogue", "Instruction", "base_queries", "catalogue"]
+__all__ = ["SPLITS", "BaseQuery", "Catalogue", "Task", "base_queries", "catalogue"]
 
 
-class Catalogue(Mapping[str, Instruction]):
-    """A read-only mapping from instruction id to `Instruction`, in a fixed order."""
+class Catalogue(Mapping[str, Task]):
+    """A read-only mapping from id to `Task`, in a fixed order."""
 
-    def __init__(self, instructions: tuple[Instruction, ...]) -> None:
-        self._by_id = {instruction.id: instruction for instruction in instructions}
+    def __init__(self, tasks: tuple[Task, ...]) -> None:
+        self._by_id = {task.id: task for task in tasks}
 
-    def __getitem__(self, instruction_id: str) -> Instruction:
-        """The instruction of that id.
+    def __getitem__(self, task_id: str) -> Task:
+        """The task of that id.
 
         Raises:
-            UnknownNameError: no such id (the nearest are named), or an IFEval id that stands for
-                several instructions (they are named).
+            UnknownNameError: No such id (the nearest are named), or an IFEval id that stands for
+                several tasks (they are named).
         """
-        if instruction_id in self._by_id:
-            return self._by_id[instruction_id]
-        variants = [i.id for i in self._by_id.values() if i.ifeval_id == instruction_id]
+        if task_id in self._by_id:
+            return self._by_id[task_id]
+        variants = [task.id for task in self._by_id.values() if task.ifeval_id == task_id]
         if variants:
             raise UnknownNameError(
-                f"the instruction {instruction_id!r} has several variants; choose one of "
+                f"the instruction {task_id!r} has several variants; choose one of "
                 + ", ".join(map(repr, variants))
             )
-        raise unknown_name("instruction", instruction_id, self._by_id)
+        raise unknown_name("instruction", task_id, self._by_id)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_id)
@@ -82,24 +81,33 @@ class Catalogue(Mapping[str, Instruction]):
     def __repr__(self) -> str:
         return f"<Catalogue of {len(self)} instructions: {', '.join(self)}>"
 
+    def matching(self, check_id: str, kwargs: Mapping[str, Any]) -> Task | None:
+        """The task that a row of an IFEval file asks for, if there is one.
+
+        One check of IFEval may serve several tasks, told apart by their arguments.
+
+        >>> number = "length_constraints:number_words"
+        >>> catalogue.matching(number, {"relation": "at least", "num_words": 300}).id
+        'length_constraints:number_words_at_least'
+        >>> catalogue.matching("language:response_language", {"language": "hi"})
+        """
+        if check_id in self:
+            return self[check_id]
+        for task in self.values():
+            if task.ifeval_id == check_id and task.fixed_kwargs.items() <= kwargs.items():
+                return task
+        return None
+
 
 def _load() -> Catalogue:
     file = resources.files("steerlens.tasks").joinpath("data", "instructions.json")
-    return Catalogue(
-        tuple(
-            Instruction(
-                id=row["id"],
-                ifeval_id=row["ifeval_id"],
-                group=row["group"],
-                description=row["description"],
-                split_phrasings={s: tuple(row["phrasings"][s]) for s in SPLITS},
-                query_kinds=tuple(row["query_kinds"]) if row["query_kinds"] else None,
-                fixed_kwargs=row["fixed_kwargs"],
-                word_band=(row["word_band"][0], row["word_band"][1]) if row["word_band"] else None,
-            )
-            for row in json.loads(file.read_text(encoding="utf-8"))
-        )
-    )
+    tasks = []
+    for row in json.loads(file.read_text(encoding="utf-8")):
+        row["split_phrasings"] = {s: tuple(row["phrasings"][s]) for s in SPLITS}
+        for name in ("query_kinds", "word_band"):
+            row[name] = tuple(row[name]) if row[name] else None
+        tasks.append(Task(**{name: row[name] for name in Task.__dataclass_fields__}))
+    return Catalogue(tuple(tasks))
 
 
 catalogue: Catalogue = _load()

@@ -28,9 +28,9 @@ from typing import Any
 from steerlens.errors import SteerlensError
 from steerlens.tasks.queries import BaseQuery
 
-__all__ = ["SAMPLERS", "WORDINGS", "Sampler", "fill_template", "template_fields"]
+__all__ = ["WORDINGS", "draw_arguments", "fill_template", "template_fields"]
 
-Sampler = Callable[[random.Random, BaseQuery], dict[str, Any]]
+Draw = Callable[[random.Random, BaseQuery], Any]
 
 END_PHRASES = (
     "I hope this helps.",
@@ -48,89 +48,68 @@ END_PHRASES = (
 )
 
 
-def _end_checker(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"end_phrase": rng.choice(END_PHRASES)}
+def _choice(*options: Any) -> Draw:
+    return lambda rng, query: rng.choice(options)
 
 
-def _postscript(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"postscript_marker": rng.choice(("P.S.", "P.P.S"))}
+def _between(low: int, high: int) -> Draw:
+    return lambda rng, query: rng.randint(low, high)
 
 
-def _placeholders(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"num_placeholders": rng.randint(2, 5)}
-
-
-def _bullets(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"num_bullets": rng.randint(2, 6)}
-
-
-def _highlights(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"num_highlights": rng.randint(2, 5)}
-
-
-def _sections(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {
-        "section_spliter": rng.choice(("Section", "SECTION", "Part", "Chapter")),
-        "num_sections": rng.randint(2, 5),
-    }
-
-
-def _capital_words(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"capital_frequency": rng.randint(3, 8), "capital_relation": "at least"}
-
-
-def _sentences_at_most(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"num_sentences": rng.randint(2, 5) + 1, "relation": "less than"}
-
-
-def _sentences_at_least(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"num_sentences": rng.randint(6, 12), "relation": "at least"}
-
-
-def _words_at_most(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    limit = rng.choice((20, 30, 40, 50, 60, 80, 100))
-    return {"num_words": limit + 1, "relation": "less than"}
-
-
-def _words_at_least(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"num_words": rng.choice((80, 100, 120, 150, 200)), "relation": "at least"}
-
-
-def _keywords(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"keywords": rng.sample(query.keywords, 2)}
-
-
-def _forbidden_words(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {"forbidden_words": rng.sample(query.keywords, 2)}
-
-
-def _keyword_frequency(rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-    return {
-        "keyword": rng.choice(query.keywords),
-        "frequency": rng.randint(2, 4),
-        "relation": "at least",
-    }
+def _two_keywords(rng: random.Random, query: BaseQuery) -> list[str]:
+    return rng.sample(query.keywords, 2)
 
 
 # Arguments that are words of the response; the others are numbers and relations.
 WORDINGS = frozenset({"end_phrase", "forbidden_words", "keyword", "keywords", "postscript_marker"})
 
-SAMPLERS: Mapping[str, Sampler] = {
-    "startend:end_checker": _end_checker,
-    "detectable_content:postscript": _postscript,
-    "detectable_content:number_placeholders": _placeholders,
-    "detectable_format:number_bullet_lists": _bullets,
-    "detectable_format:number_highlighted_sections": _highlights,
-    "detectable_format:multiple_sections": _sections,
-    "change_case:capital_word_frequency": _capital_words,
-    "length_constraints:number_sentences_at_most": _sentences_at_most,
-    "length_constraints:number_sentences_at_least": _sentences_at_least,
-    "length_constraints:number_words_at_most": _words_at_most,
-    "length_constraints:number_words_at_least": _words_at_least,
-    "keywords:existence": _keywords,
-    "keywords:forbidden_words": _forbidden_words,
-    "keywords:frequency": _keyword_frequency,
+# Task id -> its arguments in the order in which they are drawn; what is no function is fixed.
+DRAWN: Mapping[str, Mapping[str, Draw | str]] = {
+    "startend:end_checker": {"end_phrase": _choice(*END_PHRASES)},
+    "detectable_content:postscript": {"postscript_marker": _choice("P.S.", "P.P.S")},
+    "detectable_content:number_placeholders": {"num_placeholders": _between(2, 5)},
+    "detectable_format:number_bullet_lists": {"num_bullets": _between(2, 6)},
+    "detectable_format:number_highlighted_sections": {"num_highlights": _between(2, 5)},
+    "detectable_format:multiple_sections": {
+        "section_spliter": _choice("Section", "SECTION", "Part", "Chapter"),
+        "num_sections": _between(2, 5),
+    },
+    "change_case:capital_word_frequency": {
+        "capital_frequency": _between(3, 8),
+        "capital_relation": "at least",
+    },
+    "length_constraints:number_sentences_at_most": {
+        "num_sentences": _between(3, 6),
+        "relation": "less than",
+    },
+    "length_constraints:number_sentences_at_least": {
+        "num_sentences": _between(6, 12),
+        "relation": "at least",
+    },
+    "length_constraints:number_words_at_most": {
+        "num_words": _choice(21, 31, 41, 51, 61, 81, 101),
+        "relation": "less than",
+    },
+    "length_constraints:number_words_at_least": {
+        "num_words": _choice(80, 100, 120, 150, 200),
+        "relation": "at least",
+    },
+    "keywords:existence": {"keywords": _two_keywords},
+    "keywords:forbidden_words": {"forbidden_words": _two_keywords},
+    "keywords:frequency": {
+        "keyword": lambda rng, query: rng.choice(query.keywords),
+        "frequency": _between(2, 4),
+        "relation": "at least",
+    },
 }
+
+
+def draw_arguments(task_id: str, rng: random.Random, query: BaseQuery) -> dict[str, Any]:
+    """Draw the arguments of a task for one query; empty for a task without any."""
+    return {
+        name: draw if isinstance(draw, str) else draw(rng, query)
+        for name, draw in DRAWN.get(task_id, {}).items()
+    }
 
 
 def template_fields(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""`Instruction`: one instruction with its phrasings, its arguments, its check and its rewrite.
+"""`Task`: an instruction with its phrasings, queries, arguments, check and rewrite.
 
-The fixed texts come from `steerlens/data/instructions.json`; drawing arguments and rewriting
-responses are functions, found by the instruction's id in `arguments.SAMPLERS` and
-`rewrites.REWRITERS`.
+The texts of the catalogue come from `steerlens/tasks/data/instructions.json`; how arguments are
+drawn and responses rewritten is looked up by the task's id in `arguments` and `rewrites`.
 """
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,27 +12,31 @@ from typing import Any
 
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.tasks import ifeval
-from steerlens.tasks.arguments import SAMPLERS, WORDINGS, fill_template, template_fields
-from steerlens.tasks.queries import SPLITS, BaseQuery
+from steerlens.tasks.arguments import WORDINGS, draw_arguments, fill_template, template_fields
+from steerlens.tasks.queries import SPLITS, BaseQuery, base_queries
 from steerlens.tasks.rewrites import REWRITERS
 
-__all__ = ["Instruction"]
+__all__ = ["Task"]
+
+# English text in the vocabularies of current models has 1.2 to 1.4 tokens per word.
+_TOKENS_PER_WORD = 1.5
+_WORDS_PER_SENTENCE = 20
 
 
 @dataclass(frozen=True)
-class Instruction:
-    """A verifiable instruction.
+class Task:
+    """A behaviour to steer towards, and what tells whether a response shows it.
 
     Attributes:
-        id: its name in the catalogue: IFEval's id, with a suffix where one check serves several
-            instructions ("length_constraints:number_words_at_most").
-        ifeval_id: the id of the check, None where steerlens checks a band of word counts.
+        id: Its name in the catalogue: IFEval's id, with a suffix where one check serves several
+            tasks ("length_constraints:number_words_at_most").
+        ifeval_id: The id of the check; None where a band of word counts is checked.
         group: "format", "length" or "words".
-        description: what a compliant response looks like, in one line.
-        split_phrasings: split -> templates a user might write; no template is in two splits.
-        query_kinds: kinds of base query the instruction makes sense for; None means all.
-        fixed_kwargs: the arguments that make this instruction out of a check that serves several.
-        word_band: fewest and most words allowed (most: None for no limit); None where `ifeval_id`
+        description: What a compliant response looks like, in one line.
+        split_phrasings: Split -> templates a user might write; no template is in two splits.
+        query_kinds: Kinds of base query the task makes sense for; None means all.
+        fixed_kwargs: The arguments that distinguish this task from others with the same check.
+        word_band: Fewest and most words allowed (most: None for no limit); None where `ifeval_id`
             decides.
     """
 
@@ -50,23 +54,6 @@ class Instruction:
         """Every phrasing: those to fit on, then to select, then to report."""
         return tuple(text for split in SPLITS for text in self.split_phrasings[split])
 
-    @property
-    def has_rewrite(self) -> bool:
-        """Whether `rewrite` can turn any response into a compliant one."""
-        return self.id in REWRITERS
-
-    def wording(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that are words ("end with *That is all.*", "use the word *sea*").
-
-        No direction carries every word, so a vector is fitted for these words alone; numbers and
-        relations it may average over. Empty for most instructions.
-        """
-        return {
-            name: value
-            for name, value in kwargs.items()
-            if name in WORDINGS and name not in self.fixed_kwargs
-        }
-
     def phrasings_for(self, split: str) -> tuple[str, ...]:
         """The phrasings of one split.
 
@@ -77,17 +64,40 @@ class Instruction:
             raise unknown_name("split", split, SPLITS)
         return self.split_phrasings[split]
 
+    def queries(self, split: str) -> tuple[BaseQuery, ...]:
+        """The base queries of one split that the task makes sense for.
+
+        Raises:
+            UnknownNameError: "unknown split …; did you mean …?"
+        """
+        kinds = self.query_kinds
+        return tuple(q for q in base_queries(split) if kinds is None or q.kind in kinds)
+
+    def n_pairs(self, split: str) -> int:
+        """How many contrast pairs a split holds: queries times phrasings."""
+        return len(self.queries(split)) * len(self.phrasings_for(split))
+
     def sample_kwargs(self, rng: random.Random, query: BaseQuery) -> dict[str, Any]:
-        """Draw IFEval's arguments for one query (keywords come from the query)."""
-        sampler = SAMPLERS.get(self.id)
-        return {**self.fixed_kwargs, **(sampler(rng, query) if sampler else {})}
+        """Draw the check's arguments for one query (keywords come from the query)."""
+        return {**self.fixed_kwargs, **draw_arguments(self.id, rng, query)}
+
+    def wording(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that are words ("use the word *sea*"); none for most tasks.
+
+        No direction carries every word, so a vector is fitted for these words alone; numbers and
+        relations it may average over.
+        """
+        return {
+            name: value
+            for name, value in kwargs.items()
+            if name in WORDINGS and name not in self.fixed_kwargs
+        }
 
     def render(self, phrasing: str, kwargs: Mapping[str, Any]) -> str:
         """The phrasing with its `{fields}` filled from the arguments.
 
         Raises:
-            SteerlensError: the arguments lack something the phrasing names, or contradict the
-                instruction.
+            SteerlensError: The arguments lack something the phrasing names, or contradict the task.
         """
         fields = template_fields(self._complete(kwargs))
         if self.word_band is not None:
@@ -95,43 +105,50 @@ class Instruction:
         return fill_template(phrasing, fields)
 
     def instruct(self, base_query: str, phrasing: str, kwargs: Mapping[str, Any]) -> str:
-        """The query followed by the instruction: after a space, or on a new line if the query
-        itself has several lines."""
+        """The query followed by the instruction, on a new line if the query has several lines."""
         separator = "\n" if "\n" in base_query else " "
         return f"{base_query}{separator}{self.render(phrasing, kwargs)}"
 
-    def check(self, response: str, *, loose: bool = False, **kwargs: Any) -> bool:
+    def check(
+        self, response: str, *, loose: bool = False, prompt: str | None = None, **kwargs: Any
+    ) -> bool:
         """Whether `response` complies; a blank one never does.
 
         Args:
-            response: the model's answer.
-            loose: accept the response also without its first or last line or its asterisks, as
+            response: The model's answer.
+            loose: Accept the response also without its first or last line or its asterisks, as
                 IFEval does (`ifeval.loose_variants`).
-            **kwargs: the arguments, as `sample_kwargs` gives them.
+            prompt: The user's prompt, for checks that compare with it.
+            **kwargs: The arguments, as `sample_kwargs` gives them.
 
         Raises:
-            SteerlensError: an argument is missing, unknown, or contradicts the instruction.
+            SteerlensError: An argument is missing, unknown, or contradicts the task.
         """
         arguments = self._complete(kwargs)
         if self.ifeval_id is not None:
-            return ifeval.check(self.ifeval_id, response, arguments, loose=loose)
+            return ifeval.check(self.ifeval_id, response, arguments, prompt=prompt, loose=loose)
         if arguments:
             raise SteerlensError(
                 f"the instruction {self.id!r} takes no arguments, but was given {arguments}"
             )
+        assert self.word_band is not None
+        low, high = self.word_band[0], self.word_band[1] or math.inf
         texts = ifeval.loose_variants(response) if loose else (response,)
-        return any(text.strip() != "" and self._in_band(text) for text in texts)
+        return any(text.strip() != "" and low <= ifeval.count_words(text) <= high for text in texts)
+
+    @property
+    def has_rewrite(self) -> bool:
+        """Whether `rewrite` can turn any response into a compliant one."""
+        return self.id in REWRITERS
 
     def rewrite(self, response: str, **kwargs: Any) -> str:
-        """A compliant version of `response` that keeps its content as far as possible.
-
-        A response that complies already is returned unchanged.
+        """A compliant version of `response` that keeps its content; unchanged if it complies.
 
         Raises:
-            SteerlensError: there is no rewrite for this instruction (`has_rewrite`), the response
-                is blank, or it cannot be made to comply (lowercase English from a Chinese text).
+            SteerlensError: The task has no rewrite, the response is blank, or it cannot be made to
+                comply (lowercase English from a Chinese text).
         """
-        if self.id not in REWRITERS:
+        if not self.has_rewrite:
             raise SteerlensError(
                 f"the instruction {self.id!r} has no rewrite; ask the model for compliant responses"
             )
@@ -142,11 +159,39 @@ class Instruction:
             return response
         rewritten = REWRITERS[self.id](response, arguments)
         if not self.check(rewritten, **arguments):
+            excerpt = response if len(response) <= 60 else f"{response[:57]}..."
             raise SteerlensError(
-                f"the response {_excerpt(response)} cannot be made to follow {self.id!r}"
+                f"the response {excerpt!r} cannot be made to follow {self.id!r}"
                 + (f" with {arguments}" if arguments else "")
             )
         return rewritten
+
+    def limits_length(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether the task sets an upper limit on length, which a response cut short cannot meet.
+
+        >>> from steerlens.tasks import catalogue
+        >>> [catalogue[i].limits_length({}) for i in ("length:brief", "length:extremely_verbose")]
+        [True, False]
+        """
+        if self.group != "length":
+            return False
+        if self.word_band is not None:
+            return self.word_band[1] is not None
+        return self._complete(kwargs).get("relation") == "less than"
+
+    def tokens_to_tell(self, kwargs: Mapping[str, Any]) -> int | None:
+        """Tokens after which a response's length can be judged; None if no length is asked for.
+
+        >>> from steerlens.tasks import catalogue
+        >>> catalogue["length:brief"].tokens_to_tell({})
+        75
+        """
+        if self.group != "length":
+            return None
+        low, high = self.word_band or (0, None)
+        sentences = int(kwargs.get("num_sentences") or 0)
+        words = (high or low, int(kwargs.get("num_words") or 0), _WORDS_PER_SENTENCE * sentences)
+        return math.ceil(_TOKENS_PER_WORD * max(words))
 
     def _complete(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         for name, fixed in self.fixed_kwargs.items():
@@ -156,12 +201,3 @@ class Instruction:
                     f"{name}={kwargs[name]!r}"
                 )
         return {**kwargs, **self.fixed_kwargs}
-
-    def _in_band(self, text: str) -> bool:
-        assert self.word_band is not None
-        low, high = self.word_band
-        return low <= ifeval.count_words(text) <= (float("inf") if high is None else high)
-
-
-def _excerpt(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")

@@ -1,19 +1,19 @@
 """Texts that are nearly the same count as one.
 
-Held-out evidence is evidence about other queries only as far as the queries are others: where
-"Tell me about Rome." is fitted on and "tell me about Rome, please" held out, a direction is tested
-on what it has seen. So near-duplicates share a group, which cross-validation never splits.
+Held-out evidence is about other queries only if the queries differ: where "Tell me about Rome." is
+fitted on and "tell me about Rome, please" held out, a direction is tested on what it has seen. So
+near-duplicates share a group, which cross-validation never splits.
 
-**Rule.** A text is compared as its words: Unicode normalised, in lower case, without punctuation.
+**Rule.** A text is compared by its words: Unicode normalised, in lower case, without punctuation.
 Two texts are near-duplicates if
 
 - their words are the same in the same order;
 - or the two sets of words have a Jaccard index of at least 0.9 (`SAME`);
-- or of at least 0.75 (`ADDED`), where one set holds all words of the other: something was added.
+- or of at least 0.75 (`ADDED`), and one set contains the other: something was added.
 
 Groups are the connected components of this relation. Under the rule "Name a river." and "Name a
-lake." are two queries, and so are short texts of a template that differ in one word; templates of
-twenty words that differ in one are near-duplicates. Of the catalogue's base queries no two are.
+lake." are two queries, and so are short texts from a template that differ in one word; templates of
+twenty words that differ in one are near-duplicates. No two of the catalogue's base queries are.
 
 >>> near_duplicates(["Why is it so?", "why is it so", "Why is it so, please?", "Why is it red?"])
 (0, 0, 0, 1)
@@ -23,8 +23,9 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 from scipy.sparse.csgraph import connected_components
+from sklearn.feature_extraction.text import CountVectorizer
 
 __all__ = ["ADDED", "SAME", "near_duplicates"]
 
@@ -35,43 +36,39 @@ _ROWS = 512
 
 
 def near_duplicates(texts: Sequence[str]) -> tuple[int, ...]:
-    """Number of the group of each text; groups are numbered in the order they first appear.
+    """The number of each text's group, in the order in which groups first appear.
 
     Takes about a second for 5,000 texts.
     """
     first: dict[tuple[str, ...], int] = {}
-    places = [first.setdefault(_words(text), len(first)) for text in texts]
-    numbers: dict[int, int] = {}
-    components = _components([frozenset(words) for words in first])
-    return tuple(numbers.setdefault(components[place], len(numbers)) for place in places)
+    distinct = [first.setdefault(_words(text), len(first)) for text in texts]
+    groups = _components(list(first))
+    number: dict[int, int] = {}
+    return tuple(number.setdefault(groups[i], len(number)) for i in distinct)
 
 
-def _components(sets: Sequence[frozenset[str]]) -> list[int]:
-    """Component of each set of words under the module's rule."""
-    if not sets:
-        return []
-    vocabulary: dict[str, int] = {}
-    columns = [vocabulary.setdefault(word, len(vocabulary)) for own in sets for word in own]
-    sizes = np.array([len(own) for own in sets])
-    ends = np.concatenate([[0], np.cumsum(sizes)])
-    held = csr_matrix((np.ones(len(columns), dtype=np.float32), columns, ends))
-    near: list[tuple[np.ndarray, np.ndarray]] = []
-    for start in range(0, len(sets), _ROWS):
-        both = (held[start : start + _ROWS] @ held.T).toarray()
-        own = sizes[start : start + _ROWS, None]
-        jaccard = both / np.maximum(own + sizes - both, 1)
+def _components(texts: Sequence[tuple[str, ...]]) -> list[int]:
+    """The connected component of each text under the module's rule."""
+    if not any(texts):
+        return list(range(len(texts)))
+    vectoriser = CountVectorizer(analyzer=lambda words: words, binary=True, dtype=np.float32)
+    words = vectoriser.fit_transform(texts)
+    sizes = words.sum(axis=1).A1
+    links = []
+    for start in range(0, len(texts), _ROWS):
+        rows = slice(start, start + _ROWS)
+        both = (words[rows] @ words.T).toarray()
+        size = sizes[rows, None]
+        jaccard = both / np.maximum(size + sizes - both, 1)
         # Rounding must not decide at the bounds.
-        added = (both == np.minimum(own, sizes)) & (jaccard > ADDED - 1e-6) & (both > 0)
-        rows, others = np.nonzero((jaccard > SAME - 1e-6) | added)
-        near.append((rows + start, others))
-    rows, others = (np.concatenate(side) for side in zip(*near, strict=True))
-    links = csr_matrix((np.ones(len(rows)), (rows, others)), shape=(len(sets), len(sets)))
-    components: list[int] = connected_components(links, directed=False)[1].tolist()
+        added = (both == np.minimum(size, sizes)) & (jaccard > ADDED - 1e-6)
+        links.append(csr_matrix((jaccard > SAME - 1e-6) | added))
+    components: list[int] = connected_components(vstack(links), directed=False)[1].tolist()
     return components
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """Its words; a text of nothing but punctuation is one word, itself."""
+    """The text's words; a text of nothing but punctuation is one word, itself."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(
         char if char.isalnum() or unicodedata.category(char)[0] == "M" else " " for char in plain

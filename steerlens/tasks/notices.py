@@ -1,18 +1,17 @@
-"""What about contrast pairs would make evidence look better than it is, measured and said.
+"""What about contrast pairs would make evidence look better than it is: measured, and reported.
 
 **Near-duplicates.** Base queries that are nearly the same share a group, which cross-validation
 never splits (`steerlens.tasks.duplicates`); pairs that repeat another word for word are counted.
 
 **Length.** If instructed prompts are always longer, a layer that does no more than count tokens
-separates the two sides. `length_auroc` is the chance that an instructed prompt has more tokens than
-an uninstructed one, of any pair, ties counting half: what the number of tokens alone achieves. The
-metadata of every cache have it, for an AUROC of residuals to be read beside.
+separates the two sides. `length_auroc` is what the number of tokens alone achieves: the chance that
+an instructed prompt has more tokens than an uninstructed one, ties counting half. The metadata of
+every cache holds it, to be read beside an AUROC of residuals.
 
-Where an instruction is put after a query, the instructed prompt is longer by construction. All
-pairs of the catalogue are made that way and compared with each other, so for them it is recorded
-and nothing is said. For pairs brought along it is said from 0.9 on (or up to 0.1, where the
-instructed side is the shorter one), because there the remedy is at hand: uninstructed prompts with
-a sentence of the same length that asks for nothing.
+The catalogue's instructed prompts are longer by construction, and its tasks are compared with each
+other, so for them it is only recorded. Pairs brought along get a notice from 0.9 on (or up to 0.1),
+because there the remedy is at hand: uninstructed prompts with a sentence of the same length that
+asks for nothing.
 
 >>> length_auroc([5, 7], [4, 5])
 0.875
@@ -22,8 +21,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from steerlens.errors import SteerlensWarning
 from steerlens.tasks.duplicates import near_duplicates
@@ -47,29 +45,19 @@ def about_pairs(
         n_uninstructed: Tokens of each uninstructed prompt.
 
     Returns:
-        ``n_queries`` (groups of base queries), ``near_duplicates`` (base queries that were put
-        together with another one), ``identical_pairs`` (pairs that repeat another one),
-        ``length_auroc``, and ``notices``: a sentence each on what to beware of.
+        ``n_queries`` (groups of base queries), ``near_duplicates`` (base queries grouped with
+        another one), ``identical_pairs`` (pairs that repeat another one), ``length_auroc``, and
+        ``notices``: one sentence on each thing to beware of.
     """
     n_queries = len(set(pairs.query_groups))
-    texts = list(dict.fromkeys(pair.base_query for pair in pairs))
-    n_near = len(texts) - len(set(near_duplicates(texts)))
-    n_identical = len(pairs) - len(
-        {
-            (
-                pair.instructed,
-                pair.uninstructed,
-                pair.instructed_response,
-                pair.uninstructed_response,
-            )
-            for pair in pairs
-        }
-    )
-    n_same = sum(
-        pair.instructed == pair.uninstructed
-        and pair.instructed_response == pair.uninstructed_response
-        for pair in pairs
-    )
+    queries = list(dict.fromkeys(pair.base_query for pair in pairs))
+    n_near = len(queries) - len(set(near_duplicates(queries)))
+    sides = [
+        ((p.instructed, p.instructed_response), (p.uninstructed, p.uninstructed_response))
+        for p in pairs
+    ]
+    n_identical = len(pairs) - len(set(sides))
+    n_same = sum(instructed == uninstructed for instructed, uninstructed in sides)
     auroc = length_auroc(n_instructed, n_uninstructed)
     notices = []
     if n_same:
@@ -84,7 +72,7 @@ def about_pairs(
         )
     if n_near:
         notices.append(
-            f"{n_near} of {len(texts)} base queries are near-duplicates of others; they "
+            f"{n_near} of {len(queries)} base queries are near-duplicates of others; they "
             f"are held out together, so the evidence is that of {n_queries} queries"
         )
     if pairs.instruction_id is None and max(auroc, 1 - auroc) >= LENGTH_SEPARATES:
@@ -104,18 +92,12 @@ def about_pairs(
 
 
 def warn_of_pairs(metadata: Mapping[str, Any], stacklevel: int = 3) -> None:
-    """Each of the notices as a `SteerlensWarning`.
-
-    Args:
-        metadata: As `about_pairs` gives it.
-        stacklevel: Whose line the warning names; 3 is the caller of the function that warns.
-    """
+    """Give each notice of `about_pairs` as a `SteerlensWarning`."""
     for notice in metadata.get("notices", ()):
         warnings.warn(notice, SteerlensWarning, stacklevel=stacklevel)
 
 
 def length_auroc(n_instructed: Sequence[int], n_uninstructed: Sequence[int]) -> float:
     """AUROC of the number of tokens, instructed against uninstructed; ties count half."""
-    ranks = rankdata(np.concatenate([n_instructed, n_uninstructed]))
-    n, m = len(n_instructed), len(n_uninstructed)
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+    u = mannwhitneyu(n_instructed, n_uninstructed, method="asymptotic").statistic
+    return float(u / (len(n_instructed) * len(n_uninstructed)))

@@ -1,22 +1,22 @@
 """Contrast pairs: the same request with and without an instruction.
 
-A pair holds two prompts for one base query, *instructed* and *uninstructed*; the difference of a
-model's activations on the two is where steering vectors come from. Pairs are made from the
-catalogue (`contrast_pairs`) or brought along: two lists of prompts, a JSONL or CSV file, a Hugging
-Face dataset. However they come, they are validated here, and an error names the row.
+A pair holds two prompts for one base query, *instructed* and *uninstructed*; steering vectors come
+from the difference of a model's activations on the two. Pairs are drawn from the catalogue
+(`contrast_pairs`) or brought along: two lists of prompts, a JSONL or CSV file, a Hugging Face
+dataset. They are validated here, and an error names the row.
 
-A pairs file has one JSON object a line. `instructed` and `uninstructed` are needed; the rest is
-optional, and other fields are ignored with a warning, unless one seems to be an optional field
+A pairs file has one JSON object per line. `instructed` and `uninstructed` are needed; the rest is
+optional. Other fields are ignored with a warning, unless one seems to be an optional field
 misspelt, which is refused:
 
     {"instructed": "Why is the sky blue? No commas.", "uninstructed": "Why is the sky blue?",
      "base_query": "…", "phrasing": "…", "kwargs": {}, "instructed_response": "…",
      "uninstructed_response": "…"}
 
-Drawing pairs is deterministic: pair *i* for a seed is the same on every machine, and the pairs for
-n are the first n of those for any larger n. Every base query of the split is used once before one
-is repeated with another phrasing, and instructions that accept all kinds of query see the same
-queries in the same order, so that their vectors differ by the instruction only.
+Drawing is deterministic: pair *i* for a seed is the same on every machine, and the pairs for n are
+the first n of those for any larger n. Every base query of the split is used once before one is
+repeated with another phrasing, and tasks that accept all kinds of query see the same queries in the
+same order, so that their vectors differ by the instruction only.
 
 >>> pairs = contrast_pairs("change_case:english_lowercase", n=4, seed=0)
 >>> len(pairs), pairs[0].instructed.startswith(pairs[0].uninstructed)
@@ -37,12 +37,13 @@ import pandas as pd
 
 from steerlens.errors import PairsError
 from steerlens.errors.arguments import whole_number
+from steerlens.files import write_text
 from steerlens.files.fields import Foreign
-from steerlens.tasks import Instruction, base_queries, catalogue
+from steerlens.files.records import csv_records, jsonl_records, read_text
+from steerlens.tasks import Task, catalogue
 from steerlens.tasks.duplicates import near_duplicates
-from steerlens.tasks.pair_files import csv_records, jsonl_records, read_text, write_whole
 
-__all__ = ["ContrastPair", "ContrastSet", "contrast_pairs"]
+__all__ = ["ContrastPair", "ContrastSet", "contrast_pairs", "task_of"]
 
 REQUIRED = ("instructed", "uninstructed")
 OPTIONAL = ("base_query", "phrasing", "kwargs", "instructed_response", "uninstructed_response")
@@ -53,16 +54,16 @@ class ContrastPair:
     """Two prompts for one base query, and answers to them if they are known.
 
     Attributes:
-        instructed: the prompt with the instruction.
-        uninstructed: the prompt without.
-        base_query: the query both share; the uninstructed prompt if not given.
-        phrasing: the template the instruction was worded with.
-        kwargs: the arguments of the instruction's check; JSON values.
-        instructed_response: an answer that follows the instruction.
-        uninstructed_response: an answer to the uninstructed prompt.
+        instructed: The prompt with the instruction.
+        uninstructed: The prompt without it.
+        base_query: The query both share; by default the uninstructed prompt.
+        phrasing: The template the instruction was worded with.
+        kwargs: The arguments of the instruction's check; JSON values.
+        instructed_response: An answer that follows the instruction.
+        uninstructed_response: An answer to the uninstructed prompt.
 
     Raises:
-        PairsError: a prompt is empty or not a string, or another field has a wrong type.
+        PairsError: A prompt is empty or not a string, or another field has a wrong type.
     """
 
     instructed: str
@@ -74,7 +75,7 @@ class ContrastPair:
     uninstructed_response: str | None = None
 
     def __post_init__(self) -> None:
-        _validate_fields(vars(self))
+        _validate(vars(self))
         if not self.base_query:
             object.__setattr__(self, "base_query", self.uninstructed)
         # A copy: the caller's dictionary may change, a pair may not.
@@ -86,10 +87,10 @@ class ContrastSet(Sequence[ContrastPair]):
     """At least two contrast pairs, in order, and where they come from.
 
     Attributes:
-        pairs: the pairs.
-        instruction_id: the instruction's id in the catalogue; None for pairs brought along.
-        split: the split queries and phrasings were drawn from, if any.
-        seed: the seed they were drawn with, if any.
+        pairs: The pairs.
+        instruction_id: The task's id in the catalogue; None for pairs brought along.
+        split: The split that queries and phrasings were drawn from, if any.
+        seed: The seed they were drawn with, if any.
 
     Raises:
         PairsError: "… at least 2 are needed …".
@@ -141,10 +142,9 @@ class ContrastSet(Sequence[ContrastPair]):
 
     @cached_property
     def query_groups(self) -> tuple[int, ...]:
-        """Number of the base query of each pair; near-duplicates share one.
+        """The group of each pair's base query; near-duplicates and repeated pairs share one.
 
-        See `steerlens.tasks.duplicates`; cross-validation and resampling never split a group. Pairs
-        of the same two prompts share one, too, whatever their base queries are called.
+        Cross-validation and resampling never split a group (`steerlens.tasks.duplicates`).
         """
         first: dict[tuple[str, str], str] = {}
         queries = [
@@ -155,18 +155,17 @@ class ContrastSet(Sequence[ContrastPair]):
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a pair, one column a field of `ContrastPair`."""
+        """One row per pair, one column per field of `ContrastPair`."""
         return pd.DataFrame([asdict(pair) for pair in self.pairs])
 
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:
-        """Write the pairs, one JSON object a line; the file appears whole or not at all.
+        """Write one JSON object per line; the file appears whole or not at all.
 
         Raises:
-            PairsError: the folder does not exist or cannot be written to.
+            SteerlensError: "cannot write …".
         """
-        target = Path(path)
         lines = (json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in self.pairs)
-        write_whole(target, "".join(lines))
+        write_text(Path(path), "".join(lines))
 
     @classmethod
     def from_prompts(
@@ -175,45 +174,39 @@ class ContrastSet(Sequence[ContrastPair]):
         uninstructed: Iterable[str],
         base_queries: Iterable[str] | None = None,
     ) -> "ContrastSet":
-        """Pairs from two lists of prompts of equal length (and one of base queries).
-
-        Anything else that gives prompts will do: an array, a column of a table, a generator.
+        """Pairs from two lists of prompts of equal length, and perhaps one of base queries.
 
         Raises:
-            PairsError: the lists differ in length, or a prompt is empty or not a string.
+            PairsError: The lists differ in length, or a prompt is empty or not a string.
         """
-        columns: dict[str, Iterable[str]] = {
-            "instructed": instructed,
-            "uninstructed": uninstructed,
-        }
+        columns: dict[str, Any] = {"instructed": instructed, "uninstructed": uninstructed}
         if base_queries is not None:
             columns["base_query"] = base_queries
         for name, column in columns.items():
             if isinstance(column, str | bytes | Mapping) or not isinstance(column, Iterable):
                 raise PairsError(f"{name!r} must be a list of prompts, but is {_a(column)}")
-        lists = {name: list(column) for name, column in columns.items()}
-        n_pairs = len(lists["instructed"])
-        for name, prompts in lists.items():
+            columns[name] = list(column)
+        n_pairs = len(columns["instructed"])
+        for name, prompts in columns.items():
             if len(prompts) != n_pairs:
                 raise PairsError(
                     f"the sides differ in length: {n_pairs} 'instructed' and {len(prompts)} "
                     f"{name!r}; give one of each per pair"
                 )
-        rows = zip(*lists.values(), strict=True)
-        return cls._from_records(
-            (f"row {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(rows, 1)
-        )
+        rows = zip(*columns.values(), strict=True)
+        return cls.from_dataset(dict(zip(columns, row, strict=True)) for row in rows)
 
     @classmethod
     def from_jsonl(cls, path: str | os.PathLike[str]) -> "ContrastSet":
-        """Pairs from a file with one JSON object a line; blank lines are skipped.
+        """Pairs from a file with one JSON object per line; blank lines are skipped.
 
         Raises:
-            PairsError: the file is missing, not UTF-8 or not JSON, or a pair is malformed or has
-                a misspelt field; file and line are named.
+            PairsError: The file cannot be read, or a pair is malformed or has a misspelt field;
+                file and line are named.
         """
         file = Path(path)
-        return cls._from_records(jsonl_records(file, read_text(file)), source=f" in {file}")
+        text = read_text(file, "pairs", PairsError)
+        return cls._from_records(jsonl_records(file, text, PairsError), f"{file}, line", str(file))
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> "ContrastSet":
@@ -222,93 +215,99 @@ class ContrastSet(Sequence[ContrastPair]):
         An empty cell counts as absent.
 
         Raises:
-            PairsError: the file is missing, not UTF-8 or not CSV, a column is missing, or a pair is
-                malformed; file and line are named.
+            PairsError: The file cannot be read, a column is missing, or a pair is malformed; file
+                and line are named.
         """
         file = Path(path)
-        return cls._from_records(csv_records(file, read_text(file), REQUIRED), source=f" in {file}")
+        records = csv_records(file, read_text(file, "pairs", PairsError), REQUIRED, PairsError)
+        return cls._from_records(records, f"{file}, line", str(file))
 
     @classmethod
     def from_dataset(cls, dataset: Iterable[Mapping[str, Any]]) -> "ContrastSet":
         """Pairs from any iterable of mappings, such as one split of a Hugging Face dataset.
 
         Raises:
-            PairsError: an item is not a mapping, or a pair is malformed; the row is named, counted
+            PairsError: An item is not a mapping, or a pair is malformed; the row is named, counted
                 from 1.
         """
         if isinstance(dataset, (str, bytes)) or not isinstance(dataset, Iterable):
             raise PairsError(f"a dataset must be an iterable of mappings, but is {_a(dataset)}")
-        return cls._from_records((f"row {i}", record) for i, record in enumerate(dataset, 1))
+        return cls._from_records(enumerate(dataset, 1), "row")
 
     @classmethod
     def _from_records(
-        cls, records: Iterable[tuple[str, object]], source: str = ""
+        cls, records: Iterable[tuple[int, object]], place: str, source: str = ""
     ) -> "ContrastSet":
+        """Pairs from numbered mappings; errors say where they stand ("pairs.jsonl, line 3")."""
         fields = Foreign((*REQUIRED, *OPTIONAL))
-        pairs = tuple(_pair(where, record, fields) for where, record in records)
-        fields.warn(source.removeprefix(" in ") or "what the pairs were made of")
+        pairs = tuple(_pair(f"{place} {number}", record, fields) for number, record in records)
+        fields.warn(source or "what the pairs were made of")
         try:
             return cls(pairs)
         except PairsError as error:
-            raise PairsError(f"{error}{source}") from error
+            raise PairsError(f"{error} in {source}" if source else str(error)) from error
 
 
 def contrast_pairs(
-    task: Instruction | str,
+    task: Task | str,
     n: int = 64,
     seed: int = 0,
     split: str = "fit",
     kwargs: Mapping[str, Any] | None = None,
 ) -> ContrastSet:
-    """Draw `n` contrast pairs for an instruction.
+    """Draw `n` contrast pairs for a task.
 
     Args:
-        task: the instruction, or its id in the catalogue.
-        n: number of pairs, at least 2.
-        seed: decides queries, phrasings and arguments; any integer.
-        split: "fit", "select" or "report"; both queries and phrasings are of this split.
-        kwargs: arguments that are the same in every pair ("the word *sea*"); the others are drawn.
+        task: The task, or its id in the catalogue.
+        n: Number of pairs, at least 2.
+        seed: Decides queries, phrasings and arguments; any integer.
+        split: "fit", "select" or "report", of both queries and phrasings.
+        kwargs: Arguments that are the same in every pair ("the word *sea*"); the others are drawn.
 
     Raises:
-        UnknownNameError: the instruction or the split does not exist.
+        UnknownNameError: The task or the split does not exist.
         PairsError: n is below 2 or above what the split holds; the maximum is named.
     """
-    instruction = catalogue[task] if isinstance(task, str) else task
-    if not isinstance(instruction, Instruction):
-        raise PairsError(
-            f"task must be an instruction or its id in the catalogue, but is {_a(task)}"
-        )
-    kinds = instruction.query_kinds
-    queries = [q for q in base_queries(split) if kinds is None or q.kind in kinds]
-    phrasings = list(instruction.phrasings_for(split))
-    maximum = len(queries) * len(phrasings)
+    task = task_of(task)
+    queries = list(task.queries(split))
+    phrasings = list(task.phrasings_for(split))
+    maximum = task.n_pairs(split)
     n, seed = whole_number("n", n, error=PairsError), whole_number("seed", seed, error=PairsError)
     if not 2 <= n <= maximum:
         raise PairsError(
-            f"{n} contrast pairs were asked for; the {split!r} split of {instruction.id!r} gives 2 "
+            f"{n} contrast pairs were asked for; the {split!r} split of {task.id!r} gives 2 "
             f"to {maximum} ({len(queries)} queries x {len(phrasings)} phrasings)"
         )
     # Strings seed `random` alike on every machine and in every process.
     random.Random(f"{seed}/{split}").shuffle(queries)
-    rng = random.Random(f"{seed}/{split}/{instruction.id}")
+    rng = random.Random(f"{seed}/{split}/{task.id}")
     rng.shuffle(phrasings)
     pairs = []
     for i in range(n):
         # Round r gives query k the phrasing k + r: phrasings are balanced, no combination repeats.
         round_, k = divmod(i, len(queries))
         phrasing = phrasings[(k + round_) % len(phrasings)]
-        arguments = {**instruction.sample_kwargs(rng, queries[k]), **(kwargs or {})}
+        arguments = {**task.sample_kwargs(rng, queries[k]), **(kwargs or {})}
         text = queries[k].text
-        pairs.append(
-            ContrastPair(
-                instructed=instruction.instruct(text, phrasing, arguments),
-                uninstructed=text,
-                base_query=text,
-                phrasing=phrasing,
-                kwargs=arguments,
-            )
+        instructed = task.instruct(text, phrasing, arguments)
+        pairs.append(ContrastPair(instructed, text, text, phrasing, arguments))
+    return ContrastSet(tuple(pairs), task.id, split, seed)
+
+
+def task_of(task: Task | str) -> Task:
+    """The task, or the one of that id.
+
+    Raises:
+        UnknownNameError: "unknown instruction …; did you mean …?"
+        PairsError: Neither a task nor an id.
+    """
+    if isinstance(task, str):
+        return catalogue[task]
+    if not isinstance(task, Task):
+        raise PairsError(
+            f"task must be an instruction or its id in the catalogue, but is {_a(task)}"
         )
-    return ContrastSet(tuple(pairs), instruction.id, split, seed)
+    return task
 
 
 def _pair(where: str, record: object, fields: Foreign) -> ContrastPair:
@@ -320,46 +319,47 @@ def _pair(where: str, record: object, fields: Foreign) -> ContrastPair:
         )
     for name in REQUIRED:
         if record.get(name) is None:
-            given = ", ".join(repr(str(key)) for key in record) or "none"
-            raise PairsError(f"{where}: the field {name!r} is missing (fields given: {given})")
+            present = ", ".join(repr(str(key)) for key in record) or "none"
+            raise PairsError(f"{where}: the field {name!r} is missing (fields given: {present})")
     fields.check(record, where, PairsError)
-    known = {name: record[name] for name in REQUIRED}
-    known |= {name: record[name] for name in OPTIONAL if record.get(name) is not None}
-    _validate_fields(known, f"{where}: ")
+    names = (name for name in (*REQUIRED, *OPTIONAL) if record.get(name) is not None)
+    known = {name: record[name] for name in names}
+    try:
+        _validate(known)
+    except PairsError as error:
+        raise PairsError(f"{where}: {error}") from error
     return ContrastPair(**known)
 
 
-def _validate_fields(fields: Mapping[str, object], where: str = "") -> None:
+def _validate(fields: Mapping[str, object]) -> None:
     for name, value in fields.items():
         if name == "kwargs":
-            _validate_kwargs(value, where)
+            _validate_kwargs(value)
         elif value is not None or name in REQUIRED:
-            _validate_text(name, value, where)
+            _validate_text(name, value)
 
 
-def _validate_text(name: str, value: object, where: str) -> None:
+def _validate_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise PairsError(f"{where}the field {name!r} must be a text, but is {_a(value)}")
+        raise PairsError(f"the field {name!r} must be a text, but is {_a(value)}")
     if name in REQUIRED and not value.strip():
-        raise PairsError(f"{where}the field {name!r} is empty; give a prompt")
+        raise PairsError(f"the field {name!r} is empty; give a prompt")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise PairsError(
-            f"{where}the field {name!r} holds half a character (an unpaired surrogate) at position "
+            f"the field {name!r} holds half a character (an unpaired surrogate) at position "
             f"{error.start}; write it as proper UTF-8"
         ) from error
 
 
-def _validate_kwargs(value: object, where: str) -> None:
+def _validate_kwargs(value: object) -> None:
     if not isinstance(value, Mapping):
-        raise PairsError(f"{where}the field 'kwargs' must be an object, but is {_a(value)}")
+        raise PairsError(f"the field 'kwargs' must be an object, but is {_a(value)}")
     try:
         json.dumps(dict(value), allow_nan=False, ensure_ascii=False, sort_keys=True).encode()
     except (TypeError, ValueError) as error:
-        raise PairsError(
-            f"{where}the field 'kwargs' must hold JSON values only: {error}"
-        ) from error
+        raise PairsError(f"the field 'kwargs' must hold JSON values only: {error}") from error
 
 
 def _a(value: object) -> str:

@@ -4,7 +4,7 @@ Averaging activations over compliant and non-compliant versions of the same answ
 vectors where asking the model does not (a small model asked for lowercase seldom writes it). So a
 rewrite changes the form and leaves the words alone as far as the instruction permits: sentences are
 re-grouped, letters re-cased, markers inserted. Only where a response is too short to hold what is
-demanded (five bullets from "Yes.") is neutral text added. `Instruction.rewrite` checks the result.
+demanded (five bullets from "Yes.") is neutral text added. `Task.rewrite` checks the result.
 
 There is no rewrite where content would have to be invented: another language, a minimum length.
 

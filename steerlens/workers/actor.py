@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.pieces import ResidualPiece
 from steerlens.behaviour.answers import answer_rows
-from steerlens.behaviour.evaluation.judge import Judge, JudgePiece, load_judge
+from steerlens.behaviour.judge import Judge, JudgePiece, load_judge
 from steerlens.models.identity import model_identity, model_info, model_placement
 from steerlens.models.loading import load_model
 from steerlens.workers.equality import own_versions

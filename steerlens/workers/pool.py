@@ -8,7 +8,7 @@ so results that nobody has taken yet do not pile up.
 
 Pieces are of three kinds: questions (`steerlens.behaviour.answers.Piece`), whose result is records,
 contrast pairs (`steerlens.activations.pieces.ResidualPiece`), whose result is a `ResidualCache`,
-and responses to judge (`steerlens.behaviour.evaluation.judge.JudgePiece`), whose result is their
+and responses to judge (`steerlens.behaviour.judge.JudgePiece`), whose result is their
 perplexities.
 
 When an actor dies (killed, out of memory, its machine gone), its thread makes a new one and puts
@@ -36,7 +36,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.activations.cache import ResidualCache
 from steerlens.activations.pieces import ResidualPiece
 from steerlens.behaviour.answers import Piece, Records
-from steerlens.behaviour.evaluation.judge import Judge, JudgePiece
+from steerlens.behaviour.judge import Judge, JudgePiece
 from steerlens.engine.outside import outside_change
 from steerlens.errors import SteerlensError, first_line
 from steerlens.models.identity import model_identity, model_info, model_placement

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.errors import SteerlensError
 
 if TYPE_CHECKING:
-    from steerlens.behaviour.evaluation.judge import Judge
+    from steerlens.behaviour.judge import Judge
 
 __all__ = ["WorkerSettings"]
 

@@ -31,7 +31,7 @@ from steerlens.files import library_versions
 from steerlens.models.loading import model_info
 from steerlens.stats.rates import Interval, best_of_many, wilson
 from steerlens.steering.interventions import Steering
-from steerlens.tasks import Instruction, catalogue
+from steerlens.tasks import Task, catalogue
 from steerlens.tasks.pairs import contrast_pairs
 from steerlens.vectors import SteeringVector
 
@@ -59,7 +59,7 @@ class RateCalibration:
         steering: The steering at this strength.
         curve: One row a strength: ``strength, n, passed, rate, rate_low, rate_high, degenerate``,
             where ``rate`` counts successes and ``passed`` also those that degenerate.
-        metadata: Instruction, prompts, model, settings, versions.
+        metadata: Task, prompts, model, settings, versions.
     """
 
     strength: float
@@ -122,7 +122,7 @@ class RateCalibration:
 def calibrate_rate(
     model: TransformerBridge,
     steering: Steering,
-    instruction: str | Instruction,
+    instruction: str | Task,
     target_rate: float | None = None,
     strengths: Sequence[float] = _STRENGTHS,
     n_prompts: int = 24,

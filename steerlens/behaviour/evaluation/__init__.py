@@ -10,11 +10,10 @@
 ====================== ===========================================================================
 """
 
-from steerlens.behaviour.evaluation.checks import Verdict, is_known, verdict
-from steerlens.behaviour.evaluation.drawing import catalogue_id, catalogue_prompts, several
-from steerlens.behaviour.evaluation.judge import DEFAULT_JUDGE, Judge, load_judge
+from steerlens.behaviour.evaluation.drawing import catalogue_prompts, several
 from steerlens.behaviour.evaluation.prompts import EvaluationPrompt, PromptFile, read_prompts
 from steerlens.behaviour.fluency import Fluency, fluency, is_degenerate, why_degenerate
+from steerlens.behaviour.judge import DEFAULT_JUDGE, Judge, load_judge
 from steerlens.stats.rates import (
     BestOfMany,
     Interval,
@@ -25,6 +24,7 @@ from steerlens.stats.rates import (
     paired_bootstrap,
     wilson,
 )
+from steerlens.tasks.checks import Verdict, is_known, verdict
 
 __all__ = [
     "DEFAULT_JUDGE",
@@ -36,7 +36,6 @@ __all__ = [
     "PromptFile",
     "Verdict",
     "best_of_many",
-    "catalogue_id",
     "catalogue_prompts",
     "fluency",
     "holm",

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerlens.behaviour.answers import Question
-from steerlens.behaviour.evaluation.drawing import catalogue_id
 from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
@@ -78,10 +77,10 @@ def steerable(row: EvaluationPrompt, plan: Plan) -> list[tuple[str, Mapping[str,
     """
     found = []
     for name, kwargs in zip(row.instruction_ids, row.kwargs, strict=True):
-        known = name if name in catalogue else catalogue_id(name, kwargs)
-        if known is None or known not in plan.instructions:
+        task = catalogue.matching(name, kwargs)
+        if task is None or task.id not in plan.instructions:
             raise SteerlensError(f"the plan has no choice for {name} with {dict(kwargs)}")
-        found.append((known, kwargs))
+        found.append((task.id, kwargs))
     return found
 
 

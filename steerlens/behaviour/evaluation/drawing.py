@@ -13,7 +13,7 @@ which single instructions see them.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
@@ -22,7 +22,7 @@ from steerlens.errors.arguments import arguments
 from steerlens.tasks import base_queries, catalogue
 from steerlens.tasks.pairs import contrast_pairs
 
-__all__ = ["catalogue_id", "catalogue_prompts", "several"]
+__all__ = ["catalogue_prompts", "several"]
 
 _WORDS_FIXED = frozenset(
     i for i in catalogue if i.startswith(("length:", "length_constraints:number_words"))
@@ -122,29 +122,6 @@ def several(
         prompt
         for combination in combinations
         for prompt in _combined(combination, n_per_combination, split, seed)
-    )
-
-
-def catalogue_id(instruction_id: str, kwargs: Mapping[str, Any]) -> str | None:
-    """The catalogue's instruction that a row of an IFEval file asks for, if there is one.
-
-    One check of IFEval may serve several instructions of the catalogue, told apart by arguments.
-
-    >>> catalogue_id("length_constraints:number_words", {"relation": "at least", "num_words": 300})
-    'length_constraints:number_words_at_least'
-    >>> catalogue_id("language:response_language", {"language": "hi"}) is None
-    True
-    """
-    if instruction_id in catalogue:
-        return instruction_id
-    return next(
-        (
-            one.id
-            for one in catalogue.values()
-            if one.ifeval_id == instruction_id
-            and all(kwargs.get(name) == value for name, value in one.fixed_kwargs.items())
-        ),
-        None,
     )
 
 

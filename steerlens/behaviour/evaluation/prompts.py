@@ -31,9 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from steerlens.behaviour.evaluation.checks import is_known, verdict
 from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
 from steerlens.files.fields import Foreign
+from steerlens.tasks.checks import is_known, verdict
 
 __all__ = ["EvaluationPrompt", "PromptFile", "check_prompts", "read_prompts", "unknown_ids"]
 

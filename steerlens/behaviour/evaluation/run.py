@@ -9,9 +9,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.behaviour.answers import Answer, Answerer
-from steerlens.behaviour.evaluation.checks import verdict
 from steerlens.behaviour.evaluation.conditions import Asked, asked_of, conditions_for, left_out
-from steerlens.behaviour.evaluation.judge import load_judge
 from steerlens.behaviour.evaluation.prompts import (
     EvaluationPrompt,
     PromptFile,
@@ -20,6 +18,7 @@ from steerlens.behaviour.evaluation.prompts import (
 )
 from steerlens.behaviour.evaluation.summary import summarise
 from steerlens.behaviour.fluency import fluency, why_degenerate
+from steerlens.behaviour.judge import load_judge
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
 from steerlens.engine.remembered import rendered_example
@@ -29,6 +28,7 @@ from steerlens.models.identity import model_identity
 from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.runs import Run, piece_name
 from steerlens.runs.executors import Workers, check_workers, executor
+from steerlens.tasks.checks import verdict
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

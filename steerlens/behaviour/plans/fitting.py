@@ -17,7 +17,7 @@ r"""Vectors for an instruction, by every estimator that the search may choose.
 ==================== =============================================================================
 
 Everything is fitted on the ``fit`` split. An instruction whose arguments are words (a keyword, an
-end phrase; `Instruction.wording`) has no vector of its own: one is fitted for the words at hand, on
+end phrase; `Task.wording`) has no vector of its own: one is fitted for the words at hand, on
 fewer pairs, when it is asked for.
 
 An estimator that cannot be had for an instruction (no rewrite; too few compliant answers) is left
@@ -38,12 +38,12 @@ from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.settings import Candidate
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.steering.interventions import Steering
-from steerlens.tasks import Instruction, base_queries, catalogue
+from steerlens.tasks import Task, base_queries, catalogue
 from steerlens.tasks.ifeval import sentence_spans
 from steerlens.tasks.pairs import ContrastPair, ContrastSet, contrast_pairs
 from steerlens.vectors import SteeringVector, difference_of_means, random_direction
 
-__all__ = ["ENDING_TOKENS", "ESTIMATORS", "FitRecipe", "VectorBook", "most_pairs", "n_ending"]
+__all__ = ["ENDING_TOKENS", "ESTIMATORS", "FitRecipe", "VectorBook", "n_ending"]
 
 ESTIMATORS = ("last_prompt", "response_rewrite", "response_own", "response_end", "include")
 _FORBIDDEN = "keywords:forbidden_words"
@@ -110,7 +110,7 @@ class VectorBook:
         self._kept[instruction, estimator] = vector
 
     def available(
-        self, task: Instruction, kwargs: Mapping[str, Any]
+        self, task: Task, kwargs: Mapping[str, Any]
     ) -> tuple[dict[str, SteeringVector], dict[str, str]]:
         """Every estimator's vector, and for those that have none, why."""
         vectors: dict[str, SteeringVector] = {}
@@ -122,9 +122,7 @@ class VectorBook:
                 problems[estimator] = str(error)
         return vectors, problems
 
-    def vector(
-        self, task: Instruction, kwargs: Mapping[str, Any], estimator: str
-    ) -> SteeringVector:
+    def vector(self, task: Task, kwargs: Mapping[str, Any], estimator: str) -> SteeringVector:
         """The vector of an instruction; for given words when its arguments are words.
 
         Raises:
@@ -134,15 +132,13 @@ class VectorBook:
             return self._kept[task.id, estimator]
         return self._entry(task, task.wording(kwargs), estimator).vector
 
-    def placebo(
-        self, task: Instruction, kwargs: Mapping[str, Any], estimator: str
-    ) -> SteeringVector:
+    def placebo(self, task: Task, kwargs: Mapping[str, Any], estimator: str) -> SteeringVector:
         """Random directions that push as far as the vector."""
         return self._entry(task, task.wording(kwargs), estimator).placebo
 
     def steering(
         self,
-        task: Instruction,
+        task: Task,
         kwargs: Mapping[str, Any],
         candidate: Candidate,
         placebo: bool = False,
@@ -166,7 +162,7 @@ class VectorBook:
             return None
         return Steering(tuple(one for part in parts for one in part.interventions))
 
-    def _entry(self, task: Instruction, wording: Mapping[str, Any], estimator: str) -> _Fitted:
+    def _entry(self, task: Task, wording: Mapping[str, Any], estimator: str) -> _Fitted:
         key = (task.id, json.dumps(wording, sort_keys=True), estimator)
         if key not in self._fitted:
             cache = self._contrast(task, wording, estimator)
@@ -180,9 +176,7 @@ class VectorBook:
             )
         return self._fitted[key]
 
-    def _contrast(
-        self, task: Instruction, wording: Mapping[str, Any], estimator: str
-    ) -> ResidualCache:
+    def _contrast(self, task: Task, wording: Mapping[str, Any], estimator: str) -> ResidualCache:
         """Residuals of the two sides that an estimator compares."""
         recipe = self.recipe
         if estimator not in ESTIMATORS:
@@ -199,15 +193,15 @@ class VectorBook:
         if estimator == "response_end":
             return self._cache(self._ended(task), "last_response")
         n_responses = recipe.n_wording if wording else recipe.n_responses
-        pairs = self._pairs(task, min(n_responses, most_pairs(task, one_phrasing=True)), wording)
+        pairs = self._pairs(task, min(n_responses, len(task.queries("fit"))), wording)
         if estimator == "response_rewrite":
             return self._cache(self._rewritten(task, pairs), "response_mean")
         if wording:
             raise SteerlensError(f"compliant answers are not looked for with given words {wording}")
         return self._cache(self._own(task, pairs), "response_mean")
 
-    def _pairs(self, task: Instruction, n: int, wording: Mapping[str, Any]) -> ContrastSet:
-        n = min(n, most_pairs(task))
+    def _pairs(self, task: Task, n: int, wording: Mapping[str, Any]) -> ContrastSet:
+        n = min(n, task.n_pairs("fit"))
         return contrast_pairs(task, n=n, seed=self.recipe.seed, split="fit", kwargs=wording)
 
     def _cache(self, pairs: ContrastSet, position: str) -> ResidualCache:
@@ -218,7 +212,7 @@ class VectorBook:
         asked = self.answerer.ask(questions, self.recipe.response_tokens, "answers to fit on")
         return [answer.text for answer in asked]
 
-    def _ended(self, task: Instruction) -> ContrastSet:
+    def _ended(self, task: Task) -> ContrastSet:
         """Answers the model ended by itself, and the same answers where it could have ended."""
         if task.group != "length":
             raise SteerlensError(f"{task.id} asks for no length")
@@ -236,7 +230,7 @@ class VectorBook:
                 made.append(_after_the_same_prompt(pair, answer.text, earlier))
         return self._paired(task, made, "answers of several sentences that end by themselves")
 
-    def _rewritten(self, task: Instruction, pairs: ContrastSet) -> ContrastSet:
+    def _rewritten(self, task: Task, pairs: ContrastSet) -> ContrastSet:
         """The model's own answers, and compliant versions of them, after the same prompt."""
         if not task.has_rewrite:
             raise SteerlensError(f"{task.id} has no rewrite")
@@ -250,7 +244,7 @@ class VectorBook:
                 made.append(_after_the_same_prompt(pair, compliant, text))
         return self._paired(task, made, "answers that could be rewritten")
 
-    def _own(self, task: Instruction, pairs: ContrastSet) -> ContrastSet:
+    def _own(self, task: Task, pairs: ContrastSet) -> ContrastSet:
         """Compliant answers to instructed prompts, and answers to the same without."""
         with_it = self._answers([pair.instructed for pair in pairs])
         without = self._answers([pair.uninstructed for pair in pairs])
@@ -263,7 +257,7 @@ class VectorBook:
         ]
         return self._paired(task, made, "answers that comply only when asked to")
 
-    def _paired(self, task: Instruction, made: Sequence[ContrastPair], what: str) -> ContrastSet:
+    def _paired(self, task: Task, made: Sequence[ContrastPair], what: str) -> ContrastSet:
         if len(made) < self.recipe.least_own:
             raise SteerlensError(
                 f"{task.id} has {len(made)} {what}; at least {self.recipe.least_own} are needed"
@@ -283,10 +277,3 @@ def _after_the_same_prompt(pair: ContrastPair, compliant: str, text: str) -> Con
 def n_ending(recipe: FitRecipe) -> int:
     """How many answers ``response_end`` looks at."""
     return min(_N_ENDING, 2 * recipe.n_responses)
-
-
-def most_pairs(task: Instruction, split: str = "fit", one_phrasing: bool = False) -> int:
-    """How many pairs a split holds for an instruction; with one phrasing: how many queries."""
-    kinds = task.query_kinds
-    n_queries = sum(kinds is None or query.kind in kinds for query in base_queries(split))
-    return n_queries * (1 if one_phrasing else len(task.phrasings_for(split)))

@@ -24,7 +24,7 @@ from steerlens.errors import FileFormatError, SteerlensError, unknown_name
 from steerlens.models.loading import model_info
 from steerlens.runs.remote import fetched
 from steerlens.steering.interventions import Steering
-from steerlens.tasks import Instruction, catalogue
+from steerlens.tasks import Task, catalogue
 from steerlens.vectors import SteeringVector
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class Plan:
         """
         parts: list[Steering] = []
         for name, kwargs in instructions:
-            task: Instruction = catalogue[name]
+            task: Task = catalogue[name]
             one = book.steering(task, kwargs, self.candidate(name, context), placebo)
             if one is not None:
                 parts.append(one)

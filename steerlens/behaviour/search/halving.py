@@ -30,10 +30,9 @@ from typing import Any
 
 from steerlens.attribution import first_token_recovery
 from steerlens.behaviour.answers import Question
-from steerlens.behaviour.evaluation.judge import Judge
-from steerlens.behaviour.plans.fitting import VectorBook, most_pairs
+from steerlens.behaviour.judge import Judge
+from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.settings import NO_STEERING, Candidate
-from steerlens.behaviour.search.lengths import tokens_to_tell
 from steerlens.behaviour.search.scoring import Score, choose, gains, judged, scored
 from steerlens.behaviour.search.settings import SearchSettings, Stage
 from steerlens.behaviour.search.space import (
@@ -44,7 +43,7 @@ from steerlens.behaviour.search.space import (
 )
 from steerlens.errors import SteeringError
 from steerlens.stats.rates import wilson
-from steerlens.tasks import Instruction
+from steerlens.tasks import Task
 from steerlens.tasks.pairs import ContrastPair, contrast_pairs
 from steerlens.vectors import SteeringVector
 
@@ -70,7 +69,7 @@ class Found:
 
 
 def search_instruction(
-    book: VectorBook, task: Instruction, settings: SearchSettings, judge: Judge | None = None
+    book: VectorBook, task: Task, settings: SearchSettings, judge: Judge | None = None
 ) -> Found:
     """Choose where and how hard to steer for one instruction.
 
@@ -87,16 +86,16 @@ class _Search:
     """One search; its parts share prompts, vectors and the table of what was tried."""
 
     def __init__(
-        self, book: VectorBook, task: Instruction, settings: SearchSettings, judge: Judge | None
+        self, book: VectorBook, task: Task, settings: SearchSettings, judge: Judge | None
     ) -> None:
         self.book = book
         self.task = task
         self.settings = settings
         self.judge = judge
-        n = min(settings.final.n_prompts, most_pairs(task, "select", one_phrasing=True))
+        n = min(settings.final.n_prompts, len(task.queries("select")))
         self.pairs = list(contrast_pairs(task, n=n, seed=settings.seed, split="select"))
         self.by_words = any(task.wording(pair.kwargs) for pair in self.pairs)
-        self.tokens_to_tell = tokens_to_tell(task, [pair.kwargs for pair in self.pairs])
+        self.tokens_to_tell = max(task.tokens_to_tell(pair.kwargs) or 0 for pair in self.pairs)
         self.table: list[dict[str, Any]] = []
         self.n_tokens = 0
         self.n_layers = book.model.cfg.n_layers
@@ -152,7 +151,7 @@ class _Search:
         """First-token causal recovery by layer; a vector of words has none of its own."""
         if self.by_words or "last_prompt" not in vectors:
             return None
-        n = min(self.settings.n_evidence, most_pairs(self.task, "select"))
+        n = min(self.settings.n_evidence, self.task.n_pairs("select"))
         pairs = contrast_pairs(self.task, n=n, seed=self.settings.seed, split="select")
         layers = range(0, max(self.n_layers - 1, 1), _EVERY)
         answerer = self.book.answerer
@@ -185,7 +184,7 @@ class _Search:
             for candidate in candidates
             for pair in pairs
         ]
-        n_tokens = max(stage.n_tokens, self.tokens_to_tell or 0)
+        n_tokens = max(stage.n_tokens, self.tokens_to_tell)
         answers = self.book.answerer.ask(questions, n_tokens, f"{self.task.id} {name}")
         answerer = self.book.answerer
         own = [slice(i * len(pairs), (i + 1) * len(pairs)) for i in range(len(candidates))]

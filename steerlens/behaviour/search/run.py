@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.behaviour.answers import Answerer
-from steerlens.behaviour.evaluation.judge import Judge, load_judge
+from steerlens.behaviour.judge import Judge, load_judge
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import PLAN_FILE, PLAN_SCHEMA, Plan, vector_file
 from steerlens.behaviour.search.halving import Found, search_instruction
@@ -20,7 +20,7 @@ from steerlens.errors.progress import shown
 from steerlens.models.identity import model_identity
 from steerlens.runs import Run
 from steerlens.runs.executors import Workers, check_workers, executor
-from steerlens.tasks import Instruction, catalogue
+from steerlens.tasks import Task, catalogue
 
 __all__ = ["search"]
 
@@ -109,7 +109,7 @@ def search(
 
 
 def _search_one(
-    book: VectorBook, task: Instruction, settings: SearchSettings, judge: Judge | None
+    book: VectorBook, task: Task, settings: SearchSettings, judge: Judge | None
 ) -> Found:
     """One instruction, by workers: what they lost is a failure, not an estimator to leave out."""
     try:
@@ -120,11 +120,11 @@ def _search_one(
 
 def _searched(
     book: VectorBook,
-    tasks: Sequence[Instruction],
+    tasks: Sequence[Task],
     settings: SearchSettings,
     judge: Judge | None,
     together: int,
-) -> Iterator[tuple[Instruction, Found]]:
+) -> Iterator[tuple[Task, Found]]:
     """What is found for each instruction, in their order; so many searched at a time.
 
     One instruction's stages wait for each other and are often a single piece, so several are

@@ -1,7 +1,7 @@
 """How candidates are compared: what they pass, and what they cost in fluency.
 
 A response **succeeds** when it passes the instruction's loose check and is not degenerate; one that
-was cut does not pass an instruction that limits its length (`steerlens.behaviour.search.lengths`).
+was cut does not pass an instruction that limits its length (`Task.limits_length`).
 In early stages, where responses are cut short, candidates are ranked by successes, then by fewer
 degenerate responses, then by the order of the cheap evidence.
 
@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 
 from steerlens.behaviour.answers import Answer
-from steerlens.behaviour.evaluation.checks import verdict
 from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.settings import Candidate, describe
-from steerlens.behaviour.search.lengths import limits_length
 from steerlens.stats.rates import Interval, best_of_many, wilson
 from steerlens.tasks import catalogue
+from steerlens.tasks.checks import verdict
 from steerlens.tasks.pairs import ContrastPair
 
 __all__ = ["Score", "choose", "gains", "is_allowed", "judged", "scored", "worth"]
@@ -108,7 +107,7 @@ def scored(
         candidate=candidate,
         passed=tuple(
             one.all_loose
-            and not (answer.finish_reason == "length" and limits_length(task, pair.kwargs))
+            and not (answer.finish_reason == "length" and task.limits_length(pair.kwargs))
             for one, answer, pair in zip(verdicts, answers, pairs, strict=True)
         ),
         degenerate=tuple(is_degenerate(fluency(answer.text)) for answer in answers),

@@ -1,14 +1,11 @@
 """Verdicts: does a response follow its instructions?
 
 For every instruction of a prompt, *strict* is the check's answer on the response as it stands and
-*loose* its answer on any of IFEval's eight variants of it
-(`steerlens.tasks.ifeval.loose_variants`); a strict pass is a loose one. A prompt is followed when
-all its instructions are. Ids are IFEval's, checked as lm-eval checks them, or the catalogue's,
-which adds bands of word counts ("length:brief") and spells out the variants of one check
-("length_constraints:number_words_at_most").
+*loose* its answer on any of IFEval's eight variants of it (`ifeval.loose_variants`); a strict pass
+is a loose one. A prompt is followed when all its instructions are. Ids are IFEval's,
+checked as lm-eval checks them, or the catalogue's.
 
-A blank response follows nothing. Length is counted as IFEval's own checks count it: words are runs
-of word characters, sentences are Punkt's.
+A blank response follows nothing. Words and sentences are counted as IFEval's own checks count them.
 
 Caveat: a check sees the form only, not whether the question was answered; read verdicts beside
 perplexity and `steerlens.behaviour.fluency`.
@@ -23,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerlens.errors import SteerlensError, unknown_name
-from steerlens.tasks import catalogue, ifeval
+from steerlens.tasks import Task, catalogue, ifeval
 
-__all__ = ["Verdict", "is_known", "verdict"]
+__all__ = ["Verdict", "checked_task", "is_known", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -46,18 +43,34 @@ class Verdict:
 
     @property
     def all_strict(self) -> bool:
-        """Whether every instruction is followed, strictly."""
+        """Whether every instruction is followed strictly."""
         return all(self.strict)
 
     @property
     def all_loose(self) -> bool:
-        """Whether every instruction is followed, loosely."""
+        """Whether every instruction is followed loosely."""
         return all(self.loose)
 
 
 def is_known(instruction_id: str) -> bool:
     """Whether there is a check for this id, IFEval's or the catalogue's."""
     return instruction_id in catalogue or instruction_id in ifeval.known_ifeval_ids()
+
+
+def checked_task(instruction_id: str) -> Task:
+    """The task of that id; for an id that only IFEval has, one that is nothing but its check.
+
+    Raises:
+        UnknownNameError: "unknown instruction …; did you mean …?"
+    """
+    if instruction_id in catalogue:
+        return catalogue[instruction_id]
+    if instruction_id in ifeval.known_ifeval_ids():
+        return Task(
+            instruction_id, instruction_id, group="check", description="", split_phrasings={}
+        )
+    known = dict.fromkeys([*ifeval.known_ifeval_ids(), *catalogue])
+    raise unknown_name("instruction", instruction_id, known)
 
 
 def verdict(
@@ -87,12 +100,12 @@ def verdict(
             f"each instruction needs its arguments: {len(instruction_ids)} ids and {len(kwargs)} "
             "sets of arguments were given"
         )
-    asked = list(zip(instruction_ids, kwargs, strict=True))
-    strict = [_follows(i, response, k, prompt, False) for i, k in asked]
+    asked = list(zip(map(checked_task, instruction_ids), kwargs, strict=True))
+    strict = [_follows(task, response, arguments, prompt, False) for task, arguments in asked]
     # The response itself is the first loose variant, so a strict pass needs no second look.
     loose = [
-        passed or _follows(i, response, k, prompt, True)
-        for passed, (i, k) in zip(strict, asked, strict=True)
+        passed or _follows(task, response, arguments, prompt, True)
+        for passed, (task, arguments) in zip(strict, asked, strict=True)
     ]
     return Verdict(
         strict=tuple(strict),
@@ -103,20 +116,11 @@ def verdict(
 
 
 def _follows(
-    instruction_id: str,
-    response: str,
-    kwargs: Mapping[str, Any],
-    prompt: str | None,
-    loose: bool,
+    task: Task, response: str, kwargs: Mapping[str, Any], prompt: str | None, loose: bool
 ) -> bool:
-    given = {name: value for name, value in kwargs.items() if value is not None}
+    arguments = {name: value for name, value in kwargs.items() if value is not None}
     try:
-        if instruction_id in ifeval.known_ifeval_ids():
-            return ifeval.check(instruction_id, response, given, prompt=prompt, loose=loose)
-        if instruction_id not in catalogue:
-            known = dict.fromkeys([*ifeval.known_ifeval_ids(), *catalogue])
-            raise unknown_name("instruction", instruction_id, known)
-        return catalogue[instruction_id].check(response, loose=loose, **given)
+        return task.check(response, loose=loose, prompt=prompt, **arguments)
     except RecursionError:
         # Python's JSON reader on "[[[[…", which a model steered too hard does write.
         return False
