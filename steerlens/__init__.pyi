@@ -16,6 +16,7 @@ from .engine.generation import Generations, generate
 from .errors import SteerlensError, SteerlensWarning
 from .explorer import explore
 from .models.loading import available_models, load_model
+from .reports import report
 from .steering.interventions import Steering
 from .steering.operations import Intervention
 from .tasks import base_queries, catalogue
@@ -59,6 +60,7 @@ __all__ = [
     "load_vector",
     "random_direction",
     "rank_layers",
+    "report",
     "search",
     "steer",
     "token_effects",

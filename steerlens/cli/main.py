@@ -5,7 +5,6 @@ Exit code 0 on success, 2 for bad input, with one line that says what is wrong.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ from steerlens.cli.options import (
     EVIDENCE_HELP,
     add_placement,
     evidence_kinds,
-    finite,
     instruction_ids,
     load,
     local_path,
@@ -164,6 +162,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, help="prompts shown an instruction")
     parser.add_argument("--max-new-tokens", type=positive, default=96)
     parser.add_argument("--evidence", help=f"shown side by side; {EVIDENCE_HELP}")
+    parser.add_argument("--plan", type=Path, help="steer the samples as this folder's plan says")
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -203,46 +202,40 @@ def _instructions(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from steerlens.files import check_writable, write_text
-    from steerlens.reports import render_report
-    from steerlens.reports.evidence_for_tasks import SurveySettings, survey
+    from steerlens.files import check_writable
+    from steerlens.reports import ReportSettings, report
 
-    names = instruction_ids(arguments)
-    # Token details are most of a page: with many instructions fewer samples keep it under 8 MB.
-    n_samples = arguments.samples
-    if n_samples is None:
-        n_samples = 4 if len(names) <= 12 else 2
-    settings = SurveySettings(
+    settings = ReportSettings(
         n_pairs=arguments.n,
-        n_samples=n_samples,
+        n_samples=arguments.samples,
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,
         evidence=evidence_kinds(arguments.evidence) if arguments.evidence else (),
     )
+    names = instruction_ids(arguments)
     check_writable(arguments.out / "report.html")
-    result = survey(load(arguments), names, settings, command=arguments.command)
-    for name, vector in result.vectors.items():
-        vector.save(arguments.out / "vectors" / f"{name.replace(':', '-')}.safetensors")
-    write_text(arguments.out / "report.json", json.dumps(finite(result.data)))
-    page = write_text(arguments.out / "report.html", render_report(result.data))
-    if arguments.json:
-        print_json(
-            {
-                "report": str(page),
-                "data": str(arguments.out / "report.json"),
-                "instructions": [
-                    {
-                        "id": one["id"],
-                        "best_layer": one["best_layer"],
-                        "steered_layer": one["steering"]["layer"],
-                    }
-                    for one in result.data["instructions"]
-                ],
-                "seconds": result.data["provenance"]["seconds"],
-            }
-        )
+    plan = None
+    if arguments.plan is not None:
+        from steerlens.behaviour.plans.plan import Plan
+
+        plan = Plan.load(arguments.plan)
+    result = report(
+        load(arguments), names, arguments.out, plan, settings, command=arguments.command
+    )
+    if not arguments.json:
+        print(f"report written to {result.page}")
         return
-    print(f"report written to {page}")
+    print_json(
+        {
+            "report": str(result.page),
+            "data": str(result.page.with_name("report.json")),
+            "instructions": [
+                {"id": row.task, "best_layer": row.best_layer, "steered_layer": row.steered_layer}
+                for row in result.table.itertuples()
+            ],
+            "seconds": result.data["provenance"]["seconds"],
+        }
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Report pages: one self-contained HTML file from the numbers of a run.
+"""The layer-selection report, and HTML pages that work offline.
 
-`render_report` turns the JSON behind a report into a page that opens from the file system with no
-network: styles, figures, plotly.js and the numbers of every token are inside it.
+`report` measures where tasks can be steered and writes a folder; `render_report` and
+`render_evaluation` draw pages from the plain data of a report or an evaluation. A page is one file:
+styles, figures, plotly.js and the numbers of every token are inside it.
 """
 
-from steerlens.reports.page import render_report
-from steerlens.reports.schema import SCHEMA
+import lazy_loader
 
-__all__ = ["SCHEMA", "render_report"]
+# What is public, and where it lives, is listed once, in `__init__.pyi`.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

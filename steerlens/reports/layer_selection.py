@@ -1,0 +1,299 @@
+"""The layer-selection report: where tasks can be steered, shown on prompts nobody tuned to.
+
+For each task `report`
+
+1. caches residuals of contrast pairs of the ``fit`` split, ranks layers by separability and takes
+   the difference of means;
+2. measures first-token causal recovery on pairs of the ``select`` split, beside a placebo;
+3. steers at the layer with the highest recovery, or as a plan says, on prompts of the ``report``
+   split that neither the vector nor the choice of layer has seen, and records per-token effects
+   beside the placebo's.
+
+The result is plain data (``docs/report-format.md``) and the page drawn from it.
+
+Caveat: without a plan the layer is chosen by its effect on the first response token. That is cheap
+and predicts steering better than separability does, but it misses tasks that show late in a
+response.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.activations.cache import ResidualCache, cache_residuals
+from steerlens.attribution import (
+    Evidence,
+    LayerRanking,
+    RecoveryCurve,
+    first_token_recovery,
+    gather_evidence,
+    rank_layers,
+)
+from steerlens.behaviour.plans.plan import Plan
+from steerlens.errors import SteerlensError
+from steerlens.errors.progress import shown
+from steerlens.files import REPORT_SCHEMA, check_writable, library_versions, write_text
+from steerlens.models.loading import model_info
+from steerlens.reports.page import render_report
+from steerlens.reports.samples import SteeredTask, answer_samples
+from steerlens.reports.settings import ReportSettings
+from steerlens.tasks import Task, catalogue
+from steerlens.tasks.pairs import contrast_pairs
+from steerlens.vectors import SteeringVector, difference_of_means, random_direction
+from steerlens.views import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["Report", "report"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Report(Result):
+    """Result of `report`.
+
+    Attributes:
+        data: Plain data without NaN, as in ``report.json``.
+        vectors: The difference of means of each task, by id.
+        page: The HTML page that was written.
+    """
+
+    data: Mapping[str, Any]
+    vectors: Mapping[str, SteeringVector]
+    page: Path
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per task: its best layer by separability, and the recovery where it was steered.
+
+        ``recovery``, ``placebo`` and their intervals are NaN where the steered layer was not
+        measured.
+        """
+        rows = []
+        for task in self.data["instructions"]:
+            steered = task["steering"]["layer"]
+            best = next(row for row in task["layers"] if row["layer"] == task["best_layer"])
+            causal = next((row for row in task["recovery"] if row["layer"] == steered), {})
+            rows.append(
+                {
+                    "task": task["id"],
+                    "best_layer": task["best_layer"],
+                    **{name: best[name] for name in ("auroc", "auroc_low", "auroc_high")},
+                    "steered_layer": steered,
+                    **{name: causal.get(name) for name in ("recovery", "low", "high", "placebo")},
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def plot(self) -> "go.Figure":
+        """Recovery over tasks and layers; the layers steered are marked."""
+        from steerlens.views import instruction_layer_heatmap
+
+        tasks = self.data["instructions"]
+        rows = [{"instruction": task["id"], **row} for task in tasks for row in task["recovery"]]
+        steered = {task["id"]: task["steering"]["layer"] for task in tasks}
+        return instruction_layer_heatmap(
+            rows, "recovery", marked=steered, marked_label="layer steered"
+        )
+
+    def __repr__(self) -> str:
+        n_tasks = len(self.data["instructions"])
+        tasks = f"{n_tasks} task{'' if n_tasks == 1 else 's'}"
+        return f"Report({self.data['model']['reference']}, {tasks}, {self.page})"
+
+
+def report(
+    model: TransformerBridge,
+    tasks: Sequence[str | Task] | str | Task,
+    out: str | Path,
+    plan: Plan | None = None,
+    settings: ReportSettings | None = None,
+    command: str = "",
+    show_progress: bool | None = None,
+) -> Report:
+    """Measure where tasks can be steered, and write ``report.html``, ``report.json`` and vectors.
+
+    Args:
+        model: A hooked model.
+        tasks: Tasks, or their ids in the catalogue.
+        out: Folder to write.
+        plan: Steer the samples as this plan (of `search`) says for uninstructed prompts. By default
+            they are steered at the layer with the highest first-token recovery.
+        settings: Sizes and operation; see `ReportSettings`.
+        command: The command that makes the report again, for its provenance.
+        show_progress: Show progress bars on standard error; by default only in a terminal.
+
+    Raises:
+        UnknownNameError: An id that the catalogue, or the plan, does not have.
+        SteerlensError: No task, more pairs than a task has, fewer than 2, a plan made for another
+            model, or a folder that cannot be written.
+    """
+    settings = settings or ReportSettings()
+    checked = _checked_tasks(tasks, settings)
+    if plan is not None:
+        plan.check_model(model)
+        for task in checked:
+            plan.candidate(task.id)
+    out = Path(out)
+    check_writable(out / "report.html")
+    show, started = shown(show_progress), time.monotonic()
+    bar = tqdm(checked, desc="layer attribution", unit="task", disable=not show)
+    measured = [_measure(model, task, settings) for task in bar]
+    seconds = {"attribution": time.monotonic() - started}
+    started = time.monotonic()
+    samples = answer_samples(model, [m.steered for m in measured], plan, settings, show)
+    seconds["samples"] = time.monotonic() - started
+    records = [
+        _task_record(one, shown_samples)
+        for one, shown_samples in zip(measured, samples, strict=True)
+    ]
+    data = _without_nan(
+        {
+            "schema": REPORT_SCHEMA,
+            "model": _model_record(model),
+            "provenance": {
+                "command": command,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seed": settings.seed,
+                "n_pairs": settings.n_pairs,
+                "position": "last_prompt",
+                "versions": library_versions(),
+                "data_hash": {m.task.id: m.cache.metadata["data_hash"] for m in measured},
+                "settings": vars(settings),
+                "seconds": {name: round(value, 1) for name, value in seconds.items()},
+            },
+            "instructions": records,
+            "cosines": _cosines([m.vector for m in measured], records),
+        }
+    )
+    vectors = {m.task.id: m.vector for m in measured}
+    for name, vector in vectors.items():
+        vector.save(out / "vectors" / f"{name.replace(':', '-')}.safetensors")
+    write_text(out / "report.json", json.dumps(data))
+    return Report(data, vectors, write_text(out / "report.html", render_report(data)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """The evidence about one task."""
+
+    task: Task
+    cache: ResidualCache
+    ranking: LayerRanking
+    recovery: RecoveryCurve
+    vector: SteeringVector
+    placebo: SteeringVector
+    evidence: Evidence | None
+
+    @property
+    def steered(self) -> SteeredTask:
+        layer, caveat = self.recovery.best_layer, self.recovery.caveat
+        return SteeredTask(self.task, layer, caveat, self.vector, self.placebo)
+
+
+def _checked_tasks(
+    tasks: Sequence[str | Task] | str | Task, settings: ReportSettings
+) -> list[Task]:
+    listed = [tasks] if isinstance(tasks, str | Task) else tasks
+    named = [catalogue[task] if isinstance(task, str) else task for task in listed]
+    if not named:
+        raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
+    unique = list({task.id: task for task in named}.values())
+    for task in unique:  # drawn again when used; here so that too many pairs are refused at once
+        contrast_pairs(task, n=settings.n_pairs, seed=settings.seed, split="fit")
+        contrast_pairs(task, n=settings.n_recovery, seed=settings.seed, split="select")
+    return unique
+
+
+def _measure(model: TransformerBridge, task: Task, settings: ReportSettings) -> _Measured:
+    seed, batch_size = settings.seed, settings.batch_size
+    pairs = contrast_pairs(task, n=settings.n_pairs, seed=seed, split="fit")
+    held_out = contrast_pairs(task, n=settings.n_recovery, seed=seed, split="select")
+    cache = cache_residuals(model, pairs, batch_size=batch_size, progress=False)
+    vector, placebo = difference_of_means(cache), random_direction(cache, seed=seed)
+    # Not the last layer: what is set there moves the first token's logits almost directly, so its
+    # recovery is high, but no later layer can carry the task on.
+    layers = range(0, max(model.cfg.n_layers - 1, 1), settings.recovery_every)
+    recovery = first_token_recovery(
+        model,
+        held_out,
+        vector,
+        layers=layers,
+        placebo=placebo,
+        operation=settings.operation,
+        strength=settings.strength,
+        scope="prompt" if settings.scope == "response" else settings.scope,
+        batch_size=batch_size,
+        seed=seed,
+        progress=False,
+    )
+    evidence = None
+    if settings.evidence:
+        evidence = gather_evidence(
+            *(model, cache, held_out, settings.evidence),
+            seed=seed,
+            progress=False,
+            fitted_on=pairs,
+        )
+    ranking = rank_layers(cache, seed=seed)
+    return _Measured(task, cache, ranking, recovery, vector, placebo, evidence)
+
+
+def _task_record(measured: _Measured, samples: Mapping[str, Any]) -> dict[str, Any]:
+    task, ranking, evidence = measured.task, measured.ranking, measured.evidence
+    # The same for the whole report, and said there.
+    shared = {"model", "instruction", "n_pairs", "position", "metadata"}
+    return {
+        "id": task.id,
+        "group": task.group,
+        "description": task.description,
+        "n_pairs": ranking.n_pairs,
+        "best_layer": ranking.best_layer,
+        "best_layer_rule": ranking.rule,
+        "best_layer_caveat": ranking.caveat,
+        "layers": ranking.to_json()["layers"],
+        "recovery": measured.recovery.table.to_dict("records"),
+        "evidence": evidence and {k: v for k, v in evidence.to_json().items() if k not in shared},
+        **samples,
+    }
+
+
+def _cosines(
+    vectors: Sequence[SteeringVector], records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Cosines between directions at the layer most tasks are steered at."""
+    layers = [record["steering"]["layer"] for record in records]
+    layer = max(sorted(set(layers)), key=layers.count)
+    directions = torch.stack([vector.directions[vector.layer_index(layer)] for vector in vectors])
+    cosines = (directions @ directions.T).tolist()
+    return {
+        "layer": layer,
+        "ids": [record["id"] for record in records],
+        "matrix": [[round(value, 4) for value in row] for row in cosines],
+    }
+
+
+def _model_record(model: TransformerBridge) -> dict[str, Any]:
+    info = model_info(model)
+    fields = ("reference", "n_layers", "d_model", "weights_hash", "dtype", "device", "chat_format")
+    return {name: getattr(info, name) for name in fields}
+
+
+def _without_nan(value: Any) -> Any:
+    """The same data with `None` for every number that JSON does not have."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
