@@ -16,11 +16,11 @@ import sys
 import time
 from pathlib import Path
 
+from steerlens.runs.folder import LOCK
+
 import steerlens as sl
 from steerlens.behaviour.plans.fitting import FitRecipe
 from steerlens.behaviour.search import SearchSettings, Stage, search
-from steerlens.runs.folder import LOCK, PIECES
-from steerlens.runs.manifest import MANIFEST
 from steerlens.workers import WorkerSettings
 
 INSTRUCTIONS = (
@@ -38,7 +38,7 @@ SETTINGS = SearchSettings(
     piece_rows=24,
 )
 ENGINES = {"local": 0, "ray 1": 1, "ray 2": 2}
-_HOW_IT_WENT = {MANIFEST, LOCK}
+_HOW_IT_WENT = {MANIFEST, LOCK, STORE}
 
 
 def run_one(name: str, folder: Path) -> None:
@@ -59,14 +59,12 @@ def run_one(name: str, folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What a run found, by file; its pieces in an order that does not depend on who was first."""
-    found = {
+    """What a run found, by file."""
+    return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in _HOW_IT_WENT
     }
-    found[PIECES] = b"".join(sorted(found[PIECES].splitlines(keepends=True)))
-    return found
 
 
 def main() -> None:

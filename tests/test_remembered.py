@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stored_pieces import stored_pieces
 from tiny_models import CHAT_TEMPLATE
 from transformers import LlamaForCausalLM
 from transformers.utils import chat_template_utils
@@ -125,9 +126,9 @@ def test_a_date_in_the_template_lets_a_run_resume_computes_anew_and_is_recorded(
     noted = read_manifest(tmp_path / "run").noted
     assert [entry["rendered"].splitlines()[0] for entry in noted] == ["01 March", "02 March"]
     # On the same day nothing is computed twice, and nothing new is noted.
-    pieces = (tmp_path / "run" / "pieces.jsonl").read_bytes()
+    pieces = stored_pieces(tmp_path / "run")
     evaluated(own, tmp_path / "run", resume=True)
-    assert (tmp_path / "run" / "pieces.jsonl").read_bytes() == pieces
+    assert stored_pieces(tmp_path / "run") == pieces
     assert read_manifest(tmp_path / "run").noted == noted
 
 

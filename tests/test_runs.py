@@ -3,10 +3,13 @@
 import hashlib
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import run_example
@@ -21,6 +24,7 @@ from run_example import (
     whole_run,
     work,
 )
+from stored_pieces import stored_pieces
 
 from steerlens.errors import FileFormatError, SteerlensError
 from steerlens.runs import Run, read_manifest
@@ -107,7 +111,7 @@ def test_a_killed_run_ends_with_the_same_bytes_and_computes_nothing_twice(
     assert list(found[: len(announced)]) == announced and len(found) - len(announced) in (0, 1)
     assert 0 < computed == len(PIECES) - len(found)
     assert final_bytes(folder) == final_bytes(whole)
-    assert (folder / "pieces.jsonl").read_bytes() == (whole / "pieces.jsonl").read_bytes()
+    assert list(stored_pieces(folder).items()) == list(stored_pieces(whole).items())
     assert read_manifest(folder).complete
 
 
@@ -187,33 +191,56 @@ def test_other_settings_are_refused_with_each_difference_named(tmp_path: Path) -
         Run.open(tmp_path, kind="search", settings=many, resume=True)
 
 
+def changed_manifest(folder: Path, **changes: Any) -> None:
+    """Write other fields into the manifest that a run is resumed from."""
+    with closing(sqlite3.connect(folder / "run.sqlite")) as store, store:
+        [(text,)] = store.execute("SELECT record FROM manifest")
+        store.execute(
+            "UPDATE manifest SET record = ?", [json.dumps({**json.loads(text), **changes})]
+        )
+
+
 def test_another_kind_schema_or_minor_version_is_refused_and_other_libraries_are_noted(
     half: Path,
 ) -> None:
-    manifest = half / "manifest.json"
-    record = json.loads(manifest.read_text())
+    record = json.loads((half / "manifest.json").read_text())
 
     with pytest.raises(SteerlensError, match="holds a run of kind 'example', not 'search'"):
         Run.open(half, kind="search", settings=SETTINGS, resume=True)
 
     for change, message in (
         ({"schema": "steerlens-run/99"}, "has the run schema 'steerlens-run/99'"),
-        ({"schema": None}, "is not the manifest of a steerlens run"),
-        ({"settings": None}, "'settings' is missing or of another type"),
         ({"versions": {**record["versions"], "steerlens": "0.0.9"}}, "was made with steerlens 0.0"),
     ):
-        manifest.write_text(json.dumps({**record, **change}))
+        changed_manifest(half, **{**record, **change})
         with pytest.raises(SteerlensError, match=message):
             open_run(half, resume=True)
 
     major, minor, *_ = record["versions"]["steerlens"].split(".")
     older = {**record["versions"], "steerlens": f"{major}.{minor}.99", "torch": "2.6.0"}
-    manifest.write_text(json.dumps({**record, "versions": older}))
+    changed_manifest(half, **{**record, "versions": older})
     open_run(half, resume=True).close()
-    after = json.loads(manifest.read_text())
+    after = json.loads((half / "manifest.json").read_text())
     assert after["versions"] == older
     assert after["resumed"][-1]["versions"] == record["versions"]
     assert after["resumed"][-1]["pieces"] == 6
+
+
+def test_a_folder_of_an_earlier_version_and_a_url_are_refused_with_what_to_do(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "manifest.json").write_text('{"schema": "steerlens-run/1"}')
+    (tmp_path / "pieces.jsonl").touch()
+    for resume in (False, True):
+        with pytest.raises(FileFormatError, match=r"earlier versions .* with another folder"):
+            open_run(tmp_path, resume=resume)
+    with pytest.raises(FileFormatError, match="earlier versions"):
+        read_manifest(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "pieces.jsonl"]
+
+    for url in ("s3://bucket/run", tmp_path.as_uri()):
+        with pytest.raises(SteerlensError, match=r"is a URL; give a folder of this machine"):
+            open_run(url)
 
 
 def test_a_folder_with_other_files_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
@@ -234,11 +261,12 @@ def test_an_empty_folder_and_one_whose_first_process_died_at_once_start_a_run(
     tmp_path: Path,
 ) -> None:
     (tmp_path / ".lock").touch()
+    (tmp_path / "run.sqlite").touch()
     (tmp_path / ".manifest.json.abc_1234.tmp").write_text('{"ki')
 
     with open_run(tmp_path, resume=True) as run:
         assert run.names == () and run.manifest.resumed == ()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "manifest.json", "pieces.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "manifest.json", "run.sqlite"]
 
 
 def test_a_folder_can_be_opened_once_at_a_time_in_a_process_too(half: Path) -> None:
@@ -255,7 +283,7 @@ def test_a_folder_can_be_opened_once_at_a_time_in_a_process_too(half: Path) -> N
 def test_final_files_stay_in_the_folder_and_off_the_runs_own_files(tmp_path: Path) -> None:
     with open_run(tmp_path / "run") as run:
         assert run.write_json("vectors/title.json", {"b": 1, "a": 2}).parent.name == "vectors"
-        for name in ("manifest.json", "./pieces.jsonl", ".lock"):
+        for name in ("manifest.json", "./run.sqlite", ".lock"):
             with pytest.raises(SteerlensError, match="kept by the run itself"):
                 run.write_json(name, {})
         for name in ("../escaped.json", str(tmp_path / "absolute.json"), ""):

@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from stored_pieces import wait_for_pieces
 
 from steerlens.cli.main import main
 
@@ -55,12 +54,7 @@ def killed_after_a_piece(arguments: list[str], out: Path) -> None:
         stderr=subprocess.DEVNULL,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
-    pieces = out / "pieces.jsonl"
-    deadline = time.monotonic() + 240
-    while not (pieces.exists() and b"\n" in pieces.read_bytes()):
-        assert process.poll() is None, "the command ended before it could be killed"
-        assert time.monotonic() < deadline, "no piece was finished in time"
-        time.sleep(0.01)
+    wait_for_pieces(process, out, 1)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
@@ -68,12 +62,10 @@ def killed_after_a_piece(arguments: list[str], out: Path) -> None:
 def test_a_killed_evaluation_resumes_to_the_files_of_an_unbroken_one(
     tiny_folder, prompts, unbroken, tmp_path, capsys
 ):
-    # Given an evaluation killed in the middle, whose last line was torn,
+    # Given an evaluation killed in the middle,
     out = tmp_path / "run"
     killed_after_a_piece(command(tiny_folder, prompts, out), out)
     assert not (out / "summary.json").exists()
-    with (out / "pieces.jsonl").open("ab") as file:
-        file.write(b'{"piece": "torn')
     # when it is started again without saying so, then it is refused and nothing is lost,
     assert main(command(tiny_folder, prompts, out)) == 2
     assert "--resume" in capsys.readouterr().err
@@ -81,26 +73,6 @@ def test_a_killed_evaluation_resumes_to_the_files_of_an_unbroken_one(
     assert main([*command(tiny_folder, prompts, out), "--resume"]) == 0
     for name in ("responses.jsonl", "summary.json", "evaluation.html"):
         assert (out / name).read_bytes() == (unbroken / name).read_bytes()
-
-
-def test_a_folder_that_does_not_name_the_size_of_its_pieces_is_resumed(
-    tiny_folder, prompts, unbroken, tmp_path
-):
-    # Given a run of a version that had one size of pieces only, interrupted before its end,
-    out = tmp_path / "run"
-    shutil.copytree(unbroken, out)
-    manifest = json.loads((out / "manifest.json").read_text())
-    del manifest["settings"]["settings"]["piece_rows"], manifest["computed_by"]
-    (out / "manifest.json").write_text(json.dumps({**manifest, "concluded": None}))
-    pieces = (out / "pieces.jsonl").read_bytes().splitlines(True)
-    (out / "pieces.jsonl").write_bytes(b"".join(pieces[:1]))
-    # when it is resumed with that size, then it goes on to the same files;
-    assert main([*command(tiny_folder, prompts, out), "--resume"]) == 0
-    for name in ("responses.jsonl", "summary.json"):
-        assert (out / name).read_bytes() == (unbroken / name).read_bytes()
-    # with another size it is refused.
-    other = [*command(tiny_folder, prompts, out), "--resume", "--piece-rows", "64"]
-    assert main(other) == 2
 
 
 def test_a_folder_made_with_other_settings_is_refused_with_the_difference(

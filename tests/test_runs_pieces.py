@@ -1,23 +1,20 @@
-"""Claims about the log of finished pieces: what a crash, a bad disk or a full one can cost."""
+"""Claims about the store of finished pieces: what a crash, a bad disk or a full one can cost."""
 
 import errno
-import hashlib
-import json
 import logging
 import os
 import resource
-import tempfile
+import shutil
+import sqlite3
 import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from run_example import NAMES, PIECES, compute, final_bytes, half_run, open_run, whole_run, work
+from stored_pieces import stored_pieces
 
-from steerlens.errors import SteerlensError
+from steerlens.errors import FileFormatError, SteerlensError
 from steerlens.runs import read_manifest
 
 
@@ -33,68 +30,52 @@ def half(tmp_path: Path) -> Path:
     return half_run(tmp_path / "half")
 
 
-@contextmanager
-def changed_log(whole: Path, log: bytes) -> Iterator[Path]:
-    """A copy of the folder with another log, on a disk that need not be waited for."""
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as name:
-        patch.setattr(os, "fsync", lambda _: None)
-        folder = Path(name)
-        (folder / "manifest.json").write_bytes((whole / "manifest.json").read_bytes())
-        (folder / "pieces.jsonl").write_bytes(log)
-        yield folder
+def killed_at(folder: Path, copy: Path) -> Path:
+    """The files of an open run at this moment, as a SIGKILL would leave them."""
+    shutil.copytree(folder, copy)
+    return copy
 
 
-def test_every_line_of_the_log_is_json_that_begins_with_the_hash_of_its_rest(whole: Path) -> None:
-    lines = (whole / "pieces.jsonl").read_bytes().splitlines()
+def test_what_is_finished_survives_a_kill_at_any_moment(tmp_path: Path, whole: Path) -> None:
+    copies = []
+    with open_run(tmp_path / "run") as run:
+        work(run, lambda name: copies.append(killed_at(run.folder, tmp_path / name)))
+    assert len(copies) == len(PIECES)
 
-    assert [json.loads(line)["piece"] for line in lines] == NAMES
-    for line in lines:
-        rest = line[line.index(b'"piece"') :]
-        assert json.loads(line)["sha256"] == hashlib.sha256(rest).hexdigest()
+    for number, copy in enumerate(copies[::3]):
+        with open_run(copy, resume=True) as run:
+            assert run.names == tuple(NAMES[: 3 * number + 1])
+            assert work(run) == len(PIECES) - 3 * number - 1
+        assert final_bytes(copy) == final_bytes(whole)
 
 
-@given(fraction=st.floats(0, 1), junk=st.sampled_from([b"", b"\0" * 40, b'{"sha256": "']))
-@settings(max_examples=40, deadline=None)
-def test_any_beginning_of_the_log_resumes_to_the_same_pieces(
-    whole: Path, fraction: float, junk: bytes
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9, 0.99])
+def test_a_torn_write_ahead_log_costs_only_the_pieces_it_held(
+    tmp_path: Path, whole: Path, fraction: float
 ) -> None:
-    log = (whole / "pieces.jsonl").read_bytes()
-    prefix = log[: round(fraction * len(log))]
-    with changed_log(whole, prefix + junk) as folder:
-        with open_run(folder, resume=True) as run:
-            assert run.names == tuple(NAMES[: prefix.count(b"\n")])
-            assert work(run) == len(PIECES) - prefix.count(b"\n")
+    with open_run(tmp_path / "run") as run:
+        for name, piece in zip(NAMES[:6], PIECES, strict=False):
+            run.finish(name, compute(piece))
+        copy = killed_at(run.folder, tmp_path / "copy")
+    log = copy / "run.sqlite-wal"
+    os.truncate(log, round(fraction * log.stat().st_size))
 
-        assert final_bytes(folder) == final_bytes(whole)
-        assert (folder / "pieces.jsonl").read_bytes() == log
-
-
-@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
-@settings(max_examples=40, deadline=None)
-def test_one_changed_byte_costs_at_most_the_pieces_it_touches(
-    whole: Path, place: float, byte: int
-) -> None:
-    log = bytearray((whole / "pieces.jsonl").read_bytes())
-    log[int(place * len(log))] = byte
-    with changed_log(whole, bytes(log)) as folder:
-        with open_run(folder, resume=True) as run:
-            assert work(run) <= 2  # two, where a line end was lost
-
-        assert final_bytes(folder) == final_bytes(whole)
+    with open_run(copy, resume=True) as run:
+        n_kept = len(run.names)
+        assert run.names == tuple(NAMES[:n_kept])
+        assert work(run) == len(PIECES) - n_kept
+    assert final_bytes(copy) == final_bytes(whole)
 
 
-def test_a_damaged_line_in_the_middle_is_dropped_with_one_warning(
+def test_a_damaged_piece_is_computed_again_with_one_warning(
     half: Path, whole: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = half / "pieces.jsonl"
-    log.write_bytes(log.read_bytes().replace(b"Zeile 0", b"Seile 0", 1))
+    store = half / "run.sqlite"
+    store.write_bytes(store.read_bytes().replace(b"Zeile 0", b"Seile 0", 1))
 
     with caplog.at_level(logging.WARNING), open_run(half, resume=True) as run:
-        assert run.finished(NAMES[1]) is None
-        assert run.names == (NAMES[0], *NAMES[2:6])
         assert work(run) == len(PIECES) - 5
-    assert "1 damaged line was dropped" in caplog.text
-    assert read_manifest(half).resumed[-1]["damaged_lines"] == 1
+    assert caplog.text.count("is damaged and is computed again") == 1
     assert final_bytes(half) == final_bytes(whole)
 
     caplog.clear()
@@ -103,63 +84,59 @@ def test_a_damaged_line_in_the_middle_is_dropped_with_one_warning(
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("damage", [b"no database", b"SQLite format 3\0" + bytes(5000)])
+def test_a_store_that_is_none_is_refused_in_a_sentence(half: Path, damage: bytes) -> None:
+    (half / "run.sqlite").write_bytes(damage)
+    for read in (lambda: open_run(half, resume=True), lambda: read_manifest(half)):
+        with pytest.raises(FileFormatError, match="is damaged or no store of a run"):
+            read()
+
+
 def test_of_a_piece_finished_twice_the_first_records_count(half: Path) -> None:
-    first = half / "pieces.jsonl"
-    lines = first.read_bytes().splitlines(keepends=True)
     with open_run(half, resume=True) as run:
         before = run.finished(NAMES[3])
-        assert run.finish(NAMES[3], [{"late": "worker"}]) == before
-        assert first.read_bytes() == b"".join(lines)
-
-    body = f'"piece": "{NAMES[3]}", "records": []}}'.encode()
-    first.write_bytes(
-        b"".join(lines)
-        + b'{"sha256": "%s", %s\n' % (hashlib.sha256(body).hexdigest().encode(), body)
-    )
+        assert run.finish(NAMES[3], [{"late": "worker"}]) == before != []
     with open_run(half, resume=True) as run:
-        assert run.finished(NAMES[3]) == before != []
+        assert run.finished(NAMES[3]) == before
 
 
-def test_an_interrupt_while_a_line_is_written_leaves_no_half_of_it(
-    half: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_manifest_is_read_while_a_process_is_at_work_and_a_closed_run_is_one_file(
+    half: Path,
 ) -> None:
-    before = (half / "pieces.jsonl").read_bytes()
-
-    def interrupted(_: int) -> None:
-        raise KeyboardInterrupt
-
     with open_run(half, resume=True) as run:
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(os, "fsync", interrupted)
-            run.finish(NAMES[6], compute(PIECES[6]))
-        assert (half / "pieces.jsonl").read_bytes() == before
         run.finish(NAMES[6], compute(PIECES[6]))
-    assert (half / "pieces.jsonl").read_bytes().count(b"\n") == 7
+        assert not read_manifest(half).complete and len(stored_pieces(half)) == 7
+        run.conclude()
+        assert read_manifest(half).complete
+    assert sorted(path.name for path in half.iterdir()) == [".lock", "manifest.json", "run.sqlite"]
+    assert (half / "manifest.json").read_text() == run_manifest_text(half)
 
 
-def test_a_file_that_may_not_grow_is_told_and_keeps_no_torn_line(half: Path, whole: Path) -> None:
-    before = (half / "pieces.jsonl").read_bytes()
+def run_manifest_text(folder: Path) -> str:
+    with closing(sqlite3.connect(folder / "run.sqlite")) as store:
+        return store.execute("SELECT record FROM manifest").fetchone()[0]
+
+
+def test_a_file_that_may_not_grow_is_told_and_loses_no_piece(half: Path, whole: Path) -> None:
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     with open_run(half, resume=True) as run:
-        # The kernel takes the first 20 bytes of the line and refuses the rest.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, unlimited[1]))
+        written = (half / "run.sqlite-wal").stat().st_size
+        # The kernel takes the first 20 bytes of what is written next and refuses the rest.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (written + 20, unlimited[1]))
         try:
-            with pytest.raises(SteerlensError, match=r"no space left.*resume with --resume"):
+            with pytest.raises(SteerlensError, match=r"cannot write .*space left.*--resume"):
                 run.finish(NAMES[6], compute(PIECES[6]))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-        assert (half / "pieces.jsonl").read_bytes() == before
+        assert run.finished(NAMES[6]) is None and len(run.names) == 6
+        run.finish(NAMES[6], compute(PIECES[6]))
 
     with open_run(half, resume=True) as run:
-        assert work(run) == len(PIECES) - 6
+        assert work(run) == len(PIECES) - 7
     assert final_bytes(half) == final_bytes(whole)
 
 
-def test_a_disk_that_is_full_only_when_synchronised_is_told_too(
-    half: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = (half / "pieces.jsonl").read_bytes()
-
+def test_a_full_disk_is_told(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -167,12 +144,13 @@ def test_a_disk_that_is_full_only_when_synchronised_is_told_too(
         run.write_json("summary.json", 1)
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            with pytest.raises(SteerlensError, match=r"no space left for .*pieces.jsonl"):
-                run.finish(NAMES[6], compute(PIECES[6]))
             with pytest.raises(SteerlensError, match=r"no space left for .*summary.json"):
                 run.write_json("summary.json", 2)
-        assert run.finished(NAMES[6]) is None
-    assert (half / "pieces.jsonl").read_bytes() == before
+        [(pages,)] = run._connection.execute("PRAGMA page_count")
+        run._connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(SteerlensError, match=r"no space left for .*sqlite.*with --resume"):
+            run.finish("large", [{"response": "x" * 100_000}])
+        assert run.finished("large") is None
     assert (half / "summary.json").read_text() == "1\n"
 
 

@@ -6,12 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from stored_pieces import wait_for_pieces
 
 import steerlens as sl
 from steerlens.behaviour.answers import Answer, Answerer, Question
@@ -332,11 +332,7 @@ def test_a_search_killed_outright_resumes_to_the_same_plan(model, plan_folder, t
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    pieces, deadline = folder / "pieces.jsonl", time.monotonic() + 240
-    while not (pieces.exists() and pieces.read_bytes().count(b"\n") > 1):
-        assert process.poll() is None, "the search ended before it could be killed"
-        assert time.monotonic() < deadline, "no piece was finished in time"
-        time.sleep(0.01)
+    wait_for_pieces(process, folder, 2)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (folder / "plan.json").exists()
     # when it is resumed, then the plan is that of an unbroken search.

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from stored_pieces import stored_pieces, wait_for_pieces
 from test_search import SMALL, TITLE
 
 from steerlens.activations.shards import shard_residuals
@@ -27,7 +28,6 @@ from steerlens.cli.main import main
 from steerlens.errors import SteerlensError
 from steerlens.models.loading import load_model, model_info
 from steerlens.models.placement import Placement
-from steerlens.runs.remote import fetched
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
 from steerlens.tasks.pairs import ContrastSet
@@ -76,20 +76,6 @@ def evaluation(tiny_folder: Path, data: Path, out: Path) -> list[str]:
     sizes = ["--max-new-tokens", "40", "--batch-size", "8", "--piece-rows", "16"]
     rest = ["--judge", "none", "--out", str(out)]
     return ["evaluate", *model, "--data", str(data / "prompts.jsonl"), *sizes, *rest]
-
-
-def lines(run: Path) -> list[bytes]:
-    """The pieces a run has finished, whole lines only."""
-    log = run / "pieces.jsonl"
-    return [one for one in log.read_bytes().splitlines(True) if one.endswith(b"\n")]
-
-
-def wait_for_pieces(driver: subprocess.Popen, run: Path, n: int) -> None:
-    deadline = time.monotonic() + 900
-    while not ((run / "pieces.jsonl").exists() and len(lines(run)) >= n):
-        assert driver.poll() is None, "the driver ended before it could be killed"
-        assert time.monotonic() < deadline, f"{n} pieces were not finished in time"
-        time.sleep(0.05)
 
 
 def actors_of(driver: subprocess.Popen) -> list[psutil.Process]:
@@ -360,15 +346,15 @@ def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
         wait_for_pieces(driver, out, 1)
         workers = actors_of(driver)
         workers[0].kill()
-        wait_for_pieces(driver, out, len(lines(out)) + 2)
+        wait_for_pieces(driver, out, len(stored_pieces(out)) + 2)
         others = psutil.Process(driver.pid).children(recursive=True)
     finally:
         driver.kill()
         driver.wait()
     # Ray's own processes end with the driver that started them.
     wait_until_ended(others)
-    before = lines(out)
-    assert 3 <= len(before) < len(lines(local)) and not (out / "summary.json").exists()
+    before = stored_pieces(out)
+    assert 3 <= len(before) < len(stored_pieces(local)) and not (out / "summary.json").exists()
     # when it is resumed by workers, then no finished piece is computed again,
     computed = []
     kept = Answerer._keep
@@ -378,8 +364,8 @@ def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
         lambda self, name, records: computed.append(name) or kept(self, name, records),
     )
     assert main([*by_ray, "--resume"]) == 0
-    assert len(computed) == len(lines(local)) - len(before)
-    assert sorted(lines(out)) == sorted(lines(local))
+    assert len(computed) == len(stored_pieces(local)) - len(before)
+    assert stored_pieces(out) == stored_pieces(local)
     # and the files are those of the local engine.
     for name in (*FILES, "evaluation.html"):
         assert (out / name).read_bytes() == (local / name).read_bytes()
@@ -389,16 +375,13 @@ def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
 
 
 @needs_ray
-def test_a_search_by_workers_at_a_url_writes_the_plan_of_a_local_one(model, tmp_path):
+def test_a_search_by_workers_writes_the_plan_of_a_local_one(model, tmp_path):
     names = [TITLE, "punctuation:no_comma"]
     search(model, names, tmp_path / "local", SMALL, progress=False)
-    # In this process's memory, where no worker reaches it: only the driver writes.
-    url = f"memory://{tmp_path.name}/ray"
-    search(model, names, url, SMALL, progress=False, workers=TWO)
+    search(model, names, tmp_path / "ray", SMALL, progress=False, workers=TWO)
     local = [p for p in sorted((tmp_path / "local").rglob("*.*")) if p.is_file()]
-    with fetched(url) as folder:
-        for path in local:
-            if path.name not in ("manifest.json", "pieces.jsonl", ".lock"):
-                name = path.relative_to(tmp_path / "local")
-                assert (folder / name).read_bytes() == path.read_bytes()
-    assert Plan.load(url).data == Plan.load(tmp_path / "local").data
+    for path in local:
+        if path.name not in ("manifest.json", "run.sqlite", ".lock"):
+            there = tmp_path / "ray" / path.relative_to(tmp_path / "local")
+            assert there.read_bytes() == path.read_bytes()
+    assert Plan.load(tmp_path / "ray").data == Plan.load(tmp_path / "local").data

@@ -17,7 +17,6 @@ from steerlens.errors import SteerlensError
 from steerlens.models.identity import model_identity
 from steerlens.runs import Run
 from steerlens.runs.executors import executor
-from steerlens.runs.remote import RemoteFolder
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
 from steerlens.workers import WorkerSettings
@@ -320,9 +319,6 @@ def test_a_new_run_whose_workers_cannot_be_had_is_withdrawn(tiny_model, tmp_path
     (tmp_path / "empty").mkdir()
     asked_for_workers(tiny_model, opened(tmp_path / "empty"))
     assert os.listdir(tmp_path / "empty") == []
-    url = f"memory://{tmp_path.name}/run"
-    asked_for_workers(tiny_model, opened(url))
-    assert RemoteFolder(url).names() == []
 
 
 def test_a_run_with_finished_pieces_is_never_withdrawn(tiny_model, tmp_path, no_workers):

@@ -16,7 +16,7 @@ from steerlens.activations.positions import Position, rows_and_spans
 from steerlens.engine.remembered import naming_key
 from steerlens.errors import ActivationError
 from steerlens.models.identity import digest_of_rows
-from steerlens.runs.plain import piece_name
+from steerlens.runs.json_text import piece_name
 from steerlens.tasks.pairs import ContrastSet
 
 __all__ = ["ResidualPiece"]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerlens.errors import SteerlensError, unknown_name
-from steerlens.files.locations import place
 
 if TYPE_CHECKING:
     from steerlens.activations.cache import ResidualCache
@@ -33,7 +32,6 @@ __all__ = [
     "print_json",
     "refuse",
     "remark",
-    "run_place",
     "seed_of",
 ]
 
@@ -62,10 +60,11 @@ def add_placement(parser: argparse.ArgumentParser) -> None:
 
 
 def local_path(said: str) -> Path:
-    """A path of this machine, for commands whose files go nowhere else."""
+    """A path of this machine."""
     if "://" in said:
         raise argparse.ArgumentTypeError(
-            f"{said} is a URL; only search and evaluate write to one, give a path of this machine"
+            f"{said} is a URL; give a path of this machine, and copy what is written there "
+            "afterwards (for example with 'aws s3 sync')"
         )
     return Path(said)
 
@@ -109,14 +108,6 @@ def seed_of(arguments: argparse.Namespace, unused: str | None = None) -> int:
     if arguments.seed is not None and unused is not None:
         remark(f"--seed has no effect {unused}")
     return 0 if arguments.seed is None else int(arguments.seed)
-
-
-def run_place(said: str) -> Path | str:
-    """The folder of a run on this machine, or its URL."""
-    try:
-        return place(said)
-    except SteerlensError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def load(arguments: argparse.Namespace) -> Any:

@@ -8,10 +8,10 @@ from steerlens.cli.engine import add_engine, workers_of
 from steerlens.cli.options import (
     instruction_ids,
     load,
+    local_path,
     positive,
     print_json,
     refuse,
-    run_place,
 )
 from steerlens.errors import SteerlensError
 
@@ -35,9 +35,9 @@ _NO_JUDGE = "none"
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
-        type=run_place,
+        type=local_path,
         required=True,
-        help="run folder: new, empty, or resumed; or its URL (s3://…, by fsspec)",
+        help="run folder: new, empty, or resumed",
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
     parser.add_argument(
@@ -69,9 +69,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n", type=int, help="report prompts of each --instruction (default: 16); not with --data"
     )
-    parser.add_argument(
-        "--plan", type=run_place, help="folder, or URL, that `steerlens search` wrote"
-    )
+    parser.add_argument("--plan", type=local_path, help="folder that `steerlens search` wrote")
     parser.add_argument("--max-new-tokens", type=positive, default=256)
     parser.add_argument(
         "--skip-unknown", action="store_true", help="leave out rows that cannot be handled"
@@ -130,8 +128,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from steerlens.behaviour.evaluation.run import EvaluationSettings
     from steerlens.behaviour.evaluation.run import evaluate as run_evaluation
     from steerlens.behaviour.plans.plan import Plan
+    from steerlens.files import write_text
     from steerlens.reports.evaluation import render_evaluation
-    from steerlens.runs.remote import keep_text
 
     prompts: Any = (
         read_prompts(arguments.data, skip_unknown=arguments.skip_unknown)
@@ -161,8 +159,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         workers=workers,
     )
-    page = keep_text(
-        arguments.out, "evaluation.html", render_evaluation(result.summary, result.responses)
+    page = write_text(
+        arguments.out / "evaluation.html", render_evaluation(result.summary, result.responses)
     )
     if arguments.json:
         print_json(result.summary)

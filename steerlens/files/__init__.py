@@ -9,10 +9,11 @@ the old file or the new one. `read_tensors` turns every way such a file can be b
 sentence (`steerlens.errors.FileFormatError`).
 """
 
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,18 @@ from steerlens.errors import FileFormatError, SteerlensError
 __all__ = [
     "check_writable",
     "library_versions",
+    "local_path",
     "read_tensors",
     "write_atomically",
+    "write_lines",
     "write_tensors",
     "write_text",
 ]
 
 HEADER_KEY = "steerlens"
 REPORT_SCHEMA = "steerlens-report/1"
+# A quota or a limit on the size of files ends a run as a full disk does.
+FULL_DISK = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def library_versions() -> dict[str, str]:
@@ -46,6 +51,20 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a source tree that was never installed
             found[name] = "not installed"
     return found
+
+
+def local_path(path: str | Path) -> Path:
+    """The path of a file or folder of this machine.
+
+    Raises:
+        SteerlensError: "s3://… is a URL …".
+    """
+    if "://" in str(path):
+        raise SteerlensError(
+            f"{path} is a URL; give a folder of this machine, and copy it there afterwards "
+            "(for example with 'aws s3 sync' or 'gcloud storage rsync')"
+        )
+    return Path(path)
 
 
 def check_writable(path: str | Path) -> None:
@@ -91,6 +110,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
     except (OSError, SafetensorError) as error:
         # safetensors reports a full disk as an error of its own.
         reason = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "errno", None) in FULL_DISK:
+            raise SteerlensError(
+                f"no space left for {path} ({reason}); free some, or choose another place"
+            ) from error
         raise SteerlensError(f"cannot write {path}: {reason}; choose another place") from error
     finally:
         if temporary is not None:
@@ -100,9 +123,17 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write UTF-8 text atomically; see `write_atomically`."""
+    return write_lines(path, [text])
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> Path:
+    """Write pieces of UTF-8 text atomically, one at a time, and bring them to the disk."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(lines)
+            file.flush()
+            os.fsync(file.fileno())
 
     return write_atomically(path, write)
 

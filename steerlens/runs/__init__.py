@@ -1,7 +1,7 @@
 """Long work in a folder: stopped anywhere, resumed, and the same files at the end.
 
-A search or an evaluation is a list of independent pieces, each named by what it is
-(`piece_name`: model, rows, intervention, seed). A `Run` keeps what is finished::
+A search or an evaluation is a list of independent pieces. Each is named by what it is
+(`piece_name`: model, rows, intervention, seed), and a `Run` keeps what is finished::
 
     with Run.open("out", kind="search", settings=settings, resume=False) as run:
         for piece in pieces:
@@ -14,40 +14,31 @@ A search or an evaluation is a list of independent pieces, each named by what it
 
 The folder holds
 
-- ``manifest.json``: the run's kind, settings, library versions and state; times stand only here;
-- ``pieces.jsonl``: one line a finished piece, with a checksum, on the disk before `Run.finish`
-  returns;
-- ``.lock``: locked by the process at work; the operating system frees it when that process ends,
-  however it ends;
-- the final files, written whole or not at all.
+- ``run.sqlite``: the manifest and the records of finished pieces;
+- ``manifest.json``: the manifest (kind, settings, library versions, state), for people;
+- ``.lock``: locked by the process at work, freed by the operating system however that process ends;
+- the final files, each written whole or not at all.
 
-**Why the final files do not depend on interruptions.** They are functions of the pieces' records,
-taken in the order of the plan and not in the order of finishing. `Run.finish` gives back what a
-later process would read (tuples are lists, NaN is None), so a record is the same whether it was
-just computed or found; and `plain` has one spelling for each value.
+**The final files do not depend on interruptions.** They are made from the pieces' records in the
+order of the plan. `Run.finish` returns what a later process would read (tuples are lists, NaN is
+None), so a record is the same whether it was just computed or read.
 
-**What is lost when.** A killed process loses the piece it was at. A last line that was not written
-whole is cut off; a line that no longer fits its checksum is dropped with a warning, and its piece
-is computed again. A piece that is finished twice (a retry, a late worker) keeps its first records.
-
-**Caveat.** Pieces must be computed the same way each time: what draws random numbers takes its seed
-from its piece. Batches whose make-up depends on what is left to do change results in the last
-floating-point digits, so a piece is a whole batch. The lock holds between processes that see the
-same file system with working `flock`; one process writes, also when others compute.
+**Caveat.** Pieces must be computed the same way each time: whatever draws random numbers takes its
+seed from its piece. A batch whose rows depend on what is left to do changes results in the last
+digits, so a piece is a whole batch. Only one process writes, also when others compute; the folder
+must be on a file system with working locks.
 """
 
-from steerlens.runs.folder import Run
-from steerlens.runs.manifest import Manifest, read_manifest
-from steerlens.runs.pieces import PieceLog
-from steerlens.runs.plain import json_document, json_line, piece_name, plain
+from steerlens.runs.json_text import json_document, json_line, json_value, piece_name
+from steerlens.runs.manifest import Manifest
+from steerlens.runs.store import Run, read_manifest
 
 __all__ = [
     "Manifest",
-    "PieceLog",
     "Run",
     "json_document",
     "json_line",
+    "json_value",
     "piece_name",
-    "plain",
     "read_manifest",
 ]

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.runs.folder import Run
+from steerlens.runs.store import Run
 
 __all__ = ["Workers", "check_workers", "executor"]
 
@@ -74,5 +74,5 @@ def executor(
                 run.withdraw()
             raise
         if run is not None:
-            run.note_engine(pool.described)
+            run.note_workers(pool.described)
         yield pool

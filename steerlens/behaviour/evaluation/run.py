@@ -38,8 +38,6 @@ __all__ = ["EVALUATION_SCHEMA", "Evaluation", "EvaluationSettings", "evaluate"]
 EVALUATION_SCHEMA = "steerlens-evaluation/1"
 RESPONSES = "responses.jsonl"
 SUMMARY = "summary.json"
-# Runs of versions before this setting had these pieces.
-_ADDED = {"settings": {"piece_rows": 192}}
 
 
 @dataclass(frozen=True)
@@ -160,17 +158,14 @@ def evaluate(
     check_workers(workers)
     rows, missing = _checked(model, prompts, plan, settings)
     judge = load_judge(settings.judge) if settings.judge else None
-    identity = model_identity(model)
     described = {
-        "model": identity.settings,
+        "model": model_identity(model).settings,
         "data": _described_data(prompts, rows, missing),
         "plan": None if plan is None else piece_name(dict(plan.data)),
         "settings": asdict(settings),
     }
-    # What earlier versions did not name is taken as it is now; pieces are named by it all the same.
-    added = {**_ADDED, "model": identity.added_settings}
     with (
-        Run.open(folder, kind="evaluate", settings=described, resume=resume, added=added) as run,
+        Run.open(folder, kind="evaluate", settings=described, resume=resume) as run,
         executor(model, workers, run, judge) as pool,
     ):
         answerer = Answerer(

@@ -21,8 +21,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.behaviour.plans.fitting import FitRecipe, VectorBook
 from steerlens.behaviour.plans.settings import Candidate, candidate_from_json, describe
 from steerlens.errors import FileFormatError, SteerlensError, unknown_name
+from steerlens.files import local_path
 from steerlens.models.loading import model_info
-from steerlens.runs.remote import fetched
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task, catalogue
 from steerlens.vectors import SteeringVector
@@ -51,18 +51,14 @@ class Plan:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Plan":
-        """Read a plan from its folder, or from a folder's URL.
+        """Read a plan from its folder.
 
         Raises:
             FileFormatError: No plan in the folder, a file of another kind, or a vector it names is
                 missing.
         """
-        with fetched(folder) as here:
-            return cls._read(here, folder)
-
-    @classmethod
-    def _read(cls, here: Path, folder: str | Path) -> "Plan":
-        path = here / PLAN_FILE
+        folder = local_path(folder)
+        path = folder / PLAN_FILE
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
@@ -74,7 +70,7 @@ class Plan:
         if not isinstance(data, dict) or data.get("schema") != PLAN_SCHEMA:
             raise FileFormatError(f"{path} is no plan of the kind {PLAN_SCHEMA}")
         try:
-            plan = cls(data, _load_vectors(here, data))
+            plan = cls(data, _load_vectors(folder, data))
             for name in plan.instructions:
                 for context in CONTEXTS:
                     plan.candidate(name, context)

@@ -24,9 +24,6 @@ from steerlens.tasks import Task, catalogue
 
 __all__ = ["search"]
 
-# Runs of versions before this setting had these pieces.
-_ADDED = {"search": {"piece_rows": 192}}
-
 
 def search(
     model: TransformerBridge,
@@ -62,17 +59,14 @@ def search(
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
     tasks = [catalogue[name] for name in dict.fromkeys(instructions)]
     judge: Judge | None = load_judge(settings.judge) if settings.judge else None
-    identity = model_identity(model)
-    record = identity.settings
+    record = model_identity(model).settings
     described = {
         "model": record,
         "instructions": [task.id for task in tasks],
         "search": settings.to_json(),
     }
-    # What earlier versions did not name is taken as it is now; pieces are named by it all the same.
-    added = {**_ADDED, "model": identity.added_settings}
     with (
-        Run.open(folder, kind="search", settings=described, resume=resume, added=added) as run,
+        Run.open(folder, kind="search", settings=described, resume=resume) as run,
         executor(model, workers, run, judge) as pool,
     ):
         answerer = Answerer(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from run_example import open_run
 
 from steerlens.errors import SteerlensError
-from steerlens.runs import json_document, json_line, piece_name, plain
+from steerlens.runs import json_document, json_line, json_value, piece_name
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats() | st.text(),
@@ -24,8 +24,8 @@ values = st.recursive(
 
 @given(record=st.dictionaries(st.text(), values, max_size=4))
 @settings(max_examples=100, deadline=None)
-def test_writing_and_reading_gives_what_plain_gives(record: dict[str, Any]) -> None:
-    expected = plain(record)
+def test_writing_and_reading_gives_what_json_value_gives(record: dict[str, Any]) -> None:
+    expected = json_value(record)
     assert json.loads(json_line(record)) == expected
     assert json.loads(json_document(record)) == expected
     assert json_line(expected) == json_line(record) and len(json_line(record).splitlines()) == 1
