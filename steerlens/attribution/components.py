@@ -45,6 +45,7 @@ from steerlens.engine.components import Parts, check_components, last_parts
 from steerlens.engine.linear_norms import head_shares, tolerance
 from steerlens.errors import ModelError, SteeringError
 from steerlens.errors.arguments import arguments
+from steerlens.models.adapter.bridge import own_module
 from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.stats.means import mean_interval
 from steerlens.stats.resampling import INTERVAL, numbered_queries
@@ -218,7 +219,7 @@ def component_rows(model: TransformerBridge, layers: Sequence[int], first: str) 
         attn = model.blocks[layer].attn
         for head in range(attn.W_O.shape[0]):
             rows.append((f"L{layer}H{head}", "head", layer, head))
-        if getattr(attn.o.original_component, "bias", None) is not None:
+        if getattr(own_module(attn.o), "bias", None) is not None:
             rows.append((f"L{layer} bias", "bias", layer, None))
         rows.append((f"L{layer} MLP", "mlp", layer, None))
     table = pd.DataFrame(rows, columns=["component", "kind", "layer", "head"])

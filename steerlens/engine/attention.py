@@ -19,11 +19,12 @@ but the two are apart from each other. So while a generation reads prompts in bf
 are no part of the fused kernel; both functions here have them, and serve such models throughout.
 
 Both functions, and the masks that go with them, are registered with Hugging Face's attention
-interface, under `DECODE` and `READ`, and chosen for a time only.
+interface, under `DECODE` and `READ`, on first use, and chosen for a time only.
 """
 
+import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
+
+from steerlens.models.adapter import hugging_face
 
 __all__ = [
     "DECODE",
@@ -136,11 +139,13 @@ def _softmax(
     return torch.cat([scores, beside.to(scores.dtype)], dim=-1).softmax(-1)[..., :-1]
 
 
-AttentionInterface.register(DECODE, decode_attention)
-AttentionInterface.register(READ, read_attention)
-# Where a pass is given no mask, Hugging Face makes the one that goes with the attention's name.
-AttentionMaskInterface.register(DECODE, eager_mask)
-AttentionMaskInterface.register(READ, eager_mask)
+@functools.cache
+def _register() -> None:
+    AttentionInterface.register(DECODE, decode_attention)
+    AttentionInterface.register(READ, read_attention)
+    # Where a pass is given no mask, Hugging Face makes the one that goes with the attention's name.
+    AttentionMaskInterface.register(DECODE, eager_mask)
+    AttentionMaskInterface.register(READ, eager_mask)
 
 
 @contextmanager
@@ -160,27 +165,15 @@ def reading_attention(model: TransformerBridge) -> Iterator[bool]:
         yield wanted
 
 
-@contextmanager
-def attention_chosen(root: nn.Module, name: str | None) -> Iterator[None]:
-    """A model's modules attend in this way for a while; ``None`` leaves it as it is.
+def attention_chosen(root: nn.Module, name: str | None) -> AbstractContextManager[None]:
+    """Within the block, a Hugging Face model's modules attend in this way.
 
     Args:
-        root: A Hugging Face model. The name is set in the configurations its modules read, because
-            `set_attn_implementation` refuses some that look at it.
-        name: As in Hugging Face's attention interface.
+        root: A Hugging Face model.
+        name: As in Hugging Face's attention interface; ``None`` leaves it as it is.
     """
-    found = (module.__dict__.get("config") for module in root.modules()) if name else ()
-    configs: dict[int, Any] = {
-        id(config): config for config in found if hasattr(config, "_attn_implementation_internal")
-    }
-    before = {key: config._attn_implementation_internal for key, config in configs.items()}
-    try:
-        for config in configs.values():
-            config._attn_implementation_internal = name
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
+    _register()
+    return hugging_face.attention_chosen(root, name)
 
 
 def _parameter(model: TransformerBridge) -> nn.Parameter:

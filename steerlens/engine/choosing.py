@@ -36,6 +36,8 @@ from steerlens.engine.outside import outside_change
 from steerlens.engine.paths import FastPath, alone_with, length_switch, mixes_dtypes
 from steerlens.engine.verification import UnverifiedError, Verdict, verdict
 from steerlens.errors import ModelError, first_line
+from steerlens.models.adapter.hugging_face import is_stateful
+from steerlens.models.adapter.pytorch import n_writes
 from steerlens.models.fingerprint import switches, tensors_beside
 
 __all__ = ["choose_path", "running"]
@@ -76,7 +78,7 @@ def choose_path(model: TransformerBridge, longest: int = 0) -> FastPath:
     """
     root = model.original_model
     change = outside_change(model)
-    if getattr(root, "_is_stateful", False) or not _takes_cache(root):
+    if is_stateful(root) or not _takes_cache(root):
         reason = "the model carries a state of its own from token to token, so rows are read whole"
         return FastPath("eager", reason, pads=False, caches=False)
     if change is not None:
@@ -120,7 +122,7 @@ def _what_is_compared(model: TransformerBridge) -> str:
         str(device_of(model)),
         switches(model),
         # Weights that only the bridge has (parts of a joint matrix) may have been given others.
-        [(name, one.data_ptr(), one._version) for name, one in tensors_beside(model)],
+        [(name, one.data_ptr(), n_writes(one)) for name, one in tensors_beside(model)],
         [f"{type(module).__module__}.{type(module).__qualname__}" for module in root.modules()],
         root.config.to_dict(),
     ]

@@ -31,12 +31,12 @@ from steerlens.engine.modules import fast_modules, on_blocks
 from steerlens.engine.paths import FastPath
 from steerlens.engine.reading import read
 from steerlens.errors import ModelError
+from steerlens.models.adapter.bridge import norm_after, own_module
 
 __all__ = [
     "Parts",
     "check_components",
     "last_parts",
-    "norm_after",
     "varied_parts",
 ]
 
@@ -214,14 +214,14 @@ def _sites(model: TransformerBridge, layers: Sequence[int]) -> list[_Site]:
     sites = []
     for layer in layers:
         block = model.blocks[layer]
-        project = block.attn.o.original_component
+        project = own_module(block.attn.o)
         sites.append(
             _Site(
                 layer=layer,
-                block=block.original_component,
+                block=own_module(block),
                 project=project,
                 attn=norm_after(block, "hook_attn_out") or project,
-                mlp=norm_after(block, "hook_mlp_out") or block.mlp.original_component,
+                mlp=norm_after(block, "hook_mlp_out") or own_module(block.mlp),
                 scale=float(getattr(block, "residual_contribution_scale", 1.0)),
             )
         )
@@ -284,23 +284,6 @@ def _recording(
         layers = [site.layer for site in sites] + ([] if before is None else [before])
         stack.enter_context(on_blocks(model, layers, keep_stream))
         yield parts
-
-
-def norm_after(block: Any, alias: str) -> nn.Module | None:
-    """The norm between attention or MLP and the stream; ``None`` where there is none.
-
-    Args:
-        block: A block of the bridge, outside `fast_modules`.
-        alias: ``"hook_attn_out"`` or ``"hook_mlp_out"``: TransformerLens points it at the module
-            whose output enters the stream.
-    """
-    target = block.hook_aliases.get(alias, ())
-    for candidate in [target] if isinstance(target, str) else target:
-        owner = candidate.split(".", 1)[0]
-        if owner in block.submodules:
-            found: nn.Module = block.submodules[owner].original_component
-            return None if owner in ("attn", "mlp") else found
-    return None
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine.components import norm_after
 from steerlens.engine.modules import dtype_of
 from steerlens.errors import ModelError
+from steerlens.models.adapter.bridge import norm_after, own_module
 
 __all__ = ["HeadShares", "head_shares", "through_final_norm", "tolerance"]
 
@@ -79,7 +79,7 @@ def head_shares(
     """
     block = model.blocks[layer]
     weight = block.attn.W_O.cpu().double()  # [head d_head d_model]
-    bias = getattr(block.attn.o.original_component, "bias", None)
+    bias = getattr(own_module(block.attn.o), "bias", None)
     n_heads, d_head, _ = weight.shape
     per_head = z.cpu().double().reshape(-1, n_heads, d_head)
     entered = einsum(per_head, weight, "row head d, head d d_model -> row d_model")
@@ -130,7 +130,7 @@ def through_final_norm(
     final = getattr(model, "ln_final", None)
     if final is None:
         return direction.cpu().double(), torch.ones(len(resid), dtype=torch.float64)
-    norm = final.original_component
+    norm = own_module(final)
     entered, left = resid.cpu().double(), norm(resid[None])[0].cpu().double()
     if isinstance(norm, nn.LayerNorm):
         gain = norm.weight.cpu().double()

@@ -23,10 +23,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
 from steerlens.engine.attention import READ, attention_chosen
+from steerlens.models.adapter.bridge import block_list, component_places, own_module
+from steerlens.models.adapter.hugging_face import (
+    supports_custom_attention,
+    supports_fused_attention,
+)
+from steerlens.models.adapter.pytorch import children_of
 from steerlens.models.exclusion import bystanders_wait, exclusively, to_its_end
 
 __all__ = [
@@ -59,29 +63,19 @@ def dtype_of(model: TransformerBridge) -> torch.dtype:
 def has_plain_stack(model: TransformerBridge) -> bool:
     """Whether the model is a plain stack of decoder blocks."""
     is_encoder_decoder = getattr(model.original_model.config, "is_encoder_decoder", False)
-    return _layer_list(model) is not None and not is_encoder_decoder
+    return block_list(model) is not None and not is_encoder_decoder
 
 
 def fused_attention(model: TransformerBridge) -> str | None:
     """The attention a model runs with on the fast path; ``None`` when it has none for it."""
     root = model.original_model
-    if getattr(root, "_supports_sdpa", False):
+    if supports_fused_attention(root):
         return FUSED
-    return READ if getattr(root, "_supports_attention_backend", False) else None
-
-
-def _layer_list(model: TransformerBridge) -> nn.ModuleList | None:
-    """The Hugging Face model's own list of blocks, when the bridge wraps an ordinary one."""
-    blocks = (model.adapter.component_mapping or {}).get("blocks")
-    if not isinstance(blocks, BlockBridge):
-        return None
-    found: Any = model.original_model.get_submodule(str(blocks.name))
-    is_stack = isinstance(found, nn.ModuleList) and len(found) == model.cfg.n_layers
-    return found if is_stack else None
+    return READ if supports_custom_attention(root) else None
 
 
 def _layers(model: TransformerBridge) -> nn.ModuleList:
-    layers = _layer_list(model)
+    layers = block_list(model)
     if layers is None:
         raise AssertionError("only called on the fast path, which has a list of blocks")
     return layers
@@ -99,16 +93,10 @@ def fast_modules(model: TransformerBridge) -> Iterator[None]:
     """
     root: Any = model.original_model
     with exclusively(model), bystanders_wait(root):
-        swaps = [
-            (parent, name, child)
-            for parent in root.modules()
-            if not isinstance(parent, GeneralizedComponent)
-            for name, child in parent._modules.items()
-            if isinstance(child, GeneralizedComponent)
-        ]
+        swaps = component_places(root)
         try:
             for parent, name, child in swaps:
-                parent._modules[name] = child.original_component
+                children_of(parent)[name] = own_module(child)
             with attention_chosen(root, fused_attention(model) or FUSED):
                 _look_at_blocks(model)
                 yield
@@ -118,7 +106,7 @@ def fast_modules(model: TransformerBridge) -> Iterator[None]:
 
 def _put_back(swaps: Sequence[tuple[nn.Module, str, nn.Module]]) -> None:
     for parent, name, child in swaps:
-        parent._modules[name] = child
+        children_of(parent)[name] = child
 
 
 class _Pass(nn.Module):
@@ -152,7 +140,7 @@ def only_blocks(
         stop: Where to stop.
         resid: What enters block `first` (which is not 0), whatever the embeddings put out.
     """
-    modules = _layers(model)._modules
+    modules = children_of(_layers(model))
     kept = dict(modules)
     in_tuple = any(model.original_model.__dict__[_RETURNS_TUPLE].values())
     skipped, start = _Pass(None, in_tuple), _Pass(resid, in_tuple)

@@ -15,40 +15,32 @@ finds the input of a norm and `accelerate` spreads layers over devices, and the 
 quantised weights.
 """
 
-import functools
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.modules import device_of
 from steerlens.errors import ModelError
+from steerlens.models.adapter.bridge import is_set_at_boot, without_wrapping
+from steerlens.models.adapter.hugging_face import belongs_to_a_library, is_librarys_forward
+from steerlens.models.adapter.pytorch import (
+    children_of,
+    has_global_hooks,
+    hooks_of,
+    hooks_silenced,
+    parameters_of,
+)
 from steerlens.models.exclusion import exclusively
 from steerlens.models.fingerprint import switches
 
 __all__ = ["outside_change"]
 
-_HOOKS = (
-    ("_forward_pre_hooks", "hook"),
-    ("_forward_hooks", "hook"),
-    ("_backward_pre_hooks", "backward hook"),
-    ("_backward_hooks", "backward hook"),
-)
-_LIBRARIES = ("transformer_lens.", "transformers.", "accelerate.")
-# torch's hooks on every module of the process.
-_GLOBAL_HOOKS = (
-    "_global_forward_pre_hooks",
-    "_global_forward_hooks",
-    "_global_backward_pre_hooks",
-    "_global_backward_hooks",
-)
 _CALLED = "steerlens_modules_called"
 _ALWAYS_CALLED = (HookPoint, TransformerBridge)
 
@@ -82,7 +74,7 @@ def _outside_change(model: TransformerBridge) -> str | None:
                     "module; put it on the bridge's own component (such as "
                     "model.blocks[0].attn) or on a module around it"
                 )
-    if any(getattr(torch_module, name) for name in _GLOBAL_HOOKS):
+    if has_global_hooks():
         return "a hook on all modules of the process"
     return changes[0][0] if changes else None
 
@@ -91,7 +83,7 @@ def _changes(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
     """Each change in a phrase, with its module."""
     for name, point in model.hook_dict.items():
         handles = [*point.fwd_hooks, *point.bwd_hooks]
-        if not all(_is_set_at_boot(handle) for handle in handles):
+        if not all(is_set_at_boot(handle) for handle in handles):
             yield f"the hook on {point.name or name}", point
     root = model.original_model
     is_quantised = getattr(root.config, "quantization_config", None) is not None
@@ -104,58 +96,22 @@ def _changes(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
             seen.add(id(module))
             kind = _change_of(module, is_quantised)
             if kind is not None:
-                yield f"the {kind} on {_plain_name(name)}", module
+                yield f"the {kind} on {without_wrapping(name) or 'the whole model'}", module
 
 
 def _change_of(module: nn.Module, is_quantised: bool) -> str | None:
-    own = module.__dict__
-    for attribute, kind in _HOOKS:
-        hooks = own.get(attribute)
-        if hooks and not all(map(_belongs_to_a_library, hooks.values())):
+    for kind, hooks in hooks_of(module):
+        if not all(map(belongs_to_a_library, hooks)):
             return kind
-    if "forward" in own and not _is_a_librarys_forward(module):
+    if "forward" in module.__dict__ and not is_librarys_forward(module):
         return "replaced forward"
-    if "parametrizations" in own["_modules"]:
+    if "parametrizations" in children_of(module):
         return "parametrisation"
     if not is_quantised:
-        for tensor in own["_parameters"].values():
+        for tensor in parameters_of(module).values():
             if tensor is not None and type(tensor) not in (nn.Parameter, Tensor):
                 return f"{type(tensor).__name__} weight"
     return None
-
-
-def _belongs_to_a_library(hook: Callable[..., Any] | None) -> bool:
-    """By where the code is written: `functools.wraps` makes a function claim another module."""
-    return _written_in(hook).startswith(_LIBRARIES)
-
-
-def _written_in(hook: Callable[..., Any] | None) -> str:
-    while isinstance(hook, functools.partial):
-        hook = hook.func
-    code = getattr(hook, "__func__", hook)
-    return str(getattr(code, "__globals__", {}).get("__name__", ""))
-
-
-def _is_set_at_boot(handle: Any) -> bool:
-    """Whether a hook on a hook point is one by which TransformerLens itself is wired (OPT)."""
-    name = str(getattr(handle.user_hook, "__qualname__", ""))
-    return (
-        handle.is_permanent
-        and name.startswith("_wire_symbolic_hooks")
-        and _belongs_to_a_library(handle.user_hook)
-    )
-
-
-def _is_a_librarys_forward(module: nn.Module) -> bool:
-    """TransformerLens's patches, and accelerate's own hooks around a forward nobody replaced."""
-    if not _belongs_to_a_library(module.__dict__["forward"]):
-        return False
-    around = module.__dict__.get("_hf_hook")
-    if around is None:
-        return True
-    inside = module.__dict__.get("_old_forward")
-    is_own = type(around).__module__.startswith(_LIBRARIES)
-    return is_own and _written_in(inside).startswith((*_LIBRARIES, "torch.nn."))
 
 
 def _modules_called(model: TransformerBridge, modules: Sequence[nn.Module]) -> dict[int, bool]:
@@ -174,7 +130,7 @@ def _modules_called(model: TransformerBridge, modules: Sequence[nn.Module]) -> d
         def note(module: nn.Module, _args: Any) -> None:
             called.add(id(module))
 
-        with _without_hooks([module for _, module in _changes(model)]), ExitStack() as stack:
+        with hooks_silenced([module for _, module in _changes(model)]), ExitStack() as stack:
             for module in new:
                 stack.callback(module.register_forward_pre_hook(note).remove)
             with torch.inference_mode():
@@ -182,26 +138,3 @@ def _modules_called(model: TransformerBridge, modules: Sequence[nn.Module]) -> d
         experts = {id(module) for name, module in root.named_modules() if "expert" in name}
         known.update({module: id(module) in called | experts for module in new})
     return {id(module): known[module] for module in modules}
-
-
-@contextmanager
-def _without_hooks(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Modules whose hooks do not notice what passes meanwhile."""
-    kept = [(module, name, module.__dict__[name]) for module in modules for name, _ in _HOOKS]
-    try:
-        for module, name, _ in kept:
-            module.__dict__[name] = OrderedDict()
-        yield
-    finally:
-        for module, name, hooks in kept:
-            module.__dict__[name] = hooks
-
-
-def _plain_name(name: str) -> str:
-    """The name without the bridge's wrapping: what a reader would look for.
-
-    >>> _plain_name("model.layers.1._original_component.mlp")
-    'model.layers.1.mlp'
-    """
-    kept = [part for part in name.split(".") if part != "_original_component"]
-    return ".".join(kept) or "the whole model"

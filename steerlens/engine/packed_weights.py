@@ -18,11 +18,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from steerlens.errors import SteerlensError
+from steerlens.models.adapter.pytorch import parameters_of, reordered_product, reordered_weight
 from steerlens.models.exclusion import to_its_end
 
 __all__ = ["packed_linears"]
@@ -45,7 +46,7 @@ def packed_linears(root: nn.Module) -> Iterator[int]:
     try:
         with torch.inference_mode(False), torch.no_grad():
             for module, shared in _packable(root):
-                packed = _ops()._reorder_linear_weight(module.weight, _ROWS)
+                packed = reordered_weight(module.weight, _ROWS)
                 done.append((module, packed))
                 vars(module)["forward"] = _product(packed, module.bias)
                 if not shared:
@@ -60,7 +61,7 @@ def packed_linears(root: nn.Module) -> Iterator[int]:
 
 def _packable(root: nn.Module) -> list[tuple[nn.Linear, bool]]:
     """Linear layers that can be packed, and whether something else holds the weight too."""
-    parameters = [own for module in root.modules() for own in module._parameters.values()]
+    parameters = [own for module in root.modules() for own in parameters_of(module).values()]
     uses = Counter(own.data_ptr() for own in parameters if own is not None)
     found = []
     for module in root.modules():
@@ -74,8 +75,7 @@ def _packable(root: nn.Module) -> list[tuple[nn.Linear, bool]]:
 
 def _product(packed: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     def forward(inputs: Tensor) -> Tensor:
-        product: Tensor = _ops()._linear_pointwise(inputs, packed, bias, "none", [], "")
-        return product
+        return reordered_product(inputs, packed, bias)
 
     return forward
 
@@ -112,12 +112,8 @@ def _works(dtype: torch.dtype) -> bool:
     inputs = torch.arange(3 * 32, dtype=torch.float32).cos().view(3, 1, 32).to(dtype)
     try:
         with torch.inference_mode(False), torch.no_grad():
-            packed = _ops()._reorder_linear_weight(weight, _ROWS)
+            packed = reordered_weight(weight, _ROWS)
             same = torch.equal(_product(packed, None)(inputs), nn.functional.linear(inputs, weight))
             return same and torch.equal(packed.to_dense(), weight)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+    except (SteerlensError, NotImplementedError, RuntimeError, TypeError):
         return False
-
-
-def _ops() -> Any:
-    return torch.ops.mkldnn

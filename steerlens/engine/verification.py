@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from steerlens.engine.decoding import decode_rows
 from steerlens.engine.modules import device_of, dtype_of, fast_modules
@@ -42,6 +42,9 @@ from steerlens.engine.paths import free_memory, length_switch, mixes_dtypes
 from steerlens.engine.plain import decode_rows_plainly
 from steerlens.engine.residuals import residuals_shared, residuals_unshared
 from steerlens.engine.rows import Row, out_of_memory
+from steerlens.models.adapter.bridge import block_list
+from steerlens.models.adapter.hugging_face import random_model
+from steerlens.models.adapter.pytorch import parameters_of
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
 
@@ -268,9 +271,7 @@ def excerpt(model: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
     quantised = getattr(config, "quantization_config", None) is not None
     with fast_modules(model):
         weights: dict[str, Tensor] = {} if quantised else root.state_dict()
-        blocks: Any = root.get_submodule(
-            str((model.adapter.component_mapping or {})["blocks"].name)
-        )
+        blocks: Any = block_list(model)
         n_layers, n_blocks = (
             len(blocks),
             _kinds_end([*blocks], getattr(config, "layer_types", None)),
@@ -286,7 +287,7 @@ def excerpt(model: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
     # done in float32, because building sets torch's default dtype for the whole process meanwhile.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
-        small = type(root)._from_config(config, dtype=torch.float32, attn_implementation="eager")
+        small = random_model(type(root), config, torch.float32)
         for parameter in small.parameters():
             parameter.data = parameter.data.to(dtype)
         for name, target in small.state_dict().items():
@@ -308,7 +309,7 @@ def _kinds_end(blocks: Sequence[nn.Module], layer_types: Sequence[str] | None) -
         (
             layer_types[i] if layer_types else None,
             tuple(
-                (type(part), *(p.shape for p in part._parameters.values() if p is not None))
+                (type(part), *(p.shape for p in parameters_of(part).values() if p is not None))
                 for part in block.modules()
             ),
         )

@@ -37,10 +37,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+from steerlens.models.adapter.bridge import is_component, unwrapped, weights_processed
+from steerlens.models.adapter.hugging_face import offloaded_tensor
+from steerlens.models.adapter.pytorch import (
+    buffers_of,
+    children_of,
+    n_writes,
+    parameters_of,
+    tensors_inside,
+)
 
 __all__ = [
     "Stamp",
@@ -128,26 +136,23 @@ def _tensors(model: TransformerBridge) -> Iterator[Tensor]:
     waiting: list[nn.Module] = [model.original_model]
     while waiting:
         module = waiting.pop()
-        for group in (module._parameters, module._buffers):
+        for group in (parameters_of(module), buffers_of(module)):
             for tensor in group.values():
                 if tensor is not None:
                     yield tensor
-        for child in module._modules.values():
-            while isinstance(child, GeneralizedComponent) and child.original_component is not None:
-                child = child.original_component
-            if child is not None and not isinstance(child, HookPoint):
-                waiting.append(child)
+        inner = map(unwrapped, children_of(module).values())
+        waiting += [child for child in inner if child is not None]
 
 
 def _counted(tensor: Tensor) -> tuple[Any, ...]:
-    return (0 if tensor.is_inference() else tensor._version, tensor.dtype, tensor.device)
+    return (n_writes(tensor), tensor.dtype, tensor.device)
 
 
 def switches(model: TransformerBridge) -> dict[str, bool]:
     """What the bridge and the model can be switched to, and computes otherwise in."""
     return {
         "compatibility_mode": bool(getattr(model, "compatibility_mode", False)),
-        "weights_processed": bool(getattr(model, "_weights_processed", False)),
+        "weights_processed": weights_processed(model),
         "training": bool(model.original_model.training),
     }
 
@@ -155,10 +160,8 @@ def switches(model: TransformerBridge) -> dict[str, bool]:
 def is_rearranged(model: TransformerBridge) -> bool:
     """Whether the engine is at work: the bridge's parts are out of place, or a weight is packed."""
     root = model.original_model
-    wraps = any(isinstance(module, GeneralizedComponent) for module in model.modules())
-    return (
-        wraps and not any(isinstance(one, GeneralizedComponent) for one in root.modules())
-    ) or any(
+    wraps = any(is_component(module) for module in model.modules())
+    return (wraps and not any(is_component(one) for one in root.modules())) or any(
         isinstance(one, nn.Linear) and one.weight.numel() == 0 and "forward" in vars(one)
         for one in root.modules()
     )
@@ -183,9 +186,8 @@ def tensors_beside(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:
 def digest_of(tensor: Tensor) -> bytes:
     """SHA-256 of a tensor's dtype, shape and columns; see the module's page."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    if is_traceable_wrapper_subclass(tensor):
-        # Quantised weights of torchao, for example: several plain tensors in one.
-        names, settings = tensor.__tensor_flatten__()
+    if (inside := tensors_inside(tensor)) is not None:
+        names, settings = inside
         digest.update(f"{type(tensor).__name__} {settings}\n".encode())
         for name in names:
             digest.update(f"{name}\n".encode() + digest_of(getattr(tensor, name)))
@@ -261,11 +263,9 @@ def _named_modules(
     """The model's own modules, the bridge's components left out, each once for each name."""
     seen[id(module)] = name
     yield name, module
-    for key, child in module._modules.items():
-        while isinstance(child, GeneralizedComponent) and child.original_component is not None:
-            child = child.original_component
-        if child is not None and not isinstance(child, HookPoint):
-            yield from _named_modules(child, seen, f"{name}.{key}" if name else key)
+    for key, child in children_of(module).items():
+        if (own := unwrapped(child)) is not None:
+            yield from _named_modules(own, seen, f"{name}.{key}" if name else key)
 
 
 def _beside(
@@ -275,7 +275,7 @@ def _beside(
     met.add(id(module))
     if id(module) not in of_the_model:
         yield name, module
-    for key, child in module._modules.items():
+    for key, child in children_of(module).items():
         if child is not None and id(child) not in met and not isinstance(child, HookPoint):
             yield from _beside(child, f"{name}.{key}", of_the_model, met)
 
@@ -283,11 +283,11 @@ def _beside(
 def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """A module's own parameters and buffers; those that are elsewhere, from there."""
     changing = _changing(module)
-    for group in (module._parameters, module._buffers):
+    for group in (parameters_of(module), buffers_of(module)):
         for key, tensor in group.items():
             if tensor is None or key in changing:
                 continue
-            yield key, _fetched(module, key) if tensor.device.type == "meta" else tensor
+            yield key, offloaded_tensor(module, key) if tensor.device.type == "meta" else tensor
             state = getattr(tensor, "quant_state", None)
             scales = getattr(state, "absmax", None)
             if isinstance(scales, Tensor):
@@ -308,12 +308,3 @@ def _changing(module: nn.Module) -> set[str]:
         if any(word in str(one) for word in _CHANGING)
         and hasattr(module, f"{prefix}original_inv_freq")
     }
-
-
-def _fetched(module: nn.Module, key: str) -> Tensor:
-    """A weight that accelerate keeps on the CPU or the disk, and brings for a forward pass."""
-    elsewhere = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
-    held: Tensor | None = None if elsewhere is None else elsewhere[key]
-    found = getattr(module, key) if held is None else held
-    assert isinstance(found, Tensor)
-    return found

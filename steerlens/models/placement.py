@@ -39,6 +39,7 @@ from typing import Any
 import torch
 
 from steerlens.errors import ModelError, first_line, unknown_name
+from steerlens.models.adapter.pytorch import cpu_has
 
 __all__ = [
     "DTYPES",
@@ -224,20 +225,10 @@ def auto_dtype(device: str | torch.device) -> tuple[torch.dtype, str]:
             return torch.bfloat16, f"CUDA capability {major}.{minor} computes bfloat16 natively"
         return torch.float32, f"CUDA capability {major}.{minor} has no native bfloat16"
     if target.type == "cpu":
-        # The public query is newer than the oldest torch supported here.
-        query = getattr(torch.cpu, "get_capabilities", None)
-        capabilities: dict[str, Any] = query() if query is not None else _probe_cpu()
-        for flag in ("amx_bf16", "avx512_bf16"):
-            if capabilities.get(flag):
-                return torch.bfloat16, f"this CPU has {flag}"
+        if flag := cpu_has("amx_bf16", "avx512_bf16"):
+            return torch.bfloat16, f"this CPU has {flag}"
         return torch.float32, "this CPU has neither avx512_bf16 nor amx_bf16"
     return torch.float32, f"bfloat16 is not known to be fast on {target.type}"
-
-
-def _probe_cpu() -> dict[str, bool]:
-    # Private in torch 2.6 to 2.9, hence asked for politely.
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return {"avx512_bf16": bool(probe is not None and probe())}
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -35,7 +35,6 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,10 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 from safetensors.torch import save_model
-from transformers import modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
 from steerlens.errors import FileFormatError, ModelError, SteerlensError
+from steerlens.models.adapter.hugging_face import gguf_progress_in_terminal, without_source
 
 __all__ = [
     "cache_folder",
@@ -108,15 +107,11 @@ def quiet_progress() -> Iterator[None]:
     was_on = transformers_logging.is_progress_bar_enabled()
     bars: Any = transformers_logging
     bars.disable_progress_bar()
-    # That bar is tqdm's own, which the setting does not reach: by itself it is drawn into pipes.
-    own = vars(modeling_gguf_pytorch_utils).get("tqdm")
-    if own is not None:
-        vars(modeling_gguf_pytorch_utils)["tqdm"] = partial(own, disable=None)
     try:
-        yield
+        # That bar is tqdm's own, which the setting does not reach.
+        with gguf_progress_in_terminal():
+            yield
     finally:
-        if own is not None:
-            vars(modeling_gguf_pytorch_utils)["tqdm"] = own
         if was_on:
             bars.enable_progress_bar()
 
@@ -293,11 +288,10 @@ def _unreadable(name: str, error: Exception) -> FileFormatError:
 
 def _write_plain(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write model and tokenizer as an ordinary model folder."""
-    settings = model.config.to_dict()
-    # `save_pretrained` refuses while the configuration says "quantised", which is no longer true;
-    # the title a GGUF file carries is not a name anybody could load the model by.
-    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
-        settings.pop(key, None)
+    # The title that a GGUF file carries is not a name the model could be loaded by, and
+    # `save_pretrained` refuses a configuration that says "quantised".
+    settings = without_source(model.config.to_dict())
+    settings.pop("quantization_config", None)
     config = type(model.config).from_dict(settings)
     config.architectures = [type(model).__name__]
     config.dtype = torch.float32

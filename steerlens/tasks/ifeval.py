@@ -36,20 +36,17 @@ False
 2
 """
 
-import builtins
 import functools
 import importlib
-import importlib.util
 import logging
 import random
 import re
 from collections.abc import Mapping
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from steerlens.errors import SteerlensError, unknown_name
+from steerlens.models.adapter.lm_eval import ifeval_module
 
 __all__ = [
     "ABBREVIATIONS",
@@ -121,12 +118,6 @@ def _seeded_langdetect() -> SimpleNamespace:
 @functools.cache
 def _checks() -> SimpleNamespace:
     """lm-eval's three files as private modules, each an attribute of the result."""
-    spec = importlib.util.find_spec("lm_eval")
-    if spec is None or not spec.submodule_search_locations:
-        raise SteerlensError(
-            "the instruction checks need lm-eval, which is not installed; run 'pip install lm-eval'"
-        )
-    folder = Path(spec.submodule_search_locations[0], "tasks", "ifeval")
     package = SimpleNamespace()
     answers: dict[str, Any] = {
         "lm_eval.tasks.ifeval": package,
@@ -134,23 +125,8 @@ def _checks() -> SimpleNamespace:
         "nltk": _OfflineNltk(),
         "random": random.Random(0),
     }
-
-    def private_import(name: str, *args: Any, **kwargs: Any) -> Any:
-        return answers[name] if name in answers else builtins.__import__(name, *args, **kwargs)
-
     for stem in ("instructions_util", "instructions", "instructions_registry"):
-        module = ModuleType(f"lm_eval.tasks.ifeval.{stem}")
-        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": private_import}
-        try:
-            code = SourceFileLoader(module.__name__, str(folder / f"{stem}.py")).get_code(
-                module.__name__
-            )
-        except OSError as error:
-            raise SteerlensError(
-                f"the installed lm-eval has no IFEval file {stem}.py; install lm-eval >= 0.4.9"
-            ) from error
-        assert code is not None
-        exec(code, module.__dict__)
+        module = ifeval_module(stem, answers)
         setattr(package, stem, module)
         if stem == "instructions_util":
             module.__dict__["count_sentences"] = count_sentences
