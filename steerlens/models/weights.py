@@ -47,6 +47,7 @@ from safetensors.torch import save_model
 from transformers.utils import logging as transformers_logging
 
 from steerlens.errors import FileFormatError, ModelError, SteerlensError
+from steerlens.files.gguf import check_header
 from steerlens.models.adapter.hugging_face import gguf_progress_in_terminal, without_source
 
 __all__ = [
@@ -240,6 +241,10 @@ def _build_entry(entry: Path, parts: Sequence[Path], sha256: str, name: str) -> 
         # Said aloud, because the first load is the only slow one; `transformers` draws the bar.
         print(f"preparing {name} (once; kept in {entry.parent})", file=sys.stderr)
         gguf = parts[0] if len(parts) == 1 else _join(parts, staging / "joined.gguf")
+        try:
+            check_header(gguf, name)
+        except FileFormatError as error:
+            raise FileFormatError(f"{error}; download it again") from error
         with quiet_progress():
             model = _read_gguf_model(gguf, name)
             tokenizer = _read_tokenizer(gguf, name)
