@@ -7,10 +7,13 @@ from torch import Tensor
 
 import steerlens as sl
 from steerlens.engine.choosing import choose_path
-from steerlens.errors import SteeringError, UnknownNameError
+from steerlens.errors import FileFormatError, SteeringError, UnknownNameError
 from steerlens.models.chat import tokenize_prompts
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
+from steerlens.steering.roles import TokenRoles
+from steerlens.steering.rows import RowSteering
+from steerlens.vectors import SteeringVector
 
 PROMPTS = ["Where is Rome?", "Name a fruit, please.", "Who?"]
 
@@ -83,31 +86,27 @@ def test_hooks_and_engine_apply_the_same_operation(tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("operation", "only_below", "bias", "reads", "gate"),
+    ("operation", "side", "bias", "reads", "writes", "gate"),
     [
-        ("add", False, 2.0, 0.0, "identity"),
-        ("set_projection", False, 3.0, -1.0, "identity"),
-        ("set_projection", True, 3.0, -1.0, "relu"),
-        ("ablate", False, 0.0, -1.0, "identity"),
+        ("add", {}, 2.0, 0.0, 1.0, "identity"),
+        ("set_projection", {}, 3.0, -1.0, 1.0, "identity"),
+        ("set_projection", {"only_below": True}, 3.0, -1.0, 1.0, "relu"),
+        ("set_projection", {"only_above": True}, -3.0, 1.0, -1.0, "relu"),
+        ("ablate", {}, 0.0, -1.0, 1.0, "identity"),
     ],
 )
-def test_named_operations_are_cases_of_the_general_one(
-    tiny_model, operation, only_below, bias, reads, gate
-):
+def test_named_operations_are_cases_of_the_general_one(operation, side, bias, reads, writes, gate):
     unit = drawn(3) / drawn(3).norm()
-    named = Intervention(
-        1, unit, gap=2.0, target=3.0, operation=operation, strength=0.7, only_below=only_below
+    named = Intervention(1, unit, gap=2.0, target=3.0, operation=operation, strength=0.7, **side)
+    general = Intervention(
+        1, write=writes * unit, read=reads * unit, bias=bias, gate=gate, strength=0.7
     )
-    general = Intervention(1, write=unit, read=reads * unit, bias=bias, gate=gate, strength=0.7)
-    from steerlens.steering.roles import TokenRoles
-    from steerlens.steering.rows import RowSteering
-
     x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float32) * 4
     everywhere = torch.ones(2, 5, dtype=torch.bool)
     roles = TokenRoles(prompt=everywhere, response=~everywhere)
     ours = [RowSteering([Steering((one,))]).apply(1, x, roles) for one in (named, general)]
     torch.testing.assert_close(ours[0], ours[1])
-    expected = moved(x, unit, reads * unit, bias, gate, 0.7)
+    expected = moved(x, writes * unit, reads * unit, bias, gate, 0.7)
     torch.testing.assert_close(ours[1], expected, rtol=1e-5, atol=1e-5)
 
 
@@ -141,3 +140,119 @@ def test_what_happens_to_the_callers_tensors_later_changes_nothing():
     one = Intervention(0, write=z)
     z.mul_(10)
     assert one.write.tolist() == [1.0] * 4 and one.gap == pytest.approx(2.0)
+
+
+# --- one-sided projections ---
+
+
+def test_a_projection_that_only_lowers_leaves_what_is_below_bit_for_bit():
+    unit = drawn(3) / drawn(3).norm()
+    one = Intervention(0, unit, target=0.5, operation="set_projection", only_above=True)
+    x = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    real = torch.ones(2, 9, dtype=torch.bool)
+    after = RowSteering([Steering((one,))]).apply(0, x, TokenRoles(real, ~real))
+    below = x @ unit <= 0.5
+    assert below.any() and not below.all()
+    assert torch.equal(after[below], x[below])
+    torch.testing.assert_close((after @ unit)[~below], torch.full_like(x[..., 0], 0.5)[~below])
+    assert "only above its target" in one.describe()
+
+
+def test_both_sides_at_once_are_refused():
+    unit = drawn(3) / drawn(3).norm()
+    with pytest.raises(SteeringError, match="exclude each other"):
+        Intervention(0, unit, operation="set_projection", only_below=True, only_above=True)
+
+
+# --- files ---
+
+UNIT = drawn(3) / drawn(3).norm()
+SAVED = Steering(
+    (
+        Intervention(
+            2, write=drawn(1), read=drawn(2), bias=-0.5, gate="relu", strength=2.0, scope="response"
+        ),
+        Intervention(1, write=drawn(4), n_layers=3, label="mine"),
+        Intervention(0, UNIT, 2.0, 3.0, "set_projection", 0.5, baseline=1.0, only_above=True),
+    )
+)
+
+
+def test_interventions_of_every_kind_come_back_from_a_file_as_they_were(tmp_path):
+    loaded = Steering.load(SAVED.save(tmp_path / "s.safetensors"))
+    assert repr(loaded) == repr(SAVED)
+    for one, other in zip(loaded.interventions, SAVED.interventions, strict=True):
+        for name, value in vars(other).items():
+            same = getattr(one, name)
+            assert torch.equal(same, value) if isinstance(value, Tensor) else same == value, name
+
+
+def test_a_file_that_holds_no_steering_is_refused_in_a_sentence(tmp_path):
+    import json
+
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = SAVED.save(tmp_path / "s.safetensors")
+    with safe_open(path, "pt") as file:
+        record = json.loads(file.metadata()["steerlens"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    entries = record["interventions"]
+    for broken in (
+        [{**entries[2], "operation": "general"}],
+        [{**entries[0], "gate": "sigmoid"}],
+        [{**entries[0], "colour": 3}],
+        [{}],
+        3,
+    ):
+        record["interventions"] = broken
+        save_file(tensors, path, metadata={"steerlens": json.dumps(record)})
+        with pytest.raises(FileFormatError, match="lacks or garbles a part of a steering"):
+            Steering.load(path)
+
+
+def gated_vector() -> SteeringVector:
+    """Read directions, biases and a gate beside two write directions."""
+    return SteeringVector(
+        directions=torch.stack([UNIT, -UNIT]),
+        gaps=torch.tensor([2.0, 3.0]),
+        targets=torch.zeros(2),
+        baselines=torch.zeros(2),
+        layers=(1, 2),
+        metadata={"targets_known": False},
+        reads=torch.stack([drawn(5), drawn(6)]),
+        biases=torch.tensor([0.25, -0.5]),
+        gate="relu",
+    )
+
+
+def test_a_vector_with_read_directions_is_saved_and_applied_by_its_equation(tmp_path):
+    vector = SteeringVector.load(gated_vector().save(tmp_path / "v.safetensors"))
+    steering = vector.at(2, "general", strength=0.5, scope="prompt")
+    x = torch.randn(1, 6, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    prompt = torch.tensor([[True, True, True, True, False, False]])
+    after = RowSteering([steering]).apply(2, x, TokenRoles(prompt, ~prompt))
+    expected = torch.where(prompt[..., None], moved(x, -3.0 * UNIT, drawn(6), -0.5, "relu", 0.5), x)
+    torch.testing.assert_close(after, expected, rtol=1e-5, atol=1e-5)
+    assert vector.restricted_to([2]).at(2, "general").interventions[0].bias == -0.5
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda v: v.at(1), "use operation 'general'"),
+        (lambda v: 2.0 * v, "only vectors without them combine"),
+        (lambda v: v.project_out(torch.ones(1, 16)), "only vectors without them combine"),
+    ],
+)
+def test_what_a_vector_with_read_directions_cannot_do_is_refused(use, words):
+    with pytest.raises(SteeringError, match=words):
+        use(gated_vector())
+
+
+def test_parts_of_the_general_operation_belong_together():
+    plain = SteeringVector(UNIT[None], *torch.ones(3, 1), layers=(1,))
+    with pytest.raises(SteeringError, match="has no read directions"):
+        plain.at(1, "general")
+    with pytest.raises(SteeringError, match="give reads="):
+        SteeringVector(UNIT[None], *torch.ones(3, 1), layers=(1,), gate="relu")

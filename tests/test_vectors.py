@@ -28,6 +28,23 @@ def test_save_and_load_give_the_same_numbers_and_provenance(tmp_path):
     assert dict(loaded.metadata) == json.loads(json.dumps(dict(vector.metadata)))
 
 
+def test_a_file_of_an_earlier_version_without_a_gate_loads(tmp_path):
+    vector = difference_of_means(example_cache())
+    names = ("directions", "gaps", "targets", "baselines")
+    tensors = {name: getattr(vector, name) for name in names}
+    record = {"kind": "steering-vector", "metadata": {"n_layers": 3, "seed": 0}}
+    path = tmp_path / "old.safetensors"
+    save_file(
+        {**tensors, "layers": torch.tensor(vector.layers)},
+        path,
+        metadata={"steerlens": json.dumps(record)},
+    )
+    loaded = SteeringVector.load(path)
+    assert all(torch.equal(getattr(loaded, name), tensors[name]) for name in names)
+    assert loaded.reads is None and loaded.metadata == {"n_layers": 3, "seed": 0}
+    assert loaded.at(1).interventions[0].operation == "set_projection"
+
+
 def test_broken_and_foreign_files_are_refused_in_one_sentence(tmp_path):
     good = difference_of_means(example_cache()).save(tmp_path / "good.safetensors")
     truncated = tmp_path / "truncated.safetensors"

@@ -1,1 +1,1 @@
-"""Steering: operations on the residual stream, the tokens they touch, a steering in every row."""
+"""Operations on the residual stream, the tokens they touch, a different steering in every row."""

@@ -1,35 +1,38 @@
 r"""Steering: interventions applied together, as hooks on the residual stream.
 
-An intervention is one operation at one layer on the tokens of a scope; see
-`steerlens.steering.operations` for the equation. A `Steering` is several of them.
-
-**Composition.** ``a + b`` applies `a`'s interventions first; at one layer the second sees the
-residual the first has left.
+An intervention is one operation at one layer on the tokens of a scope
+(`steerlens.steering.operations`). A `Steering` is several of them. ``a + b`` applies the
+interventions of `a` first; at one layer the second sees the residual that the first has left.
 
 >>> import torch
->>> from steerlens.activations.cache import ResidualCache
->>> from steerlens.vectors import difference_of_means
->>> cache = ResidualCache.from_tensors(torch.ones(2, 1, 4), torch.zeros(2, 1, 4))
->>> vector = difference_of_means(cache)
->>> vector.at(layer=0, strength=2.0) + vector.at(layer=0, operation="ablate", scope="prompt")
-Steering(difference_of_means: set_projection ×2 at layer 0 on all; difference_of_means: ablate ×1 at layer 0 on prompt)
-"""  # noqa: E501 (the doctest's output is one line)
+>>> u = torch.tensor([1.0, 0.0])
+>>> add = Steering((Intervention(3, u, gap=2.0, operation="add"),))
+>>> add + Steering((Intervention(4, u, operation="ablate", scope="prompt"),))
+Steering(vector: add ×1 at layer 3 on all; vector: ablate ×1 at layer 4 on prompt)
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
 
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.errors import SteeringError
+from steerlens.errors import FileFormatError, SteeringError
 from steerlens.errors.arguments import arguments
+from steerlens.files import read_tensors, write_tensors
 from steerlens.models.exclusion import exclusively
-from steerlens.steering.operations import Intervention
+from steerlens.steering.operations import GENERAL, Intervention
 from steerlens.steering.roles import TokenRoles, observed_roles
 from steerlens.steering.rows import RowSteering
 
 __all__ = ["Steering", "applied_to_rows"]
+
+_FILE_KIND = "steering"
+# The general operation has these from its write direction.
+_DERIVED = ("direction", "gap", "target", "baseline")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,37 +47,37 @@ class Steering:
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers touched, ascending."""
-        return tuple(sorted({one.layer for one in self.interventions}))
+        return tuple(sorted({each.layer for each in self.interventions}))
 
     @arguments
     def scaled(self, factor: float) -> "Steering":
         """The same interventions, each at `factor` times its strength."""
         return Steering(
-            tuple(replace(one, strength=one.strength * factor) for one in self.interventions)
+            tuple(replace(each, strength=each.strength * factor) for each in self.interventions)
         )
 
     def touching(self, role: Literal["prompt", "response"]) -> "Steering":
         """The interventions that touch tokens of one role."""
         other = "response" if role == "prompt" else "prompt"
-        return Steering(tuple(one for one in self.interventions if one.scope != other))
+        return Steering(tuple(each for each in self.interventions if each.scope != other))
 
     def check_model(self, model: TransformerBridge) -> None:
         """`SteeringError` when an intervention does not fit the model's width or depth."""
         width, depth = model.cfg.d_model, model.cfg.n_layers
-        for one in self.interventions:
-            if one.unit.shape != (width,):
+        for each in self.interventions:
+            if each.unit.shape != (width,):
                 raise SteeringError(
-                    f"{one.label} has d_model {one.unit.shape[0]}, the model {width}; "
+                    f"{each.label} has d_model {each.unit.shape[0]}, the model {width}; "
                     "it was made for another model"
                 )
-            if one.n_layers not in (None, depth):
+            if each.n_layers not in (None, depth):
                 raise SteeringError(
-                    f"{one.label} was made for a model with {one.n_layers} layers, this model "
+                    f"{each.label} was made for a model with {each.n_layers} layers, this model "
                     f"has {depth}"
                 )
-            if not 0 <= one.layer < depth:
+            if not 0 <= each.layer < depth:
                 raise SteeringError(
-                    f"layer {one.layer} is out of range: the model has {depth} layers, "
+                    f"layer {each.layer} is out of range: the model has {depth} layers, "
                     f"0 to {depth - 1}"
                 )
 
@@ -82,11 +85,11 @@ class Steering:
     def applied(
         self, model: TransformerBridge, prompt_lengths: Sequence[int] | None = None
     ) -> Iterator["Steering"]:
-        """Hooks on, and always off again, also after an exception or Ctrl-C.
+        """Steer every forward pass while open; hooks are removed also after an exception.
 
         Args:
             model: The model to steer.
-            prompt_lengths: Real tokens of each row that are prompt; needed only when prompt and
+            prompt_lengths: Number of prompt tokens of each row. Needed only when prompt and
                 response pass through the model at once and the scope tells them apart.
 
         Raises:
@@ -95,8 +98,41 @@ class Steering:
         with applied_to_rows(model, [self], prompt_lengths):
             yield self
 
+    def save(self, path: str | Path) -> Path:
+        """Write the interventions, general ones included, as one safetensors file, atomically."""
+        tensors: dict[str, Tensor] = {}
+        records: list[dict[str, Any]] = []
+        for i, each in enumerate(self.interventions):
+            left_out = _DERIVED if each.write is not None else ()
+            kept = {f.name: getattr(each, f.name) for f in fields(each) if f.name not in left_out}
+            vectors = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+            tensors |= {f"{i}.{name}": vector for name, vector in vectors.items()}
+            records.append({name: kept[name] for name in kept if name not in vectors})
+        return write_tensors(path, _FILE_KIND, tensors, {"interventions": records})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Steering":
+        """Read what `save` wrote; `FileFormatError` when the file is anything else."""
+        tensors, record = read_tensors(path, _FILE_KIND)
+        try:
+            interventions = []
+            for i, entry in enumerate(record["interventions"]):
+                named: dict[str, Any] = {
+                    name: tensors[f"{i}.{name}"]
+                    for name in ("direction", "write", "read")
+                    if f"{i}.{name}" in tensors
+                }
+                if ("write" in named) != (entry["operation"] == GENERAL):
+                    raise ValueError(f"intervention {i} lacks its write direction")
+                interventions.append(Intervention(**entry, **named))
+            return cls(tuple(interventions))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(
+                f"{path} lacks or garbles a part of a steering: {error}"
+            ) from error
+
     def __repr__(self) -> str:
-        return f"Steering({'; '.join(one.describe() for one in self.interventions)})"
+        return f"Steering({'; '.join(each.describe() for each in self.interventions)})"
 
 
 @contextmanager
@@ -105,7 +141,7 @@ def applied_to_rows(
     steerings: Sequence[Steering | None],
     prompt_lengths: Sequence[int] | None = None,
 ) -> Iterator[None]:
-    """Every forward pass steered, each row in its own way; hooks are always off again.
+    """Steer every forward pass while open, each row in its own way.
 
     Args:
         model: The model to steer.
@@ -116,20 +152,20 @@ def applied_to_rows(
     Raises:
         SteeringError: A steering does not fit the model, or a batch has another number of rows.
     """
-    for steering in {id(one): one for one in steerings if one is not None}.values():
+    for steering in {id(each): each for each in steerings if each is not None}.values():
         steering.check_model(model)
     rows = RowSteering(steerings, device=model.cfg.device)
     # Other threads wait: their forward passes would be steered as well.
     with exclusively(model), observed_roles(model, prompt_lengths) as observed:
 
         def roles() -> TokenRoles:
-            found = observed()
-            if len(steerings) not in (1, len(found.prompt)):
+            current = observed()
+            if len(steerings) not in (1, len(current.prompt)):
                 raise SteeringError(
-                    f"one steering a row is needed: got {len(steerings)} for a batch of "
-                    f"{len(found.prompt)} rows"
+                    f"one steering per row is needed: got {len(steerings)} for a batch of "
+                    f"{len(current.prompt)} rows"
                 )
-            return found
+            return current
 
         with model.hooks(fwd_hooks=rows.hooks(roles)):
             yield

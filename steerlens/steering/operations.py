@@ -1,21 +1,22 @@
 r"""Operations: how a residual is moved.
 
-One form serves all. With a *write* direction :math:`z`, a *read* direction :math:`w`, a bias
-:math:`a`, a *gate* :math:`\varphi` (the identity or ReLU) and a strength :math:`s`, a residual
-:math:`x` (output of block *l*) becomes
+All operations have one form. With a *write* direction :math:`z`, a *read* direction :math:`w`, a
+bias :math:`a`, a *gate* :math:`\varphi` (identity or ReLU) and a strength :math:`s`, a residual
+:math:`x` (the output of block *l*) becomes
 
 .. math:: x \leftarrow x + s\, \varphi(a + w \cdot x)\, z
 
-The named operations are cases of it, with :math:`z = u` the unit direction of a vector:
+The named operations are cases of it, with :math:`u` the unit direction of a vector:
 
-==================  ========  ======  ======  ====================================================
-operation           φ         a       w       at strength 1
-==================  ========  ======  ======  ====================================================
-``add``             identity  gap     0       adds the mean difference itself
-``set_projection``  identity  target  −u      the projection becomes the instructed mean
-``only_below``      ReLU      target  −u      ``set_projection`` where it is below that mean
-``ablate``          identity  0       −u      the projection becomes zero
-==================  ========  ======  ======  ====================================================
+==================  ========  =======  ======  =====  =============================================
+operation           φ         a        w       z      at strength 1
+==================  ========  =======  ======  =====  =============================================
+``add``             identity  gap      0       u      adds the mean difference
+``set_projection``  identity  target   −u      u      sets the projection to the instructed mean
+… ``only_below``    ReLU      target   −u      u      only raises it to that mean
+… ``only_above``    ReLU      −target  u       −u     only lowers it to that mean
+``ablate``          identity  0        −u      u      sets the projection to zero
+==================  ========  =======  ======  =====  =============================================
 
 ``set_projection`` is the rule of Stolfo et al. 2025, §2.2; ``ablate`` is directional ablation
 (Arditi et al. 2024). Any other case is given by its parts::
@@ -25,12 +26,8 @@ operation           φ         a       w       at strength 1
 which adds (w·x − 1.5) z to the tokens where w·x is above 1.5.
 
 **Scope.** ``prompt`` touches the tokens of the prompt, ``response`` the tokens after it, ``all``
-both; padding is never touched. `steerlens.steering.roles` says how tokens are told apart.
-
-The first token of a response is not predicted at a token of the response: it is predicted at the
-last position of the prompt. So ``response`` leaves it as it is without steering; the first token
-it can change is the second. ``prompt`` changes the first one, and the later ones only through what
-they attend to.
+both. Padding is never touched (see `steerlens.steering.roles`). The first token of a response is
+predicted at the last position of the prompt, so ``response`` leaves it unsteered.
 
 >>> z, w = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0])
 >>> Intervention(layer=3, write=z, read=w, bias=-1.5, gate="relu", label="mine").describe()
@@ -48,43 +45,45 @@ from torch import Tensor
 from steerlens.errors import SteeringError, unknown_name
 from steerlens.errors.arguments import finite_number, unit_direction, whole_number
 
-__all__ = ["Gate", "Intervention", "Operation", "Scope"]
+__all__ = ["GENERAL", "Gate", "Intervention", "Operation", "Scope"]
 
-# The largest float32: gaps and targets are applied in it.
 _LARGEST = torch.finfo(torch.float32).max
 
 Operation = Literal["add", "set_projection", "ablate"]
 Scope = Literal["all", "prompt", "response"]
 Gate = Literal["identity", "relu"]
-_GENERAL = "general"
+GENERAL = "general"
+"""Name of the operation that is given by its parts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Intervention:
     """One direction applied at one layer: a named operation, or the general one by its parts.
 
+    Lengths are in units of the residual stream.
+
     Attributes:
         layer: The block whose output is changed.
-        direction: Unit vector; of the general operation, that of `write`.
-        gap: Norm of the mean difference, or of `write` (residual-stream units).
-        target: Mean instructed projection (residual-stream units).
+        direction: Unit vector; for the general operation, that of `write`.
+        gap: Norm of the mean difference, or of `write`.
+        target: Mean projection of the instructed side.
         operation: ``add``, ``set_projection`` or ``ablate``; ``general`` where `write` is given.
         strength: Multiplier of the change.
-        scope: ``all``, ``prompt`` or ``response``; see the module on what that leaves alone.
+        scope: ``all``, ``prompt`` or ``response``.
         label: What it carries, for people.
-        n_layers: Depth of the model the vector was made for, when known.
-        baseline: Mean uninstructed projection, when known (residual-stream units).
-        only_below: Act only while the projection is below its target (``set_projection``).
-        write: Direction z of the general operation, of any length (residual-stream units).
+        n_layers: Depth of the model the vector was made for, if known.
+        baseline: Mean projection of the uninstructed side, if known.
+        only_below: ``set_projection`` only where the projection is below the target.
+        write: Direction z of the general operation, of any length.
         read: Direction w; ``None`` reads nothing.
         bias: a, in units of w·x.
         gate: ``identity`` or ``relu``.
+        only_above: ``set_projection`` only where the projection is above the target.
 
     Raises:
-        SteeringError: A layer that is no whole number; a direction that is no unit vector (in half
-            precision its norm may be 1 % off); a gap, target, baseline, bias or strength that is
-            not finite in float32; a negative gap; parts of the general operation beside a named
-            one, or that are no vectors.
+        SteeringError: A layer that is not a whole number; a direction that is not a unit vector
+            (within 1 %, for half precision); a number that is not finite in float32; a negative
+            gap; parts of the general operation beside a named one, or that are not vectors.
         UnknownNameError: An operation, gate or scope that does not exist.
     """
 
@@ -92,7 +91,7 @@ class Intervention:
     direction: Float[Tensor, "d_model"] | None = None
     gap: float = 0.0
     target: float = 0.0
-    operation: str = _GENERAL
+    operation: str = GENERAL
     strength: float = 1.0
     scope: str = "all"
     label: str = "vector"
@@ -103,6 +102,7 @@ class Intervention:
     read: Tensor | None = None
     bias: float = 0.0
     gate: str = "identity"
+    only_above: bool = False
 
     def __post_init__(self) -> None:
         if self.gate not in get_args(Gate):
@@ -124,14 +124,17 @@ class Intervention:
                 object.__setattr__(self, name, number)
         if self.gap < 0:
             raise SteeringError(
-                f"gap is the length of a difference and not negative; got {self.gap:g}; turn the "
-                "direction round instead"
+                f"gap is a length and cannot be negative; got {self.gap:g}; negate the direction "
+                "instead"
             )
-        if self.only_below and (self.operation != "set_projection" or self.strength < 0):
-            raise SteeringError(
-                "only_below raises projections to a target: it needs set_projection and a strength "
-                f"of at least 0; got {self.operation} and {self.strength:g}"
-            )
+        for name, act in (("only_below", "raises"), ("only_above", "lowers")):
+            if getattr(self, name) and (self.operation != "set_projection" or self.strength < 0):
+                raise SteeringError(
+                    f"{name} {act} projections to a target: it needs set_projection and a "
+                    f"strength of at least 0; got {self.operation} and {self.strength:g}"
+                )
+        if self.only_below and self.only_above:
+            raise SteeringError("only_below and only_above exclude each other; give one of them")
 
     def _check_named(self) -> None:
         if self.read is not None or self.bias != 0.0 or self.gate != "identity":
@@ -145,8 +148,8 @@ class Intervention:
             raise SteeringError(f"{self.operation} needs a direction; give a unit vector")
 
     def _take_parts(self, write: Tensor) -> None:
-        """The general operation; its direction and gap are those of `write`."""
-        if self.operation != _GENERAL:
+        """Check the general operation; its direction and gap are those of `write`."""
+        if self.operation != GENERAL:
             raise SteeringError(
                 f"write is a part of the general operation; got it beside {self.operation!r}; give "
                 "one of them"
@@ -169,8 +172,8 @@ class Intervention:
         if norm == 0:
             raise SteeringError("write is zero, which moves nothing; give a vector of some length")
         unit = (write.detach().double() / norm).float().cpu()
-        given = unit if self.direction is None else self.direction.detach().float().cpu()
-        fits = given.shape == unit.shape and torch.allclose(given, unit, atol=1e-5)
+        direction = unit if self.direction is None else self.direction.detach().float().cpu()
+        fits = direction.shape == unit.shape and torch.allclose(direction, unit, atol=1e-5)
         if not fits or self.gap not in (0.0, norm) or self.target or self.baseline is not None:
             raise SteeringError(
                 "direction, gap, target and baseline are parts of the named operations; got them "
@@ -191,10 +194,10 @@ class Intervention:
 
     @property
     def coefficients(self) -> tuple[float, float]:
-        """``(a, b)`` of the amount ``a + b x·u`` by which residuals move along the unit vector u.
+        """``(a, b)`` of the amount ``a + b x·u`` by which residuals move along u.
 
         Raises:
-            SteeringError: A general operation that reads another direction or has a gate.
+            SteeringError: A general operation with a read direction.
         """
         if self.operation == "add":
             return self.strength * self.gap, 0.0
@@ -205,32 +208,45 @@ class Intervention:
         if self.read is not None:
             raise SteeringError(
                 f"{self.label} reads another direction than it writes, which this analysis does "
-                "not know; it takes add, set_projection and ablate"
+                "not support; it takes add, set_projection and ablate"
             )
         amount = max(self.bias, 0.0) if self.gate == "relu" else self.bias
         return self.strength * amount * self.gap, 0.0
 
-    @property
-    def parts(self) -> tuple[Tensor, Tensor | None, float, float, float]:
-        """What a forward pass needs of ``x + max(a + b w·x, least) z``, strength included.
+    def amount(self, projection: float) -> float:
+        """How far a residual with this projection on u is moved along u."""
+        offset, slope = self.coefficients
+        # Without a slope the projection need not be known.
+        amount = offset + (slope * projection if slope else 0.0)
+        if self.only_below:
+            return max(amount, 0.0)
+        return min(amount, 0.0) if self.only_above else amount
 
-        Returns:
-            z and w in float32 (``None``: w is z), a, b, and the least amount.
+    @property
+    def terms(self) -> tuple[Tensor, Tensor | None, float, float, float]:
+        """``(z, w, a, b, least)`` of ``x + max(a + b w·x, least) z``, strength included.
+
+        z and w are float32; w is ``None`` where it is z.
         """
-        if self.write is None:
-            offset, slope = self.coefficients
-            return self.unit.float(), None, offset, slope, 0.0 if self.only_below else -math.inf
-        read = torch.zeros_like(self.write) if self.read is None else self.read
-        least = 0.0 if self.gate == "relu" else -math.inf
-        return self.write.float() * self.strength, read.float(), self.bias, 1.0, least
+        if self.write is not None:
+            read = torch.zeros_like(self.write) if self.read is None else self.read
+            least = 0.0 if self.gate == "relu" else -math.inf
+            return self.write.float() * self.strength, read.float(), self.bias, 1.0, least
+        offset, slope = self.coefficients
+        unit = self.unit.float()
+        if self.only_above:
+            return -unit, unit, -offset, -slope, 0.0
+        return unit, None, offset, slope, 0.0 if self.only_below else -math.inf
 
     def describe(self) -> str:
         """One phrase, for example ``title: set_projection ×1 at layer 24 on all``."""
-        what = self.operation
+        operation = self.operation
         if self.write is not None:
             inside = f"{self.bias:g}" + ("" if self.read is None else " + w·x")
-            what = f"{'relu' if self.gate == 'relu' else ''}({inside}) z"
+            operation = f"{'relu' if self.gate == 'relu' else ''}({inside}) z"
+        side = ", only below its target" if self.only_below else ""
+        side = ", only above its target" if self.only_above else side
         return (
-            f"{self.label}: {what} ×{self.strength:g} at layer {self.layer} "
-            f"on {self.scope}{', only below its target' if self.only_below else ''}"
+            f"{self.label}: {operation} ×{self.strength:g} at layer {self.layer} on {self.scope}"
+            f"{side}"
         )

@@ -1,9 +1,8 @@
 """Which tokens of a forward pass are prompt, which response, and which padding.
 
-An intervention has a scope (`steerlens.steering.interventions`): the tokens it touches. Roles are
-told from the attention mask of each pass, never from token ids, because chat models often pad with
-their end-of-turn token. A token counts as *response* when it lies beyond `prompt_lengths`, or, when
-these are not given, when it is fed with a KV cache (as every generation loop does).
+Roles come from the attention mask of each pass, never from token ids, because chat models often pad
+with their end-of-turn token. A token counts as *response* when it lies beyond `prompt_lengths`, or,
+without these, when it is fed with a KV cache (as every generation loop does).
 
 >>> mask = torch.tensor([[0, 1, 1, 1]])
 >>> roles = TokenRoles.of_mask(mask, 4, prompt_lengths=torch.tensor([2]))
@@ -53,7 +52,7 @@ class TokenRoles:
         """
         if prompt_lengths is not None and len(prompt_lengths) != len(mask):
             raise SteeringError(
-                f"prompt_lengths must hold one number a row; got {len(prompt_lengths)} for "
+                f"prompt_lengths must hold one number per row; got {len(prompt_lengths)} for "
                 f"{len(mask)} rows"
             )
         real = mask[:, mask.shape[1] - n_new :] != 0
@@ -95,12 +94,7 @@ class TokenRoles:
 def observed_roles(
     model: TransformerBridge, prompt_lengths: Sequence[int] | None = None
 ) -> Iterator[Callable[[], TokenRoles]]:
-    """While it is open, the function it gives tells the roles of the forward pass in progress.
-
-    Args:
-        model: A hooked model.
-        prompt_lengths: Real tokens of each row that are prompt; see the module.
-    """
+    """While open, yields a function that returns the roles of the forward pass in progress."""
     device = model.cfg.device
     lengths = None if prompt_lengths is None else torch.tensor(prompt_lengths, device=device)
     latest: list[TokenRoles] = []

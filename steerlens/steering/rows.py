@@ -1,8 +1,7 @@
-"""Another steering in every row of a batch, compiled for the forward pass.
+"""A different steering in every row of a batch, compiled for the forward pass.
 
-Because all operations share one form (`steerlens.steering.operations`), a batch may hold a
-different operation, layer, strength and scope in every row: `RowSteering` keeps one
-``(z, w, a, b)`` per row.
+All operations have one form (`steerlens.steering.operations`), so a batch may hold a different
+operation, layer, strength and scope in every row: `RowSteering` keeps one ``(z, w, a, b)`` per row.
 """
 
 import math
@@ -23,11 +22,11 @@ __all__ = ["RowSteering", "Steered", "steer_residual"]
 
 @runtime_checkable
 class Steered(Protocol):
-    """What has interventions; see `steerlens.steering.interventions.Steering`."""
+    """Anything with interventions, such as `steerlens.steering.interventions.Steering`."""
 
     @property
     def interventions(self) -> tuple[Intervention, ...]:
-        """In the order in which they are applied."""
+        """In the order of application."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +52,25 @@ class _Stage:
         }
         return _Stage(**moved)
 
+    def steered(
+        self,
+        resid: Float[Tensor, "batch pos d_model"],
+        prompt: Bool[Tensor, "batch pos"],
+        response: Bool[Tensor, "batch pos"],
+    ) -> Float[Tensor, "batch pos d_model"]:
+        touched = (prompt & self.on_prompt[:, None]) | (response & self.on_response[:, None])
+        return steer_residual(
+            resid, self.write, self.offset, self.slope, touched, self.least, self.read
+        )
+
 
 class RowSteering:
-    """A different steering for each row of a batch, compiled for the forward pass.
-
-    Rows without steering are not touched.
+    """A different steering for each row of a batch.
 
     Args:
-        steerings: One entry a row (``None`` leaves the row alone), or exactly one for all rows.
+        steerings: One per row (``None`` leaves the row alone), or exactly one for all rows.
         device: Where the residual stream lives.
-        per_row: With a single entry: it belongs to the first row only, not to all.
+        per_row: A single entry belongs to the first row only, not to all.
     """
 
     def __init__(
@@ -74,15 +82,13 @@ class RowSteering:
         self.shared = len(steerings) == 1 and not per_row
         by_layer: dict[int, list[list[tuple[int, Intervention]]]] = {}
         for row, steering in enumerate(steerings):
-            for one in steering.interventions if steering is not None else ():
-                stages = by_layer.setdefault(one.layer, [])
+            for intervention in steering.interventions if steering is not None else ():
+                stages = by_layer.setdefault(intervention.layer, [])
                 # The k-th intervention of a row at a layer belongs to stage k: order is kept.
-                free = (stage for stage in stages if all(r != row for r, _ in stage))
-                stage = next(free, None)
-                if stage is None:
-                    stages.append([(row, one)])
-                else:
-                    stage.append((row, one))
+                k = sum(any(r == row for r, _ in stage) for stage in stages)
+                if k == len(stages):
+                    stages.append([])
+                stages[k].append((row, intervention))
         self.stages = {
             layer: [self._stage(stage, device) for stage in stages]
             for layer, stages in by_layer.items()
@@ -91,9 +97,11 @@ class RowSteering:
     def _stage(
         self, entries: Sequence[tuple[int, Intervention]], device: str | torch.device | None
     ) -> _Stage:
-        ones = [one for _, one in entries]
-        writes, reads, a, b, least = zip(*(one.parts for one in ones), strict=True)
-        bounded = any(one > -math.inf for one in least)
+        interventions = [intervention for _, intervention in entries]
+        terms = [intervention.terms for intervention in interventions]
+        writes, reads, a, b, least = zip(*terms, strict=True)
+        bounded = any(bound > -math.inf for bound in least)
+        scopes = [intervention.scope for intervention in interventions]
         rows = None if self.shared else torch.tensor([row for row, _ in entries], device=device)
         return _Stage(
             rows=rows,
@@ -101,8 +109,8 @@ class RowSteering:
             read=_stacked_reads(writes, reads, device),
             offset=torch.tensor(a, dtype=torch.float32, device=device),
             slope=torch.tensor(b, dtype=torch.float32, device=device),
-            on_prompt=torch.tensor([one.scope != "response" for one in ones], device=device),
-            on_response=torch.tensor([one.scope != "prompt" for one in ones], device=device),
+            on_prompt=torch.tensor([scope != "response" for scope in scopes], device=device),
+            on_response=torch.tensor([scope != "prompt" for scope in scopes], device=device),
             least=torch.tensor(least, dtype=torch.float32, device=device) if bounded else None,
         )
 
@@ -115,29 +123,17 @@ class RowSteering:
             stage = compiled.to(resid.device)
             roles = roles.to(resid.device)
             if stage.rows is None:
-                touched = _touched(stage, roles.prompt, roles.response)
-                resid = steer_residual(
-                    resid, stage.write, stage.offset, stage.slope, touched, stage.least, stage.read
-                )
+                resid = stage.steered(resid, roles.prompt, roles.response)
             else:
                 rows = stage.rows
-                touched = _touched(stage, roles.prompt[rows], roles.response[rows])
-                changed = steer_residual(
-                    resid[rows],
-                    stage.write,
-                    stage.offset,
-                    stage.slope,
-                    touched,
-                    stage.least,
-                    stage.read,
-                )
+                changed = stage.steered(resid[rows], roles.prompt[rows], roles.response[rows])
                 resid = resid.index_copy(0, rows, changed)
         return resid
 
     def hooks(
         self, roles: Callable[[], TokenRoles]
     ) -> list[tuple[str, Callable[[Tensor, Any], Tensor]]]:
-        """TransformerLens hooks ``(name, function)``; `roles` is asked at each call."""
+        """TransformerLens hooks ``(name, function)``; `roles` is called in each of them."""
 
         def at(layer: int) -> Callable[[Tensor, Any], Tensor]:
             return lambda resid, hook: self.apply(layer, resid, roles())
@@ -154,16 +150,18 @@ def steer_residual(
     least: Float[Tensor, "rows"] | None = None,
     read: Float[Tensor, "rows d_model"] | None = None,
 ) -> Float[Tensor, "batch pos d_model"]:
-    """``x + max(a + b w·x, least) z`` on the touched tokens; the amount is computed in float32.
+    """``x + max(a + b w·x, least) z`` on the touched tokens.
+
+    The amount is computed in float32; the result has the dtype of the residual stream.
 
     Args:
-        resid: Residual stream, any floating dtype; the result has the same.
-        direction: Write directions ``z``, one per row, or one for all rows.
-        offset: ``a``, in units of z.
-        slope: ``b``, no unit.
+        resid: Residual stream x.
+        direction: Write directions z, one per row, or one for all rows.
+        offset: a, in units of z.
+        slope: b, no unit.
         touched: Tokens to change.
-        least: The amount is at least this (0 for a ReLU); ``None`` sets no bound.
-        read: Read directions ``w``; ``None`` reads what is written.
+        least: Lower bound of the amount (0 for a ReLU); ``None`` sets none.
+        read: Read directions w; ``None`` reads what is written.
     """
     reading = direction if read is None else read
     projection = einsum(
@@ -180,14 +178,8 @@ def steer_residual(
 def _stacked_reads(
     writes: Sequence[Tensor], reads: Sequence[Tensor | None], device: str | torch.device | None
 ) -> Float[Tensor, "steered d_model"] | None:
-    """Read directions of a stage; nothing where every row reads what it writes."""
+    """Read directions of a stage; ``None`` where every row reads what it writes."""
     if all(read is None for read in reads):
         return None
     both = zip(writes, reads, strict=True)
     return torch.stack([(write if read is None else read).to(device) for write, read in both])
-
-
-def _touched(
-    stage: _Stage, prompt: Bool[Tensor, "batch pos"], response: Bool[Tensor, "batch pos"]
-) -> Bool[Tensor, "batch pos"]:
-    return (prompt & stage.on_prompt[:, None]) | (response & stage.on_response[:, None])

@@ -2,11 +2,13 @@
 
 | module | holds |
 |---|---|
-| `vector` | `SteeringVector`: a direction a layer, its algebra, its file |
-| `estimators` | from residuals to a vector: difference of means, PCA, probe, LDA, … |
-| `parts` | what the parts of a vector may be |
-
-Every estimator has the signature `Estimator`, ``(cache) -> SteeringVector``.
+| `vector` | `SteeringVector`: one direction per layer, its algebra, its file |
+| `estimators` | difference of means, PCA, mean-centring, probe, discriminant, placebo |
+| `composition` | several steerings at once |
+| `conditional` | steering only the prompts that call for it |
+| `library`, `cards` | vectors of one model in a folder, and what a reader must know of each |
+| `formats` | files and objects of other tools |
+| `transfer` | a vector on another model |
 """
 
 from steerlens.vectors.estimators import (

@@ -1,10 +1,10 @@
-r"""Steering vectors: one direction a layer, with the numbers needed to apply it.
+r"""Steering vectors: one direction per layer, with the numbers needed to apply it.
 
-A `SteeringVector` keeps, for every layer *l*, the unit direction :math:`u_l`, the gap :math:`g_l`
-(in units of the residual stream), the projection target :math:`z_l` (mean projection of the
-instructed side) and the baseline :math:`b_l` (mean projection of the uninstructed side). Whatever
-estimator made it (`steerlens.vectors.estimators`), :math:`z_l = b_l + g_l`: the gap is the distance
-between the two sides along the direction. `SteeringVector.at` turns it into an intervention.
+A `SteeringVector` holds, for every layer *l*, the unit direction :math:`u_l`, the gap :math:`g_l`,
+the projection target :math:`z_l` (mean projection of the instructed side) and the baseline
+:math:`b_l` (mean projection of the uninstructed side), all in units of the residual stream, with
+:math:`z_l = b_l + g_l`. A vector for operation ``general`` also has read directions, biases and a
+gate. `SteeringVector.at` turns a vector into an intervention.
 
 **Algebra.** ``+ − *``, `interpolate`, `orthogonalise` and `project_out` act on the vectors
 :math:`v_l = g_l u_l`, layer by layer:
@@ -12,13 +12,11 @@ between the two sides along the direction. `SteeringVector.at` turns it into an 
 .. math:: v = \sum_i c_i\, g_i u_i, \qquad g = \|v\|, \qquad u = v / g, \qquad
           b = \frac1g \sum_i c_i\, g_i b_i, \qquad z = b + g
 
-The baseline :math:`u \cdot \bar h^-` is linear in *u*, so *b* is exact when all parts were fitted
-beside the same uninstructed activations, and *z* is where ``add`` at strength 1 would take their
-mean. Where the parts were read from different weights or at different positions, or where something
-was projected out whose baseline nobody knows, there is no common baseline: such a vector can be
-added or ablated, and ``set_projection`` is refused.
+The baseline is linear in *u*, so *b* is exact when all parts were fitted beside the same
+uninstructed activations. Without a common baseline (other weights or positions, a subspace that
+was projected out) ``set_projection`` is refused.
 
-Caveat: a large gap or a perfect separation at a layer does not mean that steering there changes
+Caveat: a large gap or perfect separation at a layer does not mean that steering there changes
 behaviour; see `steerlens.attribution`.
 
 >>> import torch
@@ -35,10 +33,10 @@ behaviour; see `steerlens.attribution`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex, get_args
 
 import pandas as pd
 import torch
@@ -46,12 +44,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.errors import FileFormatError, SteeringError
+from steerlens.errors import FileFormatError, SteeringError, unknown_name
 from steerlens.errors.arguments import arguments, layer_numbers, whole_number
 from steerlens.files import read_tensors, write_tensors
 from steerlens.steering.interventions import Steering
-from steerlens.steering.operations import Intervention
-from steerlens.vectors.shared_parts import PER_LAYER, check_parts, combined_metadata
+from steerlens.steering.operations import GENERAL, Gate, Intervention
+from steerlens.vectors.consistency import check_comparable, check_tensors, combined_metadata
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -66,7 +65,7 @@ _SAME_DIRECTION = 1e-6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SteeringVector:
+class SteeringVector(Result):
     """A direction of the residual stream for each of some layers.
 
     Attributes:
@@ -77,8 +76,11 @@ class SteeringVector:
         baselines: Mean projection of the uninstructed side.
         layers: The layer of each row.
         metadata: Provenance: estimator, model, weights hash, data hash, position, seed, versions.
-            Where it says ``"targets_known": False``, targets and baselines mean nothing, and
-            ``set_projection`` is refused (``targets_unknown_because`` says why, in words).
+            With ``"targets_known": False``, targets and baselines mean nothing and
+            ``set_projection`` is refused; ``targets_unknown_because`` says why.
+        reads: Read directions *w* of operation ``general``, of any length.
+        biases: Biases *a* of operation ``general``, in units of w·x.
+        gate: Its gate: ``identity`` or ``relu``.
     """
 
     directions: Float[Tensor, "layer d_model"]
@@ -87,12 +89,22 @@ class SteeringVector:
     baselines: Float[Tensor, "layer"]
     layers: tuple[int, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    reads: Float[Tensor, "layer d_model"] | None = None
+    biases: Float[Tensor, "layer"] | None = None
+    gate: str = "identity"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", layer_numbers(self.layers, error=SteeringError))
-        check_parts(
-            {name: getattr(self, name) for name in ("directions", *PER_LAYER)}, len(self.layers)
-        )
+        check_tensors(self._tensors, len(self.layers))
+        if self.gate not in get_args(Gate):
+            raise unknown_name("gate", self.gate, get_args(Gate))
+        if self.reads is None and (self.biases is not None or self.gate != "identity"):
+            raise SteeringError("biases and gate belong to read directions; give reads= as well")
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        names = ("directions", "gaps", "targets", "baselines", "reads", "biases")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def d_model(self) -> int:
@@ -116,6 +128,14 @@ class SteeringVector:
             )
         return self.layers.index(number)
 
+    def restricted_to(self, layers: Sequence[int]) -> "SteeringVector":
+        """The vector with some of its layers only; `SteeringError` for none or unknown ones."""
+        if not layers:
+            raise SteeringError("layers is empty; give at least one layer of the vector")
+        rows = [self.layer_index(layer) for layer in layers]
+        tensors: dict[str, Any] = {name: rest[rows] for name, rest in self._tensors.items()}
+        return replace(self, layers=tuple(layers), **tensors)
+
     def at(
         self,
         layer: SupportsIndex | float,
@@ -123,52 +143,65 @@ class SteeringVector:
         strength: float = 1.0,
         scope: str = "all",
         only_below: bool = False,
+        only_above: bool = False,
     ) -> Steering:
         """The intervention that applies this vector at one layer.
 
         Args:
-            layer: The block whose output is changed; numpy's integers and 12.0 are layers, too.
-            operation: ``"add"``, ``"set_projection"`` or ``"ablate"``; see
-            `steerlens.steering.interventions`. strength: Multiplies the change; 1 adds the mean
-            difference, meets the projection
+            layer: The block whose output is changed; a whole number of any type.
+            operation: ``"add"``, ``"set_projection"`` or ``"ablate"``, or ``"general"`` for a
+                vector with read directions; see `steerlens.steering.operations`.
+            strength: Multiplies the change; 1 adds the mean difference, meets the projection
                 target, or removes the direction; 0 changes nothing.
-            scope: Tokens it touches: ``"all"``, ``"prompt"`` or ``"response"``; never padding. The
-                first token of a response is predicted at the last position of the prompt, which
-                ``"response"`` does not touch: with it, that token is the unsteered one, and the
-                second is the first that steering can change.
-            only_below: With ``set_projection``: act only while the projection is below the target.
+            scope: Tokens touched: ``"all"``, ``"prompt"`` or ``"response"``; never padding. With
+                ``"response"`` the first token of the response is the unsteered one, because it is
+                predicted at the last position of the prompt.
+            only_below: With ``set_projection``: only raise projections below the target.
+            only_above: With ``set_projection``: only lower projections above the target.
 
         Raises:
-            SteeringError: The vector has no such layer, or no targets for ``set_projection``; a
-                layer that is no whole number (``True``, 2.5); a strength that is no finite number;
-                ``only_below`` with another operation.
+            SteeringError: The vector has no such layer, no targets for ``set_projection`` or no
+                read directions for ``general``; a layer that is not a whole number; a strength
+                that is not finite; `only_below` or `only_above` with another operation.
             UnknownNameError: An operation or scope that does not exist.
         """
         row = self.layer_index(layer)
+        about: dict[str, Any] = {
+            "layer": self.layers[row],
+            "strength": strength,
+            "scope": scope,
+            "label": self.name,
+            "n_layers": self.metadata.get("n_layers"),
+            "only_below": only_below,
+            "only_above": only_above,
+        }
+        if operation == GENERAL:
+            if self.reads is None:
+                raise SteeringError(
+                    f"{self.name} has no read directions, which operation 'general' needs; use "
+                    "add, set_projection or ablate"
+                )
+            bias = 0.0 if self.biases is None else float(self.biases[row])
+            write = (self.gaps[row].double() * self.directions[row].double()).float()
+            about |= {"write": write, "read": self.reads[row], "bias": bias, "gate": self.gate}
+            return Steering((Intervention(**about),))
         unknown = self.metadata.get("targets_known") is False
         if unknown and operation == "set_projection":
             reason = self.metadata.get("targets_unknown_because", "it holds shifts only")
+            use = "add" if self.reads is None else "general"
             raise SteeringError(
                 f"set_projection needs a target that {self.name} does not have: {reason}; use "
-                "operation 'add'"
+                f"operation {use!r}"
             )
-        return Steering(
-            (
-                Intervention(
-                    layer=self.layers[row],
-                    direction=self.directions[row],
-                    gap=float(self.gaps[row]),
-                    target=float(self.targets[row]),
-                    operation=operation,
-                    strength=strength,
-                    scope=scope,
-                    label=self.name,
-                    n_layers=self.metadata.get("n_layers"),
-                    baseline=None if unknown else float(self.baselines[row]),
-                    only_below=only_below,
-                ),
-            )
+        intervention = Intervention(
+            **about,
+            direction=self.directions[row],
+            gap=float(self.gaps[row]),
+            target=float(self.targets[row]),
+            operation=operation,
+            baseline=None if unknown else float(self.baselines[row]),
         )
+        return Steering((intervention,))
 
     def __add__(self, other: "SteeringVector") -> "SteeringVector":
         return _combined([(1.0, self), (1.0, other)])
@@ -192,40 +225,36 @@ class SteeringVector:
         return _combined([(1.0 - share, self), (share, other)])
 
     def orthogonalise(self, *against: "SteeringVector") -> "SteeringVector":
-        """What of this vector is orthogonal to every one of `against`, layer by layer.
-
-        Subtracts the combination of their directions that lies nearest (least squares).
+        """The part of this vector that is orthogonal to all of `against`, layer by layer.
 
         Raises:
             SteeringError: Nothing is left at some layer, or the layers differ.
         """
         if not against:
             raise SteeringError("orthogonalise needs at least one vector to be orthogonal to")
-        for other in against:
-            _check_comparable(self, other)
+        check_comparable(self, *against)
         others = torch.stack([other.directions for other in against], dim=-1).double()
-        pushed = self._pushed
-        shares = torch.linalg.pinv(others, rtol=_SAME_DIRECTION) @ pushed[..., None]
+        weights = torch.linalg.pinv(others, rtol=_SAME_DIRECTION) @ self._scaled[..., None]
         baselines = torch.stack([other.baselines for other in against], dim=-1).double()
         names = ", ".join(other.name for other in against)
-        return _of_pushed(
+        return _from_scaled(
             [(1.0, self), *((0.0, other) for other in against)],
-            pushed - (others @ shares)[..., 0],
-            self._weight - (baselines * shares[..., 0]).sum(-1),
+            self._scaled - (others @ weights)[..., 0],
+            self._weighted_baselines - (baselines * weights[..., 0]).sum(-1),
             size=self.gaps.double(),
             name=f"{self.name} orthogonal to {names}",
         )
 
     def project_out(self, subspace: Tensor) -> "SteeringVector":
-        """This vector without what it has in a subspace; its targets become undefined.
+        """This vector without its part in a subspace; its targets become undefined.
 
         Args:
-            subspace: Directions that span it, ``[k d_model]`` for every layer alike or
-                ``[layer k d_model]``; neither unit nor orthogonal need they be.
+            subspace: Any directions that span it, ``[k d_model]`` or ``[layer k d_model]``.
 
         Raises:
             SteeringError: Another shape, NaN, or nothing is left at some layer.
         """
+        check_comparable(self)
         spans = subspace.double()
         if spans.ndim == 2:
             spans = spans.expand(len(self.layers), *spans.shape)
@@ -237,34 +266,28 @@ class SteeringVector:
         if not bool(torch.isfinite(spans).all()):
             raise SteeringError("the subspace to project out holds NaN or infinity")
         columns = spans.mT
-        inside = columns @ (
-            torch.linalg.pinv(columns, rtol=_SAME_DIRECTION) @ self._pushed[..., None]
-        )
-        return _of_pushed(
+        weights = torch.linalg.pinv(columns, rtol=_SAME_DIRECTION) @ self._scaled[..., None]
+        return _from_scaled(
             [(1.0, self)],
-            self._pushed - inside[..., 0],
-            self._weight,
+            self._scaled - (columns @ weights)[..., 0],
+            self._weighted_baselines,
             size=self.gaps.double(),
             name=f"{self.name} without {spans.shape[1]} directions",
             undefined="the baseline along what was projected out is unknown",
         )
 
     @property
-    def _pushed(self) -> Float[Tensor, "layer d_model"]:
+    def _scaled(self) -> Float[Tensor, "layer d_model"]:
         """What ``add`` adds at strength 1: :math:`v_l = g_l u_l`."""
         return self.gaps.double()[:, None] * self.directions.double()
 
     @property
-    def _weight(self) -> Float[Tensor, "layer"]:
+    def _weighted_baselines(self) -> Float[Tensor, "layer"]:
         """:math:`v_l` times the mean uninstructed residual."""
         return self.gaps.double() * self.baselines.double()
 
     def check_model(self, model: TransformerBridge) -> None:
-        """Refuse a model this vector was not made for.
-
-        Raises:
-            SteeringError: Another width, another number of layers, or a layer beyond the model's.
-        """
+        """`SteeringError` for a model of another width or depth than this vector was made for."""
         width, depth = model.cfg.d_model, model.cfg.n_layers
         if self.d_model != width:
             raise SteeringError(
@@ -280,14 +303,9 @@ class SteeringVector:
 
     def save(self, path: str | Path) -> Path:
         """Write the vector and its provenance as one safetensors file, atomically."""
-        tensors = {
-            "directions": self.directions,
-            "gaps": self.gaps,
-            "targets": self.targets,
-            "baselines": self.baselines,
-            "layers": torch.tensor(self.layers),
-        }
-        return write_tensors(path, _FILE_KIND, tensors, {"metadata": dict(self.metadata)})
+        tensors = {**self._tensors, "layers": torch.tensor(self.layers)}
+        record = {"metadata": dict(self.metadata), "gate": self.gate}
+        return write_tensors(path, _FILE_KIND, tensors, record)
 
     @classmethod
     def load(cls, path: str | Path) -> "SteeringVector":
@@ -299,23 +317,19 @@ class SteeringVector:
                 f"{path} lacks a part of a steering vector: metadata with a whole n_layers"
             )
         try:
-            layers = layer_numbers(tensors["layers"].tolist(), error=SteeringError)
-            check_parts(tensors, len(layers))
-            return cls(
-                directions=tensors["directions"].float(),
-                gaps=tensors["gaps"].float(),
-                targets=tensors["targets"].float(),
-                baselines=tensors["baselines"].float(),
-                layers=layers,
-                metadata=metadata,
-            )
+            layers = layer_numbers(tensors.pop("layers").tolist(), error=SteeringError)
+            check_tensors(tensors, len(layers))
+            floats = {name: tensor.float() for name, tensor in tensors.items()}
+            # Files of earlier versions name no gate.
+            gate = str(record.get("gate", "identity"))
+            return cls(**floats, layers=layers, metadata=metadata, gate=gate)
         except SteeringError as error:
             raise FileFormatError(f"{path} holds no steering vector: {error}") from error
         # OverflowError: layers of infinity; RuntimeError: layers of several numbers, 8-bit floats.
-        except (OverflowError, RuntimeError) as error:
-            raise FileFormatError(f"{path} holds parts no steering vector has: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} lacks a part of a steering vector: {error}") from error
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise FileFormatError(
+                f"{path} lacks or garbles a part of a steering vector: {error}"
+            ) from error
 
     def __repr__(self) -> str:
         span = f"{self.layers[0]}–{self.layers[-1]}"
@@ -325,15 +339,10 @@ class SteeringVector:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a layer: ``layer, gap, target, baseline``, in residual-stream units."""
-        return pd.DataFrame(
-            {
-                "layer": self.layers,
-                "gap": self.gaps.tolist(),
-                "target": self.targets.tolist(),
-                "baseline": self.baselines.tolist(),
-            }
-        )
+        """One row per layer: ``layer, gap, target, baseline``, in residual-stream units."""
+        numbers = {"gap": self.gaps, "target": self.targets, "baseline": self.baselines}
+        columns = {name: values.tolist() for name, values in numbers.items()}
+        return pd.DataFrame({"layer": self.layers, **columns})
 
     def plot(self) -> "go.Figure":
         """Gap and mean projections of both sides over layers."""
@@ -341,86 +350,52 @@ class SteeringVector:
 
         return vector_curves(self.table)
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        return summary(repr(self), table=self.table)
-
 
 def _combined(parts: Sequence[tuple[float, Any]]) -> SteeringVector:
-    """The linear combination of vectors, checked here; the module's equation."""
-    first = parts[0][1]
-    for _, other in parts[1:]:
-        _check_comparable(first, other)
-    terms = [(f"{factor:g} × " if factor != 1 else "") + one.name for factor, one in parts]
-    return _of_pushed(
+    """The linear combination of vectors; the module's equation."""
+    check_comparable(*(vector for _, vector in parts))
+    terms = [(f"{factor:g} × " if factor != 1 else "") + vector.name for factor, vector in parts]
+    zero = torch.zeros(1, dtype=torch.double)
+    return _from_scaled(
         parts,
-        sum((factor * one._pushed for factor, one in parts), torch.zeros(1, dtype=torch.double)),
-        sum((factor * one._weight for factor, one in parts), torch.zeros(1, dtype=torch.double)),
-        size=torch.stack([abs(factor) * one.gaps.double() for factor, one in parts]).sum(0),
+        sum((factor * vector._scaled for factor, vector in parts), zero),
+        sum((factor * vector._weighted_baselines for factor, vector in parts), zero),
+        size=sum((abs(factor) * vector.gaps.double() for factor, vector in parts), zero),
         name=" + ".join(terms),
     )
 
 
-def _of_pushed(
+def _from_scaled(
     parts: Sequence[tuple[float, SteeringVector]],
-    pushed: Float[Tensor, "layer d_model"],
-    weight: Float[Tensor, "layer"],
+    scaled: Float[Tensor, "layer d_model"],
+    weighted_baselines: Float[Tensor, "layer"],
     size: Float[Tensor, "layer"],
     name: str,
     undefined: str | None = None,
 ) -> SteeringVector:
-    r"""A vector from what it adds, and its product with the mean uninstructed residual.
-
-    Args:
-        parts: What it was made of.
-        pushed: :math:`v_l`.
-        weight: :math:`v_l \cdot \bar h^-_l`.
-        size: Length of the parts before they cancelled.
-        name: What to call it.
-        undefined: Why there is no baseline, if so.
-    """
-    gaps = pushed.norm(dim=-1)
+    """A vector from :math:`v_l`; `size` is the length of the parts before they cancelled."""
+    gaps = scaled.norm(dim=-1)
     if not bool(torch.isfinite(gaps).all()):
         raise SteeringError(f"{name} is not finite; factors must be finite numbers")
-    vectors = [one for _, one in parts]
+    vectors = [vector for _, vector in parts]
     gone = gaps <= _MIN_REMAINDER * size
     if bool(gone.any()):
         layer = vectors[0].layers[int(gone.nonzero()[0])]
         raise SteeringError(f"nothing is left of {name} at layer {layer}: no direction remains")
-    baselines = weight / gaps
+    baselines = weighted_baselines / gaps
     return SteeringVector(
-        directions=(pushed / gaps[:, None]).float(),
+        directions=(scaled / gaps[:, None]).float(),
         gaps=gaps.float(),
         targets=(baselines + gaps).float(),
         baselines=baselines.float(),
         layers=vectors[0].layers,
         metadata={
-            **combined_metadata([one.metadata for one in vectors], undefined),
+            **combined_metadata([vector.metadata for vector in vectors], undefined),
             "estimator": "combination",
             "instruction": name,
             "parts": [
-                {"factor": factor, "name": one.name, "data_hash": one.metadata.get("data_hash")}
-                for factor, one in parts
+                {"factor": factor, "name": part.name, "data_hash": part.metadata.get("data_hash")}
+                for factor, part in parts
             ],
         },
     )
-
-
-def _check_comparable(one: SteeringVector, other: object) -> None:
-    """Refuse to combine with what has other layers or another model's shape."""
-    if not isinstance(other, SteeringVector):
-        raise SteeringError(
-            f"a steering vector combines with another one; got {type(other).__name__}"
-        )
-    depths = [vector.metadata.get("n_layers") for vector in (one, other)]
-    if None not in depths and depths[0] != depths[1]:
-        raise SteeringError(
-            f"{one.name} and {other.name} were made for models with {depths[0]} and {depths[1]} "
-            "layers; only vectors of one model combine"
-        )
-    if one.layers != other.layers or one.d_model != other.d_model:
-        raise SteeringError(
-            f"vectors combine layer by layer: {one!r} and {other!r} have different layers or "
-            "widths; estimate both on the same layers of one model"
-        )

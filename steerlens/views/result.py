@@ -30,7 +30,10 @@ __all__ = ["Result"]
 class Result:
     """A table, its picture, and its view in a notebook."""
 
-    table: pd.DataFrame
+    if TYPE_CHECKING:  # a field or a property of the subclass
+
+        @property
+        def table(self) -> pd.DataFrame: ...
 
     def plot(self) -> "go.Figure":
         """The picture of this result."""

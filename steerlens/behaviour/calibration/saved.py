@@ -22,6 +22,7 @@ _QUESTION = (
     "operation",
     "scope",
     "only_below",
+    "only_above",
     "target_kl",
     "quantile",
     "instruction",
@@ -50,6 +51,7 @@ def saved(vector: SteeringVector, steering: Steering, record: Mapping[str, Any])
         "operation": one.operation,
         "scope": one.scope,
         "only_below": one.only_below,
+        **({"only_above": True} if one.only_above else {}),
         "strength": one.strength,
     }
     kept = [other for other in _records(vector) if not _same_question(other, own)]
@@ -77,8 +79,8 @@ def calibrated(vector: SteeringVector, **chosen: Any) -> Steering:
             f"{held or 'none'}"
         )
     [record] = fit
-    names = ("layer", "operation", "strength", "scope", "only_below")
-    return vector.at(**{name: record[name] for name in names})
+    names = ("layer", "operation", "strength", "scope", "only_below", "only_above")
+    return vector.at(**{name: record[name] for name in names if name in record})
 
 
 def _goal(record: Mapping[str, Any]) -> str:

@@ -154,7 +154,7 @@ class VectorBook:
         find = self.placebo if placebo else self.vector
         parts = [
             find(task, kwargs, one.estimator).at(
-                one.layer, one.operation, one.strength, one.scope, only_below=one.only_below
+                one.layer, one.operation, one.strength, one.scope, one.only_below, one.only_above
             )
             for one in candidate
         ]

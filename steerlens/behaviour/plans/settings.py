@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 from steerlens.errors import FileFormatError, SteeringError, unknown_name
-from steerlens.steering.operations import Operation, Scope
+from steerlens.steering.operations import GENERAL, Operation, Scope
 
 __all__ = ["NO_STEERING", "Candidate", "Setting", "candidate_from_json", "describe"]
 
@@ -28,10 +28,12 @@ class Setting:
     Attributes:
         estimator: Where the vector comes from; see `steerlens.behaviour.plans.fitting`.
         layer: The block whose output is changed.
-        operation: ``add``, ``set_projection`` or ``ablate``.
+        operation: ``add``, ``set_projection``, ``ablate``, or ``general`` for a vector with read
+            directions.
         strength: Multiplier of the change; 1 adds the mean difference or meets the target.
         scope: ``all``, ``prompt`` or ``response``.
         only_below: Act only on tokens whose projection is below the target (``set_projection``).
+        only_above: Act only on tokens whose projection is above it.
 
     Raises:
         UnknownNameError: An operation or scope that does not exist.
@@ -44,10 +46,12 @@ class Setting:
     strength: float
     scope: str
     only_below: bool = False
+    only_above: bool = False
 
     def __post_init__(self) -> None:
-        if self.operation not in get_args(Operation):
-            raise unknown_name("operation", self.operation, get_args(Operation))
+        operations = (*get_args(Operation), GENERAL)
+        if self.operation not in operations:
+            raise unknown_name("operation", self.operation, operations)
         if self.scope not in get_args(Scope):
             raise unknown_name("scope", self.scope, get_args(Scope))
         if self.layer < 0:
@@ -55,16 +59,19 @@ class Setting:
 
     def describe(self) -> str:
         """One phrase."""
+        side = ", only below its target" if self.only_below else ""
+        side = ", only above its target" if self.only_above else side
         return (
             f"{self.estimator}: {self.operation} ×{self.strength:g} at layer {self.layer} "
-            f"on {self.scope}{', only below its target' if self.only_below else ''}"
+            f"on {self.scope}{side}"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields; `only_below` where it is set (plans older than it have none)."""
+        """Its fields, `only_below` and `only_above` only where they are set."""
         fields = asdict(self)
-        if not self.only_below:
-            del fields["only_below"]
+        for name in ("only_below", "only_above"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
 
@@ -92,6 +99,7 @@ def candidate_from_json(parts: Sequence[Mapping[str, Any]]) -> Candidate:
                 strength=float(part["strength"]),
                 scope=str(part["scope"]),
                 only_below=bool(part.get("only_below", False)),
+                only_above=bool(part.get("only_above", False)),
             )
             for part in parts
         )

@@ -208,7 +208,9 @@ def vector_of_record(
         metadata = record["metadata"]
         if not isinstance(metadata, dict):
             raise TypeError("metadata is no mapping")
-        numbers = {name: torch.tensor(record[name], dtype=torch.float32) for name in NUMBERS}
+        numbers: dict[str, Any] = {
+            name: torch.tensor(record[name], dtype=torch.float32) for name in NUMBERS
+        }
         for name, values in numbers.items():
             if values.shape != (len(layers),):
                 raise ValueError(f"{name} must hold one number for each of {len(layers)} layers")
