@@ -110,9 +110,8 @@ def _written(vector: Any, layer: int, folder: Path) -> list[str]:
     from dataclasses import replace
 
     from steerlens.vectors.formats import write_gguf
-    from steerlens.vectors.formats.record import restricted
 
-    right = restricted(vector, [layer])
+    right = vector.restricted_to([layer])
     wrong = replace(right, layers=(layer + 1,), metadata={})
     return [
         str(write_gguf(right, folder / f"{layer}.gguf", model_hint="llama")),

@@ -20,8 +20,8 @@ from steerlens.models.configuration import tokenizer_hash
 from steerlens.models.identity import model_identity
 from steerlens.models.loading import load_model, model_info
 from steerlens.tasks.pairs import ContrastSet
-from steerlens.vectors.library import save_library
 from steerlens.vectors.consistency import combined_metadata
+from steerlens.vectors.library import save_library
 
 OTHER_TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}>"
 

@@ -15,7 +15,6 @@ from steerlens.steering.rows import steer_residual
 from steerlens.vectors.formats.record import (
     check_claims,
     exact_record,
-    restricted,
     shifts_of,
     vector_of_record,
     vector_of_shifts,
@@ -122,7 +121,7 @@ def test_a_record_that_does_not_match_the_tensors_beside_it_is_refused() -> None
         ({"targets": None}, "garbles"),
         ({"layers": [0, 0, 1]}, "twice"),
         ({"layers": [0, 1, "2"]}, "names layer '2'"),
-        ({"layers": [[0], [1], [2]]}, "garbles"),
+        ({"layers": [[0], [1], [2]]}, "which no model has"),
         ({"layers": 3}, "garbles"),
         ({"metadata": []}, "garbles"),
         ({"metadata": {"d_model": 9}}, "says d_model 9"),
@@ -150,13 +149,13 @@ def test_metadata_that_json_cannot_hold_are_refused_before_writing() -> None:
 
 def test_some_layers_can_be_chosen_and_unknown_ones_are_refused() -> None:
     vector = example_vector(layers=(3, 5, 9))
-    one = restricted(vector, [9])
+    one = vector.restricted_to([9])
     assert one.layers == (9,) and torch.equal(one.directions[0], vector.directions[2])
     assert float(one.targets[0]) == float(vector.targets[2])
     with pytest.raises(SteeringError, match="layer 4 is out of range"):
-        restricted(vector, [4])
+        vector.restricted_to([4])
     with pytest.raises(SteeringError, match="layers is empty"):
-        restricted(vector, [])
+        vector.restricted_to([])
 
 
 def test_a_vector_that_overflows_float32_is_refused() -> None:

@@ -11,8 +11,8 @@ from interop_examples import assert_same_vector, example_vector, ulps
 from transformers import LlamaForCausalLM
 
 from steerlens.errors import FileFormatError, SteeringError, SteerlensError
+from steerlens.vectors.formats.objects import from_repeng, to_repeng
 from steerlens.vectors.formats.record import shifts_of
-from steerlens.vectors.formats.repeng import from_repeng, to_repeng
 
 
 @pytest.fixture

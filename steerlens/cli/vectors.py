@@ -307,10 +307,9 @@ def _write(
 ) -> None:
     """One vector in one format."""
     from steerlens.vectors.formats import write_gguf, write_plain
-    from steerlens.vectors.formats.record import restricted
 
     if form == "steerlens":
-        restricted(vector, layers).save(path)
+        (vector if layers is None else vector.restricted_to(layers)).save(path)
     elif FORMATS[form] == ".gguf":
         write_gguf(vector, path, layers=layers)
     else:

@@ -6,7 +6,7 @@
 | `estimators` | difference of means, PCA, mean-centring, probe, discriminant, placebo |
 | `composition` | several steerings at once |
 | `conditional` | steering only the prompts that call for it |
-| `library`, `cards` | vectors of one model in a folder, and what a reader must know of each |
+| `library`, `model_cards` | vectors of one model in a folder, what a reader must know of each |
 | `formats` | files and objects of other tools |
 | `transfer` | a vector on another model |
 """

@@ -1,30 +1,26 @@
-r"""Conditional steering: only where it is called for.
+r"""Conditional steering: only the prompts that call for it.
 
-**On the prompt.** A `Condition` reads the residual :math:`x` of the last prompt token at one layer
-and holds when its projection on a direction *c* exceeds a threshold,
+A `Condition` reads the residual :math:`x` of the last prompt token at one layer and holds when its
+projection on a direction *c* exceeds a threshold,
 
 .. math:: x \cdot c > \theta
 
-A prompt for which it does not hold is left alone. `fit_condition` learns it from prompts that
-should be steered (positive) and prompts that should not (negative), in three parts that share no
-prompt: on the first half the direction, by any estimator (`steerlens.vectors.estimators`); on a
-quarter the layer (highest AUROC) and the threshold; on the last quarter the rates that are
-reported, with Wilson's intervals. The threshold's rule is that of Neyman and Pearson: of all
-thresholds whose false-positive rate is at most `max_false_positive_rate`, the lowest.
+`fit_condition` learns it from prompts to steer (positive) and prompts to leave alone (negative), in
+three parts that share no prompt: on half of them the direction, by any estimator; on a quarter the
+layer (highest AUROC) and the threshold (the lowest one whose false-positive rate is at most
+`max_false_positive_rate`, the rule of Neyman and Pearson); on the last quarter the reported rates,
+with Wilson's intervals.
 
-`Condition.choose` gives one steering or none a prompt, for `steerlens.generate`, whose engine keeps
-rows apart; `Condition.applied` decides inside the model's own forward pass, as soon as it has read
-the prompt.
-
-**On the running text.** ``vector.at(…, only_below=True)`` acts on a token only while its own
-projection is below the target (`steerlens.steering.interventions`); that needs no probe, and both
-go together.
+`Condition.choose` returns one steering or ``None`` per prompt, for `steerlens.generate`;
+`Condition.applied` decides inside the model's own forward pass, once it has read the prompt. On the
+running text ``vector.at(…, only_below=True)`` acts only while a token's projection is below the
+target; that needs no condition, and both can be combined.
 
 Source: Lee et al. 2024, *Programming Refusal with Conditional Activation Steering*
 (arXiv 2409.05907), with a cosine for the projection and a grid search for the threshold.
 
-Caveat: a threshold at a small false-positive rate rests on few negative prompts: 1 in 20 cannot be
-told from 1 in 10 with the 15 prompts that a quarter of 60 is. The interval says so.
+Caveat: a small false-positive rate rests on few negative prompts: 1 in 20 cannot be told from 1 in
+10 with the 15 prompts that a quarter of 60 is. The interval shows it.
 
 >>> rule = threshold_for([0.1, 0.2, 0.3, 0.9], [0.8, 1.1], max_false_positive_rate=0.25)
 >>> round(rule, 3)                       # between 0.3 and 0.8: one of four negatives above it
@@ -57,7 +53,8 @@ from steerlens.stats.rates import Interval, wilson
 from steerlens.steering.interventions import Steering
 from steerlens.steering.roles import TokenRoles, observed_roles
 from steerlens.steering.rows import RowSteering
-from steerlens.vectors import Estimator, SteeringVector, difference_of_means
+from steerlens.vectors import Estimator, difference_of_means
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -70,15 +67,15 @@ _MIN_PROMPTS = 8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Condition:
+class Condition(Result):
     """When to steer: a projection of the last prompt token above a threshold.
 
     Attributes:
         direction: Unit vector *c*.
         layer: The layer it is read at.
-        threshold: Holds above it (residual-stream units).
-        true_positive_rate: On prompts that should be steered and chose nothing; Wilson's interval.
-        false_positive_rate: On prompts that should not.
+        threshold: The condition holds above it (residual-stream units).
+        true_positive_rate: On positive prompts that nothing was chosen on; Wilson's interval.
+        false_positive_rate: On negative prompts of that kind.
         auroc: Of the projection, on the same prompts.
         rule: How layer and threshold were chosen, in words.
         metadata: Model, weights hash, numbers of prompts, settings, versions.
@@ -94,13 +91,10 @@ class Condition:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def scores(self, model: TransformerBridge, prompts: Sequence[str]) -> Float[Tensor, "prompt"]:
-        """Projection of each prompt's last token; the condition holds above the threshold.
-
-        Raises:
-            SteeringError: The condition was made for a model of another shape.
-        """
+        """Projection of each prompt's last token; `SteeringError` if the model does not fit."""
         self.check_model(model)
-        resid = _last_residuals(model, prompts, [self.layer], self._chat_format)
+        chat_format = str(self.metadata.get("chat_format", "auto"))
+        resid = _last_residuals(model, prompts, [self.layer], chat_format)
         return resid[:, 0] @ self.direction.float().cpu()
 
     def choose(
@@ -108,7 +102,7 @@ class Condition:
     ) -> list[Steering | None]:
         """For each prompt the steering, or ``None`` where the condition does not hold."""
         holds = (self.scores(model, prompts) > self.threshold).tolist()
-        return [steering if held else None for held in holds]
+        return [steering if holds_here else None for holds_here in holds]
 
     @contextmanager
     def applied(
@@ -119,17 +113,12 @@ class Condition:
     ) -> Iterator["Condition"]:
         """As `Steering.applied`, on the rows for which the condition holds.
 
-        The condition is decided row by row in the pass that reads the prompt, before anything at
-        its layer is changed, and stands until the next prompt is read.
-
-        Args:
-            model: A hooked model.
-            steering: What to apply where it holds; not below the condition's layer.
-            prompt_lengths: As in `Steering.applied`.
+        It is decided for each row in the pass that reads the prompt, before anything at its layer
+        is changed, and stands until the next prompt is read.
 
         Raises:
             SteeringError: The condition or the steering does not fit the model, or the steering
-                acts below the layer at which the condition is known.
+                acts below the condition's layer.
         """
         self.check_model(model)
         steering.check_model(model)
@@ -146,9 +135,10 @@ class Condition:
             def decide(resid: Tensor, hook: Any) -> None:
                 prompt = roles().prompt
                 if bool(prompt.any()):
-                    last = _last_true(prompt)
-                    read = resid[torch.arange(len(resid), device=resid.device), last]
-                    projection = read.float() @ direction.to(resid.device)
+                    positions = torch.arange(prompt.shape[1], device=prompt.device)
+                    last = torch.where(prompt, positions, 0).max(-1).values
+                    last_resid = resid[torch.arange(len(resid), device=resid.device), last]
+                    projection = last_resid.float() @ direction.to(resid.device)
                     held[:] = [(projection > self.threshold) & prompt.any(-1)]
 
             def narrowed() -> TokenRoles:
@@ -169,10 +159,6 @@ class Condition:
                 f"(d_model {self.direction.shape[0]}, {max(made_for, self.layer + 1)} layers); "
                 f"the model has d_model {width} and {depth} layers"
             )
-
-    @property
-    def _chat_format(self) -> str:
-        return str(self.metadata.get("chat_format", "auto"))
 
     def save(self, path: str | Path) -> Path:
         """Write the condition as one safetensors file, atomically."""
@@ -228,20 +214,22 @@ class Condition:
             target=self.threshold,
         )
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
+    @property
+    def table(self) -> pd.DataFrame:
+        """Rates on unseen prompts: ``unseen prompts, rate, low, high``."""
         rates = {
             "true positives": self.true_positive_rate,
             "false positives": self.false_positive_rate,
         }
-        table = pd.DataFrame(
+        return pd.DataFrame(
             [
                 {"unseen prompts": kind, "rate": rate.value, "low": rate.low, "high": rate.high}
                 for kind, rate in rates.items()
             ]
         )
-        return summary(repr(self), {"AUROC": self.auroc, "rule": self.rule}, table)
+
+    def _card(self) -> Mapping[str, Any]:
+        return {"facts": {"AUROC": self.auroc, "rule": self.rule}}
 
     def __repr__(self) -> str:
         true, false = self.true_positive_rate, self.false_positive_rate
@@ -263,7 +251,7 @@ def fit_condition(
     seed: int = 0,
     chat_format: str = "auto",
 ) -> Condition:
-    """Learn when to steer from prompts that should be steered and prompts that should not.
+    """Learn when to steer from prompts to steer and prompts to leave alone.
 
     Args:
         model: A hooked model.
@@ -271,7 +259,7 @@ def fit_condition(
         negative: Prompts to leave alone; at least 8.
         layers: Layers to choose from; all by default. For `Condition.applied` none may lie above
             the layers to be steered.
-        max_false_positive_rate: Bound on the share of negative prompts above the threshold, on the
+        max_false_positive_rate: Largest share of negative prompts above the threshold, on the
             prompts it is chosen on.
         estimator: Finds the direction; positive prompts take the instructed side.
         seed: Of the split into three parts.
@@ -291,27 +279,32 @@ def fit_condition(
         raise SteeringError(
             f"max_false_positive_rate must be in [0, 1); got {max_false_positive_rate}"
         )
-    chosen = check_layers(model, layers)
-    kinds = [_shuffled(prompts, seed) for prompts in (positive, negative)]
-    resid = [_last_residuals(model, prompts, chosen, chat_format) for prompts in kinds]
-    parts = [_parts(one) for one in resid]
-    vector = _direction(parts[0][0], parts[1][0], chosen, estimator)
-    projected = [
+    candidates = check_layers(model, layers)
+    parts = []
+    for prompts in (positive, negative):
+        unique = list(dict.fromkeys(prompts))
+        random.Random(seed).shuffle(unique)
+        resid = _last_residuals(model, unique, candidates, chat_format)
+        half, three_quarters = len(resid) // 2, len(resid) - len(resid) // 4
+        parts.append([resid[:half], resid[half:three_quarters], resid[three_quarters:]])
+    # A cache holds as many of each side; there is no pairing here to lose.
+    n_fit = min(len(part[0]) for part in parts)
+    instructed, uninstructed = (part[0][:n_fit] for part in parts)
+    vector = estimator(ResidualCache.from_tensors(instructed, uninstructed, layers=candidates))
+    (yes, yes_unseen), (no, no_unseen) = (
         [torch.einsum("pld,ld->lp", part, vector.directions).numpy() for part in kind[1:]]
         for kind in parts
-    ]
-    (yes, yes_left), (no, no_left) = projected
-    aurocs = [_auroc(a, b) for a, b in zip(yes, no, strict=True)]
-    best = int(np.argmax(aurocs))
+    )
+    best = int(np.argmax([_auroc(a, b) for a, b in zip(yes, no, strict=True)]))
     threshold = threshold_for(no[best], yes[best], max_false_positive_rate)
     info = model_info(model)
     return Condition(
         direction=vector.directions[best],
-        layer=chosen[best],
+        layer=candidates[best],
         threshold=threshold,
-        true_positive_rate=_rate(yes_left[best] > threshold),
-        false_positive_rate=_rate(no_left[best] > threshold),
-        auroc=_auroc(yes_left[best], no_left[best]),
+        true_positive_rate=_rate(yes_unseen[best], threshold),
+        false_positive_rate=_rate(no_unseen[best], threshold),
+        auroc=_auroc(yes_unseen[best], no_unseen[best]),
         rule=(
             "layer of the highest AUROC; lowest threshold whose false-positive rate is at most "
             f"{max_false_positive_rate:g}"
@@ -322,13 +315,13 @@ def fit_condition(
             "n_layers": info.n_layers,
             "chat_format": chat_format,
             "estimator": vector.metadata["estimator"],
-            "layers_tried": list(chosen),
+            "layers_tried": list(candidates),
             "n_positive": [len(part) for part in parts[0]],
             "n_negative": [len(part) for part in parts[1]],
             "max_false_positive_rate": max_false_positive_rate,
             "unseen_scores": {
-                "positive": yes_left[best].tolist(),
-                "negative": no_left[best].tolist(),
+                "positive": yes_unseen[best].tolist(),
+                "negative": no_unseen[best].tolist(),
             },
             "seed": seed,
             "versions": library_versions(),
@@ -362,42 +355,12 @@ def threshold_for(
     return float((highest_left_out + above.min()) / 2)
 
 
-def _shuffled(prompts: Sequence[str], seed: int) -> list[str]:
-    """Each prompt once, in random order, so that parts share none."""
-    unique = list(dict.fromkeys(prompts))
-    random.Random(seed).shuffle(unique)
-    return unique
-
-
-def _parts(resid: Float[Tensor, "prompt layer d_model"]) -> list[Tensor]:
-    """A half for the direction, a quarter for the threshold, a quarter for the rates."""
-    half, three_quarters = len(resid) // 2, len(resid) - len(resid) // 4
-    return [resid[:half], resid[half:three_quarters], resid[three_quarters:]]
-
-
-def _direction(
-    positive: Float[Tensor, "positive layer d_model"],
-    negative: Float[Tensor, "negative layer d_model"],
-    layers: Sequence[int],
-    estimator: Estimator,
-) -> SteeringVector:
-    # A cache holds as many of each side; there is no pairing here to lose.
-    n = min(len(positive), len(negative))
-    return estimator(ResidualCache.from_tensors(positive[:n], negative[:n], layers=layers))
-
-
 def _last_residuals(
     model: TransformerBridge, prompts: Sequence[str], layers: Sequence[int], chat_format: str
 ) -> Float[Tensor, "prompt layer d_model"]:
     rows = tokenize_prompts(model, list(prompts), chat_format=chat_format)
     spans = [(len(row) - 1, len(row)) for row in rows]
     return residuals_at(model, rows, spans, layers, progress=False)
-
-
-def _last_true(mask: Bool[Tensor, "row pos"]) -> Tensor:
-    """Place of the last true entry of each row (0 where there is none)."""
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return torch.where(mask, places, 0).max(-1).values
 
 
 def _auroc(
@@ -407,5 +370,5 @@ def _auroc(
     return float(roc_auc_score(labels, np.concatenate([positive, negative])))
 
 
-def _rate(holds: Bool[np.ndarray, "prompt"]) -> Interval:
-    return wilson(int(holds.sum()), len(holds))
+def _rate(scores: Float[np.ndarray, "prompt"], threshold: float) -> Interval:
+    return wilson(int((scores > threshold).sum()), len(scores))

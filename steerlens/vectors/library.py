@@ -3,15 +3,14 @@
 ::
 
     vectors/
-      vectors.index.json                     which files there are, their hashes, what they carry
-      README.md                              the page: a table of the vectors
+      vectors.index.json                     the files, their hashes, what they carry
+      README.md                              a table of the vectors
       detectable_format-title.safetensors    a vector
       detectable_format-title.md             its card: data, seed, rates, limits
 
-`save_library` writes such a folder, `load_library` opens it. A vector is read through
-`steerlens.vectors.formats.load_vector`, which compares its hash with the index and, given a model,
-refuses what does not fit. Files are written one by one and the index last: a process killed in
-between leaves an index that refuses the files it does not know.
+`save_library` writes such a folder, `load_library` opens it. Vectors are read through
+`steerlens.vectors.formats.load_vector`, which compares each hash with the index. The index is
+written last: after a kill it refuses the files that it does not know.
 
 >>> import tempfile, torch
 >>> from steerlens.vectors.formats.record import vector_of_shifts
@@ -24,7 +23,7 @@ between leaves an index that refuses the files it does not know.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +40,16 @@ from steerlens.vectors import SteeringVector
 from steerlens.vectors.formats.index import INDEX_NAME, INDEX_SCHEMA, read_index
 from steerlens.vectors.formats.loading import load_vector
 from steerlens.vectors.model_cards import (
+    ONE_SIDED,
     SETTINGS,
     LibraryItem,
     Rate,
     file_stem,
     library_page,
-    only_intervention,
+    settings_of,
     vector_card,
 )
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -56,18 +57,18 @@ if TYPE_CHECKING:
 __all__ = ["Library", "LibraryItem", "Rate", "load_library", "save_library", "vector_card"]
 
 PAGE_NAME = "README.md"
-# What must agree between the vectors of a library: they are for one model.
-OF_THE_MODEL = ("model", "weights_hash", "configuration_hash", "n_layers")
+# The vectors of a library are for one model: these must agree.
+_OF_THE_MODEL = ("model", "weights_hash", "configuration_hash", "n_layers")
 # Vectors of earlier versions, and of other tools, do not name this one.
 _MAY_LACK = "configuration_hash"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Library:
+class Library(Result):
     """An opened library.
 
     Attributes:
-        folder: Where it stands.
+        folder: Its folder.
         entries: What the index says of each vector, by name.
     """
 
@@ -81,15 +82,13 @@ class Library:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a vector: name, file, instruction, estimator, best settings, rates."""
+        """One row per vector: name, file, instruction, estimator, best settings, rates."""
         rows = []
         for name, entry in self.entries.items():
             best = entry.get("steering") or {}
-            rates = {one["condition"]: one["rate"] for one in entry.get("rates", ())}
-            shown = {key: entry.get(key) for key in ("file", "instruction", "estimator")}
-            rows.append(
-                {"name": name, **shown, **{key: best.get(key) for key in SETTINGS}, **rates}
-            )
+            row = {"name": name, **{key: entry.get(key) for key in _SHOWN}}
+            row |= {key: best.get(key) for key in SETTINGS}
+            rows.append(row | {rate["condition"]: rate["rate"] for rate in entry.get("rates", ())})
         return pd.DataFrame(rows)
 
     def load(self, name: str, model: TransformerBridge | None = None) -> SteeringVector:
@@ -97,8 +96,8 @@ class Library:
 
         Raises:
             UnknownNameError: "unknown vector …".
-            FileFormatError: the file is not the one listed, or damaged.
-            SteeringError: it does not fit the model.
+            FileFormatError: The file is not the one listed, or damaged.
+            SteeringError: It does not fit the model.
         """
         if name not in self.entries:
             raise unknown_name("vector", name, self.entries)
@@ -108,7 +107,7 @@ class Library:
         """A vector as it is best applied, according to the index.
 
         Raises:
-            SteerlensError: as `load`, or "… has no settings …".
+            SteerlensError: As `load`, or "… has no settings …".
         """
         vector = self.load(name, model)
         best = self.entries[name].get("steering")
@@ -117,55 +116,51 @@ class Library:
                 f"the index of {self.folder} has no settings for {name!r}; take the vector and "
                 "choose them: library.load(name).at(layer=…)"
             )
-        return vector.at(**{key: best[key] for key in SETTINGS})
+        return vector.at(**{key: best[key] for key in (*SETTINGS, *ONE_SIDED) if key in best})
 
     def plot(self, layer: int | None = None) -> "go.Figure":
-        """How alike the vectors' directions are at one layer: their cosines.
+        """Cosines of the vectors' directions at one layer.
 
         Args:
             layer: By default the middle one of those at which the index applies the vectors, or of
-                the model where it says nothing.
+                the first vector.
 
         Raises:
-            SteerlensError: as `load`, or a vector without a direction at the layer.
+            SteerlensError: As `load`, or a vector without a direction at the layer.
         """
         from steerlens.views import cosine_matrix
 
         vectors = [self.load(name) for name in self.names]
         if layer is None:
             best = [(entry.get("steering") or {}).get("layer") for entry in self.entries.values()]
-            known = sorted(one for one in best if one is not None) or list(vectors[0].layers)
+            known = sorted(n for n in best if n is not None) or list(vectors[0].layers)
             layer = known[len(known) // 2]
-        directions = torch.stack([one.directions[one.layer_index(layer)] for one in vectors])
+        rows = [vector.directions[vector.layer_index(layer)] for vector in vectors]
+        directions = torch.stack(rows)
         cosines = (directions @ directions.T).clamp(-1, 1)
         return cosine_matrix(self.names, cosines.tolist(), layer)
-
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        return summary(repr(self), table=self.table)
 
     def __repr__(self) -> str:
         return f"Library({self.folder}, {len(self.entries)} vectors)"
 
 
+_SHOWN = ("file", "instruction", "estimator")
+
+
 def save_library(folder: str | Path, items: Sequence[LibraryItem | SteeringVector]) -> Library:
     """Write vectors of one model, their cards, the page and the index.
 
-    Files of earlier vectors that are not among `items` stay where they are, unlisted.
+    Files of earlier vectors that are not among `items` stay, unlisted.
 
     Args:
-        folder: Made if it is not there.
+        folder: Made if it does not exist.
         items: Vectors, alone or with what is known of them; names must differ.
 
-    Returns:
-        The library, opened.
-
     Raises:
-        SteerlensError: no vectors, two of one name, vectors of different models, settings that
-            are not one intervention, or "cannot write …".
+        SteerlensError: No vectors, two of one name, vectors of different models, settings that are
+            not one intervention, or "cannot write …".
     """
-    whole = [one if isinstance(one, LibraryItem) else LibraryItem(one) for one in items]
+    whole = [item if isinstance(item, LibraryItem) else LibraryItem(item) for item in items]
     _check_items(whole)
     folder = Path(folder)
     entries = []
@@ -176,7 +171,7 @@ def save_library(folder: str | Path, items: Sequence[LibraryItem | SteeringVecto
         entries.append(_entry(item, path))
     index = {
         "schema": INDEX_SCHEMA,
-        **{key: whole[0].vector.metadata.get(key) for key in OF_THE_MODEL},
+        **{key: whole[0].vector.metadata.get(key) for key in _OF_THE_MODEL},
         "d_model": whole[0].vector.d_model,
         "versions": library_versions(),
         "vectors": entries,
@@ -187,10 +182,10 @@ def save_library(folder: str | Path, items: Sequence[LibraryItem | SteeringVecto
 
 
 def load_library(folder: str | Path) -> Library:
-    """Open a library; vectors are read, and verified, when they are asked for.
+    """Open a library; vectors are read and verified when they are asked for.
 
     Raises:
-        FileFormatError: there is no index, or it is damaged.
+        FileFormatError: There is no index, or it is damaged.
     """
     folder = Path(folder)
     entries: dict[str, Mapping[str, Any]] = {}
@@ -201,7 +196,15 @@ def load_library(folder: str | Path) -> Library:
                 f"the index of {folder} names the vector in {entry['file']} {name!r}; expected a "
                 "name of its own"
             )
-        _check_entry(entry, name, folder)
+        settings = {"layer": int, "operation": str, "strength": int | float, "scope": str}
+        if entry.get("steering") is not None and not _has(entry["steering"], settings):
+            raise FileFormatError(
+                f"the index of {folder} garbles the settings of {name!r}: {entry['steering']!r}"
+            )
+        rates = entry.get("rates", [])
+        rate = {"condition": str, "rate": int | float}
+        if not isinstance(rates, list) or not all(_has(each, rate) for each in rates):
+            raise FileFormatError(f"the index of {folder} garbles the rates of {name!r}")
         entries[name] = entry
     return Library(folder, entries)
 
@@ -210,59 +213,41 @@ def _check_items(items: Sequence[LibraryItem]) -> None:
     """Refuse, before anything is written, what cannot be a library."""
     if not items:
         raise SteerlensError("there is no vector to save; give at least one")
-    stems: dict[str, str] = {}
-    first = items[0].vector.metadata
+    stems = {file_stem(PAGE_NAME).lower().removesuffix(".md"): PAGE_NAME}
+    first = items[0].vector
     for item in items:
         name, metadata = item.vector.name, item.vector.metadata
         stem = file_stem(name).lower()  # some file systems do not tell cases apart
-        if stem in stems or stem == file_stem(PAGE_NAME).lower().removesuffix(".md"):
+        if stem in stems:
             raise SteerlensError(
                 f"two files of the library would be called {stem!r} ({name!r} and "
-                f"{stems.get(stem, PAGE_NAME)!r}); give each vector an instruction of its own in "
-                "its metadata"
+                f"{stems[stem]!r}); give each vector an instruction of its own in its metadata"
             )
         stems[stem] = name
-        for key in OF_THE_MODEL:
-            this, firsts = metadata.get(key), first.get(key)
-            if this != firsts and not (key == _MAY_LACK and None in (this, firsts)):
+        for key in _OF_THE_MODEL:
+            value, expected = metadata.get(key), first.metadata.get(key)
+            if value != expected and not (key == _MAY_LACK and None in (value, expected)):
                 raise SteerlensError(
-                    f"{name!r} was made for {key} {this!r}, {items[0].vector.name!r} for "
-                    f"{firsts!r}; a library holds vectors of one model"
+                    f"{name!r} was made for {key} {value!r}, {first.name!r} for {expected!r}; a "
+                    "library holds vectors of one model"
                 )
-        if item.steering is not None:
-            only_intervention(item)
+        _ = item.intervention
 
 
-def _check_entry(entry: Mapping[str, Any], name: str, folder: Path) -> None:
-    """Refuse settings and rates of an index that are none."""
-    best = entry.get("steering")
-    kinds = {"layer": int, "operation": str, "strength": int | float, "scope": str}
-    if best is not None and not _has(best, kinds):
-        raise FileFormatError(f"the index of {folder} garbles the settings of {name!r}: {best!r}")
-    rates = entry.get("rates", [])
-    if not isinstance(rates, list) or not all(
-        _has(one, {"condition": str, "rate": int | float}) for one in rates
-    ):
-        raise FileFormatError(f"the index of {folder} garbles the rates of {name!r}")
-
-
-def _has(found: Any, kinds: Mapping[str, Any]) -> bool:
-    return isinstance(found, Mapping) and all(
-        isinstance(found.get(key), kind) for key, kind in kinds.items()
+def _has(record: Any, kinds: Mapping[str, Any]) -> bool:
+    return isinstance(record, Mapping) and all(
+        isinstance(record.get(key), kind) for key, kind in kinds.items()
     )
 
 
 def _entry(item: LibraryItem, path: Path) -> dict[str, Any]:
-    metadata = item.vector.metadata
-    best = None
-    if item.steering is not None:
-        one = only_intervention(item)
-        best = {key: getattr(one, key) for key in SETTINGS}
+    """What the index says of a vector."""
+    metadata, best = item.vector.metadata, item.intervention
     rates = []
     for rate in item.rates:
-        found = wilson(rate.passed, rate.n)
-        numbers = {"rate": found.value, "low": found.low, "high": found.high}
-        rates.append({"condition": rate.condition, "passed": rate.passed, "n": rate.n, **numbers})
+        interval = wilson(rate.passed, rate.n)
+        numbers = {"rate": interval.value, "low": interval.low, "high": interval.high}
+        rates.append({**asdict(rate), **numbers})
     return {
         "name": item.vector.name,
         "file": path.name,
@@ -270,6 +255,6 @@ def _entry(item: LibraryItem, path: Path) -> dict[str, Any]:
         "card": path.with_suffix(".md").name,
         **{key: metadata.get(key) for key in ("instruction", "estimator", "position", "data_hash")},
         "layers": list(item.vector.layers),
-        "steering": best,
+        "steering": None if best is None else settings_of(best),
         "rates": rates,
     }

@@ -1,26 +1,28 @@
-"""Other tools' formats: a vector leaves the notebook, and others come in.
+"""Formats of other tools, both ways.
 
-| module | what |
+| module | format |
 |---|---|
 | `loading` | `load_vector`: any known file, told by its content |
 | `gguf` | llama.cpp control vectors, which repeng reads and writes as well |
 | `plain` | safetensors as other tools lay them out |
-| `repeng`, `steering_vectors` | the objects of these libraries |
+| `objects` | the objects of repeng and steering-vectors |
 | `vllm` | declarative interventions for TransformerLens's vLLM source |
 | `index` | the hashes of files kept together |
-| `record` | what all of them share: shifts, and the record that makes round trips exact |
-| `gguf_header` | the header of a GGUF file, read with nothing believed |
+| `record` | shifts, and the record that makes round trips exact |
 
-All of them know one operation, ``add`` on every token: a shift g·u a layer. ``set_projection``,
-``ablate``, scopes and conditions stay here.
+All of them know one operation, ``add`` on every token: a shift g·u per layer.
 """
 
 from steerlens.vectors.formats.gguf import read_gguf, write_gguf
 from steerlens.vectors.formats.index import verify_file
 from steerlens.vectors.formats.loading import load_vector, vector_format
+from steerlens.vectors.formats.objects import (
+    from_repeng,
+    from_steering_vectors,
+    to_repeng,
+    to_steering_vectors,
+)
 from steerlens.vectors.formats.plain import read_plain, write_plain
-from steerlens.vectors.formats.repeng import from_repeng, to_repeng
-from steerlens.vectors.formats.steering_vectors import from_steering_vectors, to_steering_vectors
 from steerlens.vectors.formats.vllm import vllm_interventions
 
 __all__ = [

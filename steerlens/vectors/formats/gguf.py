@@ -1,26 +1,21 @@
-"""Control vectors of llama.cpp: GGUF files with one tensor ``direction.N`` a layer.
+"""Control vectors of llama.cpp: GGUF files with one tensor ``direction.N`` per layer.
 
-**What the file says.** ``general.architecture`` is "controlvector", ``controlvector.model_hint``
-names a model family for people, ``controlvector.layer_count`` counts the tensors; each
-``direction.N`` is a float32 shift of length d_model. llama.cpp adds it, times the strength given
-with ``--control-vector-scaled``, to every token, which is ``add`` with scope ``all`` here. No other
-operation and no other scope can be expressed.
+``general.architecture`` is "controlvector", ``controlvector.model_hint`` names a model family,
+``controlvector.layer_count`` counts the tensors; each ``direction.N`` is a float32 shift of length
+d_model. llama.cpp adds it, times the strength given with ``--control-vector-scaled``, to every
+token: ``add`` with scope ``all``.
 
-**Layer numbers.** llama.cpp adds ``direction.N`` to the output of block *N* counted from 0 (its
-``build_cvec(cur, il)`` stands after block *il*), so *N* is our layer. Its loader refuses the whole
-file when it finds ``direction.0``, a name of another form, or a type other than float32; layer 0
-therefore has no tensor here and stays in the exact record only. repeng 0.4 hooks, reads and
-numbers blocks from 0 as well: its ``direction.N`` is the same layer. **Caveat:** llama.cpp's own
-``cvector-generator`` writes what it measured behind block *k* as ``direction.{k+1}``, so its files
-steer one block behind where they were measured. They are read as llama.cpp applies them.
+**Layer numbers.** llama.cpp adds ``direction.N`` to the output of block *N* counted from 0
+(``build_cvec(cur, il)`` stands after block *il*), as repeng 0.4 does, so *N* is our layer. It
+refuses a file with ``direction.0``, another tensor, or another type than float32, so layer 0 stays
+in the exact record only. **Caveat:** llama.cpp's ``cvector-generator`` writes what it measured
+behind block *k* as ``direction.{k+1}``; its files are read as llama.cpp applies them.
 
-**Which layers.** llama.cpp adds every direction it finds, at all layers at once, unless it is given
+**Which layers.** llama.cpp steers at all layers of a file, unless it is given
 ``--control-vector-layer-range L L``. ``write_gguf(…, layers=[L])`` writes one layer only.
 
-**Exact round trips.** Unit directions, gaps, targets, baselines and metadata stand in the header
-under ``steerlens.*`` (see `steerlens.vectors.formats.record`), where other readers do not look:
-llama.cpp reads no metadata of a control vector, and repeng only the first two above. Extra
-*tensors* would not do: llama.cpp refuses a file with one.
+**Exact round trips.** The exact record (`steerlens.vectors.formats.record`) stands in the metadata
+under ``steerlens.*``, which llama.cpp and repeng do not read.
 
 >>> import tempfile, torch
 >>> from steerlens.vectors.formats.record import vector_of_shifts
@@ -51,7 +46,6 @@ from steerlens.vectors.formats.record import (
     NUMBERS,
     exact_record,
     parse_json,
-    restricted,
     shifts_of,
     vector_of_record,
     vector_of_shifts,
@@ -72,31 +66,27 @@ def write_gguf(
     layers: Sequence[int] | None = None,
     model_hint: str | None = None,
 ) -> Path:
-    """Write a control vector for llama.cpp, repeng and whatever reads their files.
+    """Write a control vector for llama.cpp and repeng, atomically.
 
     Args:
-        vector: What to write; its shift g·u at each layer becomes ``direction.N``.
-        path: The file, by custom ending in ``.gguf``; written whole or not at all.
-        layers: Layers to write; all of the vector's by default. llama.cpp steers at all of them.
-        model_hint: Name of the model's family ("llama", "gemma3"); by default the model the
-            vector was made for.
-
-    Returns:
-        The path.
+        vector: The vector; its shift g·u at each layer becomes ``direction.N``.
+        path: The file.
+        layers: Layers to write; all of the vector's by default.
+        model_hint: The model's family ("llama", "gemma3"); by default the vector's model.
 
     Raises:
         SteeringError: "layer … is out of range for this vector …", or the vector has layer 0 only,
             where llama.cpp cannot steer.
         SteerlensError: "cannot write …".
     """
-    chosen = restricted(vector, layers)
-    shifts = {layer: shift for layer, shift in shifts_of(chosen).items() if layer > 0}
+    vector = vector if layers is None else vector.restricted_to(layers)
+    shifts = {layer: shift for layer, shift in shifts_of(vector).items() if layer > 0}
     if not shifts:
         raise SteeringError(
             "layer 0 is all there is to write, and llama.cpp cannot steer the output of block 0; "
             "give a vector with a deeper layer"
         )
-    record = exact_record(chosen)
+    record = exact_record(vector)
     hint = model_hint if model_hint is not None else vector.metadata.get("model", "unknown")
 
     def write(temporary: Path) -> None:
@@ -121,15 +111,11 @@ def write_gguf(
 
 
 def read_gguf(path: str | Path) -> SteeringVector:
-    """Read a control vector that this package, repeng, llama.cpp or another tool wrote.
-
-    A file of ours gives back the vector it was written from, bit for bit. From any other file the
-    gap of a layer is the norm of its direction, and targets are not known
-    (`steerlens.vectors.formats.record`).
+    """Read a control vector; one of ours comes back bit for bit.
 
     Raises:
-        FileFormatError: the file is missing, truncated, damaged, too large, a model, or holds
-            tensors that are no directions; one sentence says which.
+        FileFormatError: The file is missing, truncated, damaged, too large, a model, or holds
+            tensors that are no directions.
     """
     source = str(path)
     try:

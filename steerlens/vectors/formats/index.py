@@ -1,13 +1,12 @@
-"""The index beside vectors kept together: which files there are, and their hashes.
+"""The index beside vectors kept together: the files, and their hashes.
 
 A folder of vectors (`steerlens.vectors.library`) has an index ``vectors.index.json``::
 
     {"schema": "steerlens-vectors/1",
      "vectors": [{"file": "title.safetensors", "sha256": "…", …}, …]}
 
-Whoever loads a file beside such an index gets the file that was listed, or an error: `verify_file`
-compares its SHA-256. A file that the index does not list is not verified. **Caveat:** this finds
-accidents and mix-ups; somebody who can change the file can change the index as well.
+`verify_file` compares a file that is loaded with the SHA-256 listed there. **Caveat:** this finds
+accidents and mix-ups; whoever can change the file can change the index as well.
 """
 
 from collections.abc import Mapping
@@ -22,8 +21,8 @@ __all__ = ["INDEX_NAME", "INDEX_SCHEMA", "read_index", "verify_file"]
 
 INDEX_NAME = "vectors.index.json"
 INDEX_SCHEMA = "steerlens-vectors/1"
-# Thousands of entries; an index beyond that is something else.
-MAX_BYTES = 64 * 2**20
+# Thousands of entries.
+_MAX_INDEX_BYTES = 64 * 2**20
 
 
 def read_index(folder: str | Path) -> Mapping[str, Any]:
@@ -34,11 +33,11 @@ def read_index(folder: str | Path) -> Mapping[str, Any]:
         folders) and ``sha256``.
 
     Raises:
-        FileFormatError: "there is no vectors.index.json in …", or one that is damaged.
+        FileFormatError: "there is no readable vectors.index.json in …", or it is damaged.
     """
     path = Path(folder) / INDEX_NAME
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if path.stat().st_size > _MAX_INDEX_BYTES:
             raise FileFormatError(f"{path} is too large for an index of vectors")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -51,26 +50,22 @@ def read_index(folder: str | Path) -> Mapping[str, Any]:
     index = parse_json(text, str(path))
     if not isinstance(index, dict) or index.get("schema") != INDEX_SCHEMA:
         raise FileFormatError(f"{path} is no index of vectors ({INDEX_SCHEMA})")
-    entries = index.get("vectors")
-    if not isinstance(entries, list):
+    if not isinstance(index.get("vectors"), list):
         raise FileFormatError(f"{path} lists no vectors")
-    seen = set()
-    for number, entry in enumerate(entries):
+    names = set()
+    for number, entry in enumerate(index["vectors"]):
         name = entry.get("file") if isinstance(entry, dict) else None
         # A name with folders could lead out of the library.
-        if not isinstance(name, str) or Path(name).name != name or name in seen:
+        if not isinstance(name, str) or Path(name).name != name or name in names:
             raise FileFormatError(f"entry {number} of {path} names no file of its own: {name!r}")
         if not isinstance(entry.get("sha256"), str):
             raise FileFormatError(f"entry {number} of {path} ({name}) has no sha256")
-        seen.add(name)
+        names.add(name)
     return index
 
 
 def verify_file(path: str | Path) -> bool:
-    """Compare a file with the index beside it.
-
-    Returns:
-        Whether an index lists it; False when there is none or it says nothing of the file.
+    """Whether an index beside a file lists it.
 
     Raises:
         FileFormatError: "… is not the file that the index lists …", or a damaged index.
@@ -78,13 +73,13 @@ def verify_file(path: str | Path) -> bool:
     path = Path(path)
     if not (path.parent / INDEX_NAME).exists():
         return False
-    listed = {one["file"]: one["sha256"] for one in read_index(path.parent)["vectors"]}
+    listed = {entry["file"]: entry["sha256"] for entry in read_index(path.parent)["vectors"]}
     if path.name not in listed:
         return False
-    found = sha256_of_files([path])
-    if found != listed[path.name]:
+    sha256 = sha256_of_files([path])
+    if sha256 != listed[path.name]:
         raise FileFormatError(
-            f"{path} is not the file that {INDEX_NAME} lists (SHA-256 {found[:12]}…, listed "
+            f"{path} is not the file that {INDEX_NAME} lists (SHA-256 {sha256[:12]}…, listed "
             f"{listed[path.name][:12]}…); it was changed or damaged since, so restore it or write "
             "the library again"
         )
