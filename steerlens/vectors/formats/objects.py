@@ -123,7 +123,10 @@ def _vector_of(
     if not isinstance(shifts, Mapping):
         raise SteeringError(f"{type(other).__name__} is no {class_name}; it has no {attribute}")
     vector = getattr(other, "steerlens_vector", None)
-    made_here = isinstance(vector, SteeringVector) and set(vector.layers) == set(shifts)
-    if made_here and same_shifts(shifts_of(vector), shifts):
+    if (
+        isinstance(vector, SteeringVector)
+        and set(vector.layers) == set(shifts)
+        and same_shifts(shifts_of(vector), shifts)
+    ):
         return vector
     return vector_of_shifts(shifts, f"the {class_name}", metadata)
