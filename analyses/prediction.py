@@ -73,9 +73,28 @@ class EvidenceComparison:
 
     def plot(self) -> "go.Figure":
         """Regret of each kind of evidence with its interval."""
-        from steerlens.views.rates import evidence_regret
+        import plotly.graph_objects as go
 
-        return evidence_regret(self.table)
+        from steerlens.views import Picture
+        from steerlens.views.picture import themed
+
+        centre, low, high = (
+            100 * self.table[column] for column in ("regret", "regret_low", "regret_high")
+        )
+        figure = Picture(
+            go.Scatter(
+                x=centre,
+                y=self.table["kind"].str.replace("_", " "),
+                mode="markers",
+                marker={"size": 9},
+                error_x={"array": high - centre, "arrayminus": centre - low},
+                hovertemplate="%{y}: %{x:.1f} points<extra></extra>",
+            )
+        )
+        figure.add_vline(0, line={"color": "grey", "width": 1})
+        figure.update_xaxes(title="regret, points of passes, 95 % interval (left is better)")
+        figure.update_yaxes(autorange="reversed", showgrid=False)
+        return themed(figure, height=110 + 26 * len(self.table), showlegend=False)
 
     def _repr_html_(self) -> str:
         from steerlens.views import summary

@@ -52,7 +52,7 @@ def test_length_has_its_band_and_unit():
     figure = length_over_strength({HOSTILE: ROWS, "b": ROWS})
 
     assert list(lines(figure)[0].y) == [100.0, 95.0, 90.0, 80.0]
-    assert figure.layout.yaxis.title.text == "words a response"
+    assert figure.layout.yaxis.title.text == "words per response"
     assert "<img" not in figure.to_json()
     assert "bands: middle half of responses" in [n.text for n in figure.layout.annotations]
     bands = [trace.name for trace in figure.data if trace.fill == "toself"]

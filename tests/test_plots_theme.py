@@ -8,18 +8,8 @@ import pytest
 
 from steerlens.errors import UnknownNameError
 from steerlens.views import DARK, LIGHT, TEMPLATE, instruction_layer_heatmap, strength_sweep
-from steerlens.views.theme import (
-    BLUE,
-    GREEN,
-    GREY,
-    PURPLE,
-    SERIES,
-    VERMILLION,
-    Picture,
-    log_ticks,
-    plain_text,
-    themed,
-)
+from steerlens.views.picture import Picture, log_ticks, themed
+from steerlens.views.theme import BLUE, GREEN, GREY, PURPLE, SERIES, VERMILLION, plain_text
 
 # Complete deficiencies: Machado, Oliveira and Fernandes 2009, table for severity 1.0 (linear RGB).
 EYES = {

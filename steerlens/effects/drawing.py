@@ -14,15 +14,16 @@ import plotly.graph_objects as go
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.views import (
     Section,
+    excerpt,
     layer_token_map,
     ranked_tokens,
+    summary,
     survival_curve,
     text_figure,
     token_strip,
 )
 from steerlens.views.numbers import show
 from steerlens.views.quantities import QUANTITIES
-from steerlens.views.summaries import excerpt, summary
 
 if TYPE_CHECKING:
     from steerlens.effects.contributions import TokenContributions

@@ -82,7 +82,7 @@ class Report(Result):
         for task in self.data["instructions"]:
             steered = task["steering"]["layer"]
             best = next(row for row in task["layers"] if row["layer"] == task["best_layer"])
-            causal = next((row for row in task["recovery"] if row["layer"] == steered), {})
+            causal = {row["layer"]: row for row in task["recovery"]}.get(steered, {})
             rows.append(
                 {
                     "task": task["id"],

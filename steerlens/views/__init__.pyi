@@ -1,81 +1,31 @@
-from .bars import (
-    ranked_tokens as ranked_tokens,
-)
-from .layers import (
-    evidence_curves as evidence_curves,
-)
-from .layers import (
-    layer_curves as layer_curves,
-)
-from .layers import (
-    recovery_curve as recovery_curve,
-)
-from .maps import (
-    cosine_matrix as cosine_matrix,
-)
-from .maps import (
-    instruction_layer_heatmap as instruction_layer_heatmap,
-)
-from .maps import (
-    layer_token_map as layer_token_map,
-)
-from .rates import (
-    condition_rates as condition_rates,
-)
-from .residuals import (
-    norm_curves as norm_curves,
-)
-from .residuals import (
-    projection_histogram as projection_histogram,
-)
-from .residuals import (
-    survival_curve as survival_curve,
-)
-from .residuals import (
-    vector_curves as vector_curves,
-)
-from .responses import (
-    kl_over_response as kl_over_response,
-)
-from .responses import (
-    response_lengths as response_lengths,
-)
-from .result import (
-    Result as Result,
-)
-from .saving import (
-    save as save,
-)
-from .strip import (
-    Section as Section,
-)
-from .strip import (
-    text_figure as text_figure,
-)
-from .summaries import (
-    summary as summary,
-)
-from .sweeps import (
-    length_over_strength as length_over_strength,
-)
-from .sweeps import (
-    strength_sweep as strength_sweep,
-)
-from .theme import (
-    DARK as DARK,
-)
-from .theme import (
-    LIGHT as LIGHT,
-)
-from .theme import (
-    TEMPLATE as TEMPLATE,
-)
-from .theme import (
-    Picture as Picture,
-)
-from .tokens import (
-    token_strip as token_strip,
-)
+from .bars import projection_histogram as projection_histogram
+from .bars import ranked_tokens as ranked_tokens
+from .bars import response_lengths as response_lengths
+from .layers import evidence_curves as evidence_curves
+from .layers import layer_curves as layer_curves
+from .layers import norm_curves as norm_curves
+from .layers import recovery_curve as recovery_curve
+from .layers import survival_curve as survival_curve
+from .layers import vector_curves as vector_curves
+from .maps import cosine_matrix as cosine_matrix
+from .maps import instruction_layer_heatmap as instruction_layer_heatmap
+from .maps import layer_token_map as layer_token_map
+from .picture import Picture as Picture
+from .rates import condition_rates as condition_rates
+from .result import Result as Result
+from .saving import save as save
+from .summaries import excerpt as excerpt
+from .summaries import summary as summary
+from .sweeps import kl_over_response as kl_over_response
+from .sweeps import length_over_strength as length_over_strength
+from .sweeps import strength_sweep as strength_sweep
+from .text_figure import Section as Section
+from .text_figure import prompt_and_response as prompt_and_response
+from .text_figure import text_figure as text_figure
+from .theme import DARK as DARK
+from .theme import LIGHT as LIGHT
+from .theme import TEMPLATE as TEMPLATE
+from .tokens import token_strip as token_strip
 
 __all__ = [
     "DARK",
@@ -87,6 +37,7 @@ __all__ = [
     "condition_rates",
     "cosine_matrix",
     "evidence_curves",
+    "excerpt",
     "instruction_layer_heatmap",
     "kl_over_response",
     "layer_curves",
@@ -94,6 +45,7 @@ __all__ = [
     "length_over_strength",
     "norm_curves",
     "projection_histogram",
+    "prompt_and_response",
     "ranked_tokens",
     "recovery_curve",
     "response_lengths",

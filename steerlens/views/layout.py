@@ -1,8 +1,7 @@
-"""Tokens laid out in lines, as a page would flow them, where nothing flows: places for a figure.
+"""Tokens laid out in lines, as a page would flow them: places for a figure.
 
-Tokens are set in a fixed-width font, in lines of so many columns; wide characters take two,
-combining ones none. A paragraph whose first strong character is right-to-left (Unicode rule P2) is
-laid out from the right.
+Wide characters take two columns, combining ones none. A paragraph whose first strong character is
+right-to-left (Unicode rule P2) is laid out from the right.
 
 Caveat: widths are those that Unicode gives (East Asian Width). A font that draws a sequence of
 emoji as one picture leaves a gap beside it.
@@ -14,7 +13,7 @@ emoji as one picture leaves a gap beside it.
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from steerlens.views.tokens import visible
 
@@ -23,15 +22,7 @@ __all__ = ["Piece", "lay_out"]
 
 @dataclass(frozen=True)
 class Piece:
-    """A token, or the part of one that stands on one line.
-
-    Attributes:
-        token: Place of the token.
-        text: What is drawn.
-        line: Counted from the top.
-        start: First column.
-        width: Columns taken.
-    """
+    """A token, or the part of one on one line, in columns of the fixed-width font."""
 
     token: int
     text: str
@@ -85,28 +76,21 @@ def _width(text: str) -> float:
     """Columns that a text takes in a fixed-width font; at least one."""
     if text.isascii():
         return float(len(text))
-    wide = {"W": 2, "F": 2}
-    n_columns = sum(
-        0
-        if unicodedata.combining(character) or unicodedata.category(character) in {"Cf", "Mn"}
-        else wide.get(unicodedata.east_asian_width(character), 1)
-        for character in text
-    )
-    return float(max(1, n_columns))
+    return float(max(1, sum(map(_columns, text))))
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in {"Cf", "Mn"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in {"W", "F"} else 1
 
 
 def _is_rtl(paragraph: Sequence[Piece]) -> bool:
     """Whether the first character with a direction is right-to-left (Unicode rule P2)."""
-    for piece in paragraph:
-        for character in piece.text:
-            direction = unicodedata.bidirectional(character)
-            if direction in {"L", "R", "AL"}:
-                return direction != "L"
-    return False
+    characters = (character for piece in paragraph for character in piece.text)
+    directions = map(unicodedata.bidirectional, characters)
+    return next((d for d in directions if d in {"L", "R", "AL"}), "L") != "L"
 
 
 def _mirrored(paragraph: Sequence[Piece], columns: int) -> list[Piece]:
-    return [
-        Piece(one.token, one.text, one.line, columns - one.start - one.width, one.width)
-        for one in paragraph
-    ]
+    return [replace(piece, start=columns - piece.start - piece.width) for piece in paragraph]

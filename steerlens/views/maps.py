@@ -1,11 +1,10 @@
 """Heat maps: instructions by layers, layers by tokens, and how alike directions are.
 
-`instruction_layer_heatmap` compares instructions at a glance; AUROC runs from chance (0.5) to 1 in
-cividis, recovery and the other signed quantities are two-sided around zero. The columns are the
-layers that were measured, evenly spaced even where layers were skipped; a cell without a value is
-left out. `cosine_matrix` compares unit directions u_a · u_b at one layer: near 1, two instructions
-share a direction there, and steering one is likely to move the other. `layer_token_map` shows one
-quantity over layers × the tokens of a text; signed quantities are centred at zero.
+`instruction_layer_heatmap` compares tasks at a glance. Its columns are the layers that were
+measured, evenly spaced even where layers were skipped; a cell without a value is left out.
+`cosine_matrix` compares unit directions at one layer: near 1, two tasks share a direction there,
+and steering one is likely to move the other. `layer_token_map` shows one quantity over layers × the
+tokens of a text.
 
 >>> rows = [{"instruction": "title", "layer": 3, "auroc": 0.75}]
 >>> figure = instruction_layer_heatmap(rows, "auroc")
@@ -21,8 +20,9 @@ import plotly.graph_objects as go
 
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.views.numbers import compact, finite
+from steerlens.views.picture import Picture, say_instead, themed
 from steerlens.views.tables import Rows, layer_table, table_of
-from steerlens.views.theme import Picture, plain_text, themed
+from steerlens.views.theme import plain_text
 from steerlens.views.tokens import one_line
 
 __all__ = ["HEATMAP_VALUES", "cosine_matrix", "instruction_layer_heatmap", "layer_token_map"]
@@ -55,11 +55,11 @@ def instruction_layer_heatmap(
     hover shows the number itself.
 
     Args:
-        table: one row a cell with `instruction`, `layer` and the column `value`.
+        table: one row per cell with `instruction`, `layer` and the column `value`.
         value: one of `HEATMAP_VALUES`.
-        marked: a layer to mark per instruction; instructions without one are not marked.
+        marked: the layer to mark, by instruction.
         marked_label: what the mark means, for the legend.
-        title: above the map, if given.
+        title: above the map.
 
     Raises:
         SteerlensError: an unknown value, a missing column, or a layer twice in one instruction.
@@ -74,20 +74,13 @@ def instruction_layer_heatmap(
         by_layer = layer_table(group, [value], what)
         cells[str(instruction)] = dict(zip(by_layer["layer"], by_layer[value], strict=True))
     layers = sorted({layer for row in cells.values() for layer in row})
-    figure = Picture(
-        go.Heatmap(
-            x=[str(layer) for layer in layers],
-            y=[plain_text(instruction) for instruction in cells],
-            z=[compact(row.get(layer) for layer in layers) for row in cells.values()],
-            zmin=lowest,
-            zmax=highest,
-            autocolorscale=True,
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-            colorbar=_colorbar(name),
-            hovertemplate=f"%{{y}}<br>layer %{{x}}: {name} %{{z:.3f}}<extra></extra>",
-        )
+    figure = _heatmap(
+        [str(layer) for layer in layers],
+        [plain_text(instruction) for instruction in cells],
+        [compact(row.get(layer) for layer in layers) for row in cells.values()],
+        (lowest, highest),
+        name,
+        f"%{{y}}<br>layer %{{x}}: {name} %{{z:.3f}}",
     )
     marks = {i: layer for i, layer in (marked or {}).items() if layer in cells.get(i, {})}
     if marks:
@@ -95,8 +88,8 @@ def instruction_layer_heatmap(
     # Exact ranges (in cells): the marks would otherwise push the axes away from the map.
     across = [-0.5, len(layers) - 0.5]
     down = [len(cells) - 0.5, -0.5]
-    figure.update_xaxes(title_text="layer", type="category", showgrid=False, range=across)
-    figure.update_yaxes(type="category", showgrid=False, dtick=1, range=down)
+    figure.update_xaxes(title_text="layer", range=across)
+    figure.update_yaxes(dtick=1, range=down)
     return themed(figure, height=130 + _ROW_PIXELS * max(len(cells), 2), title=title)
 
 
@@ -115,7 +108,7 @@ def cosine_matrix(
         matrix: `len(ids)` rows of `len(ids)` cosines in [−1, 1]; `None` or NaN where unknown.
         layer: where the directions were taken, for the title.
         name: what is shown, for the colour bar and on hover.
-        title: above the map, if given.
+        title: above the map.
 
     Raises:
         SteerlensError: the matrix is not square in `ids`, or a value lies outside [−1, 1].
@@ -130,24 +123,13 @@ def cosine_matrix(
             if abs(finite(cosine) or 0.0) > 1.01:
                 raise SteerlensError(f"cosine matrix: {cosine!r} is not a cosine (−1 to 1)")
     labels = [plain_text(name) for name in ids]
-    figure = Picture(
-        go.Heatmap(
-            x=labels,
-            y=labels,
-            z=[compact(row, 3) for row in matrix],
-            zmin=-1,
-            zmax=1,
-            autocolorscale=True,
-            hoverongaps=False,
-            xgap=1,
-            ygap=1,
-            texttemplate="%{z:.2f}" if size <= 12 else None,
-            colorbar=_colorbar(name),
-            hovertemplate=f"%{{y}}<br>%{{x}}<br>{name} %{{z:.2f}}<extra></extra>",
-        )
-    )
-    figure.update_xaxes(type="category", showgrid=False, tickangle=-60, dtick=1)
-    figure.update_yaxes(type="category", showgrid=False, dtick=1, autorange="reversed")
+    cells = [compact(row, 3) for row in matrix]
+    hover = f"%{{y}}<br>%{{x}}<br>{name} %{{z:.2f}}"
+    figure = _heatmap(labels, labels, cells, (-1.0, 1.0), name, hover)
+    if size <= 12:
+        figure.update_traces(texttemplate="%{z:.2f}")
+    figure.update_xaxes(tickangle=-60, dtick=1)
+    figure.update_yaxes(dtick=1, autorange="reversed")
     if title is None and layer is not None:
         title = f"layer {layer}"
     # The slanted names below the map take height too, about 6 pixels a character.
@@ -201,43 +183,33 @@ def layer_token_map(
         raise SteerlensError(f"limit must be a number above zero, not {limit!r}")
     # Every column needs a name of its own; its number comes first.
     columns = [f"{place} {plain_text(one_line(text))}" for place, text in enumerate(tokens)]
-    crowded = len(tokens) > _MOST_WITH_GAPS
-    figure = Picture(
-        go.Heatmap(
-            x=columns,
-            y=[str(layer) for layer in layers],
-            z=cells,
-            zmin=-limit if signed else 0.0,
-            zmax=limit,
-            autocolorscale=True,
-            hoverongaps=False,
-            xgap=0 if crowded else 1,
-            ygap=0 if crowded else 1,
-            colorbar=_colorbar(f"{name}<br>{unit}" if unit else name),
-            hovertemplate=f"token %{{x}}<br>layer %{{y}}: %{{z:.3g}} {unit}<extra></extra>",
-        )
+    figure = _heatmap(
+        columns,
+        [str(layer) for layer in layers],
+        cells,
+        (-limit if signed else 0.0, limit),
+        f"{name}<br>{unit}" if unit else name,
+        f"token %{{x}}<br>layer %{{y}}: %{{z:.3g}} {unit}",
     )
+    if len(tokens) > _MOST_WITH_GAPS:
+        figure.update_traces(xgap=0, ygap=0)
     step = max(1, -(-len(tokens) // _MOST_TICKS))
     shown = list(range(0, len(tokens), step))
     labels = [plain_text(_short(one_line(tokens[place]))) for place in shown]
     figure.update_xaxes(
         title_text="token" if step == 1 else f"token (one in {step} is named)",
-        type="category",
-        showgrid=False,
         tickmode="array",
         tickvals=shown,
         ticktext=labels,
         tickangle=-90,
         tickfont={"family": "ui-monospace, monospace", "size": 11},
     )
-    figure.update_yaxes(title_text="layer", type="category", showgrid=False)
+    figure.update_yaxes(title_text="layer")
     if n_prompt and n_prompt < len(tokens):
         for colour, width in (("white", 4), ("black", 1.5)):  # seen on every colour
             figure.add_vline(x=n_prompt - 0.5, line={"color": colour, "width": width})
     if not len(tokens):
-        figure.add_annotation(
-            text="no tokens", showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper"
-        )
+        say_instead(figure, "no tokens")
     height = 170 + max(14 * len(layers), 130)
     return themed(figure, height=height, title=title, subtitle=subtitle)
 
@@ -246,13 +218,37 @@ def _short(text: str, most: int = 14) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _colorbar(name: str) -> dict[str, Any]:
-    return {
-        "title": {"text": name, "side": "right"},
-        "thickness": 12,
-        "outlinewidth": 0,
-        "nticks": 5,
-    }
+def _heatmap(
+    columns: Sequence[str],
+    rows: Sequence[str],
+    cells: Any,
+    limits: tuple[float, float],
+    name: str,
+    hover: str,
+) -> Picture:
+    """A heat map in the colours of its theme: two-sided where zero lies between the limits."""
+    trace = go.Heatmap(
+        x=columns,
+        y=rows,
+        z=cells,
+        zmin=limits[0],
+        zmax=limits[1],
+        autocolorscale=True,
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        colorbar={
+            "title": {"text": name, "side": "right"},
+            "thickness": 12,
+            "outlinewidth": 0,
+            "nticks": 5,
+        },
+        hovertemplate=f"{hover}<extra></extra>",
+    )
+    figure = Picture(trace)
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(type="category", showgrid=False)
+    return figure
 
 
 def _marks(marks: Mapping[str, int], label: str) -> go.Scatter:

@@ -1,7 +1,4 @@
-"""Numbers on their way to a picture: missing values, rounding for size, and words for a reader.
-
-Measurements may be missing (`None`, NaN, infinite): pictures leave a gap there and text shows an
-en dash, so a gap can never be mistaken for a zero.
+"""Numbers in pictures and text: rounded, and missing ones (`None`, NaN, infinite) never as zeros.
 
 >>> show(0.98765), show(-1.5, signed=True), show(None), show(float("nan"))
 ('0.99', '−1.50', '–', '–')

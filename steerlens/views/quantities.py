@@ -1,8 +1,4 @@
-"""What a token can be shaded by, and how strongly.
-
-A quantity is one of `QUANTITIES`, or any other numeric column of the rows. Shades go in `LEVELS`
-steps each side of zero, following the square root of |value| / limit: KL divergences are
-heavy-tailed, and a linear scale shows one token and hides the rest.
+"""What a token can be shaded by: one of `QUANTITIES`, or any numeric column; and how strongly.
 
 >>> kl = quantity_of("kl", [{"kl": 0.5}])
 >>> kl.value({"kl": 0.5}), kl.name, kl.signed

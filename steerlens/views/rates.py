@@ -15,10 +15,11 @@ import plotly.graph_objects as go
 
 from steerlens.errors import SteerlensError
 from steerlens.views.numbers import compact, show_interval
+from steerlens.views.picture import Picture, themed
 from steerlens.views.tables import Rows, table_of
-from steerlens.views.theme import GREY, SERIES, Picture, plain_text, themed
+from steerlens.views.theme import GREY, SERIES, plain_text
 
-__all__ = ["condition_rates", "evidence_regret"]
+__all__ = ["condition_rates"]
 
 _COLUMNS = ("instruction", "condition", "rate", "low", "high")
 # A pair of conditions over the same prompts has one colour; the steered one is filled.
@@ -34,7 +35,7 @@ _BETWEEN = 16
 
 
 def condition_rates(rows: Rows, *, title: str | None = None) -> go.Figure:
-    """A line an instruction and condition: its rate and the interval around it.
+    """One line per task and condition: its rate and the interval around it.
 
     Args:
         rows: With `instruction`, `condition`, `rate`, `low` and `high` (shares between 0 and 1) and
@@ -52,11 +53,10 @@ def condition_rates(rows: Rows, *, title: str | None = None) -> go.Figure:
     step = 1 / (len(conditions) + 1)
     figure = Picture()
     for place, condition in enumerate(conditions):
-        own = table[table["condition"] == condition]
+        rows_of_condition = table[table["condition"] == condition]
         shift = (place - (len(conditions) - 1) / 2) * step
-        figure.add_trace(
-            _points(own, condition, [instructions.index(i) + shift for i in own["instruction"]])
-        )
+        places = [instructions.index(name) + shift for name in rows_of_condition["instruction"]]
+        figure.add_trace(_points(rows_of_condition, condition, places))
     for line in range(1, len(instructions)):
         figure.add_hline(line - 0.5, line={"color": GREY, "width": 0.5})
     return themed(
@@ -74,80 +74,32 @@ def condition_rates(rows: Rows, *, title: str | None = None) -> go.Figure:
             "range": [len(instructions) - 0.5, -0.5],
             "showgrid": False,
             "automargin": True,
+            "zeroline": False,
         },
         showlegend=True,
     )
 
 
-def evidence_regret(rows: Rows, *, title: str | None = None) -> go.Figure:
-    """What is lost by steering where a kind of evidence is highest, a line a kind.
-
-    Args:
-        rows: With `kind`, `regret`, `regret_low` and `regret_high` (shares of prompts), drawn in
-            the order in which they come.
-        title: Above the figure.
-
-    Raises:
-        SteerlensError: A column is missing.
-    """
-    columns = ["kind", "regret", "regret_low", "regret_high"]
-    table = table_of(rows, columns, "regret of evidence")
-    names = [plain_text(str(kind).replace("_", " ")) for kind in table["kind"]]
-    centre, low, high = (100 * table[column] for column in columns[1:])
-    figure = Picture(
-        go.Scatter(
-            x=compact(centre),
-            y=names,
-            mode="markers",
-            marker={"color": SERIES[0], "size": 9},
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": compact(high - centre),
-                "arrayminus": compact(centre - low),
-                "thickness": 1.4,
-                "width": 3,
-            },
-            hovertemplate="%{y}: %{x:.1f} points<extra></extra>",
-        )
-    )
-    figure.add_vline(0, line={"color": GREY, "width": 1})
-    return themed(
-        figure,
-        height=110 + 26 * len(names),
-        title=title,
-        showlegend=False,
-        xaxis={"title": "regret, points of passes, 95 % interval (left is better)"},
-        yaxis={"autorange": "reversed", "automargin": True, "showgrid": False},
-    )
-
-
-def _points(own: pd.DataFrame, condition: str, places: list[float]) -> go.Scatter:
+def _points(rows: pd.DataFrame, condition: str, places: list[float]) -> go.Scatter:
     colour, symbol = _MARKS.get(condition, (SERIES[2], "square"))
-    said = [
-        f"{show_interval(row.rate, row.low, row.high)}" + (f", n = {row.n}" if "n" in own else "")
-        for row in own.itertuples()
-    ]
+    ends = zip(rows["rate"], rows["low"], rows["high"], strict=True)
+    shown = [show_interval(*values) for values in ends]
+    if "n" in rows:
+        shown = [f"{text}, n = {n}" for text, n in zip(shown, rows["n"], strict=True)]
     return go.Scatter(
-        x=compact(own["rate"]),
+        x=compact(rows["rate"]),
         y=places,
         mode="markers",
         name=plain_text(condition),
-        marker={
-            "color": colour,
-            "symbol": symbol,
-            "size": 9,
-            "line": {"width": 1.6, "color": colour},
-        },
+        marker={"color": colour, "symbol": symbol, "size": 9},
+        marker_line={"width": 1.6, "color": colour},
         error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": compact(own["high"] - own["rate"]),
-            "arrayminus": compact(own["rate"] - own["low"]),
+            "array": compact(rows["high"] - rows["rate"]),
+            "arrayminus": compact(rows["rate"] - rows["low"]),
             "color": colour,
             "thickness": 1.4,
             "width": 3,
         },
-        customdata=said,
+        customdata=shown,
         hovertemplate="%{customdata}<extra>" + plain_text(condition) + "</extra>",
     )

@@ -7,7 +7,6 @@ without a network.
 
 import html
 import math
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import plotly.io
 
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.files import write_atomically
-from steerlens.views.templates import THEMES
+from steerlens.views.theme import THEMES
 
 __all__ = ["ENDINGS", "page", "save"]
 
@@ -67,14 +66,11 @@ def save(figure: go.Figure, path: str | Path, theme: str = "light", scale: float
         content = page(drawn).encode("utf-8", "replace")
     else:
         content = _static(drawn, ending.removeprefix("."), scale, path.name)
-    return write_atomically(path, _writing(content))
 
-
-def _writing(content: bytes) -> Callable[[Path], None]:
     def write(temporary: Path) -> None:
         temporary.write_bytes(content)
 
-    return write
+    return write_atomically(path, write)
 
 
 def page(figure: go.Figure) -> str:

@@ -32,26 +32,22 @@ def summary(
 ) -> str:
     """A card for a result.
 
-    A table of more than eight rows is cut to those that show the point. Which they are is for the
-    caller to say with `around` or `largest`. Without either a table with one row a layer shows
-    layers spread evenly from the first to the last, and any other table its first rows.
+    A table is cut to eight rows: those chosen by `around` or `largest`, otherwise layers spread
+    evenly from the first to the last, or the first rows of a table without layers.
 
     Args:
         heading: What it is; escaped.
         facts: Names and values in one line; escaped.
-        table: Shown in at most eight rows, numbers in three decimals; escaped.
+        table: Shown with numbers in three decimals; escaped.
         body: HTML to place below, already safe (a token strip).
         around: Place of the row that matters; it is marked and shown amid its neighbours.
-        largest: A column; the rows with its largest values, whatever their sign, are shown in that
-            order.
+        largest: A column; the rows with its largest values, whatever their sign, come first.
     """
-    told = " · ".join(
-        f"{html.escape(str(name))} <b>{html.escape(_said(value))}</b>"
-        for name, value in (facts or {}).items()
-    )
     parts = [f'<div style="font-weight:600">{html.escape(heading)}</div>']
-    if told:
-        parts.append(f'<div style="opacity:.85;font-size:.92em">{told}</div>')
+    if facts:
+        shown = {name: show(v, 3) if isinstance(v, float) else str(v) for name, v in facts.items()}
+        pairs = (f"{html.escape(name)} <b>{html.escape(text)}</b>" for name, text in shown.items())
+        parts.append(f'<div style="opacity:.85;font-size:.92em">{" · ".join(pairs)}</div>')
     if table is not None:
         parts.append(_table(table, around, largest))
     return f'<div class="steerlens-summary {AS_WRITTEN}">{"".join(parts)}{body}</div>'
@@ -68,10 +64,6 @@ def excerpt(text: str, label: str) -> str:
         'unicode-bidi:plaintext">'
         f"{html.escape(shown + more)}</div></div>"
     )
-
-
-def _said(value: object) -> str:
-    return show(value, 3) if isinstance(value, float) else str(value)
 
 
 def _table(table: pd.DataFrame, around: int | None, largest: str | None) -> str:

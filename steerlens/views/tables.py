@@ -1,4 +1,4 @@
-"""What a picture accepts: a DataFrame or a list of rows, checked before anything is drawn.
+"""What a picture takes: a DataFrame or a list of rows, checked before anything is drawn.
 
 >>> layer_table([{"layer": 1, "auroc": 0.9}, {"layer": 0, "auroc": None}], ["auroc"], "ranking")
    layer  auroc

@@ -1,16 +1,13 @@
 """A text shaded token by token: what steering did, where the reader reads.
 
-Each token's background grows with |quantity| (vermillion above zero, blue below), at most 60 %
-opaque over whatever page is behind, so the text keeps its own colour in light and dark. Levels
-follow the square root of |quantity| / limit, because KL divergences are heavy-tailed and a linear
-scale shows one token and hides the rest; the legend gives the range. A line under a token says
-that the intervention wrote to its position, a box that the vector was read there; ▾ marks where
-the text parts from the baseline.
+Each token's background grows with |quantity| (vermillion above zero, blue below). Shades follow the
+square root of |quantity| / limit, because KL divergences are heavy-tailed and a linear scale shows
+one token and hides the rest. A line under a token says that the intervention wrote to its position,
+a box that the vector was read there; ▾ marks where the text parts from the baseline.
 
 The result is HTML without scripts. Everything that came from a model is escaped; control
-characters, which could hide or reorder text, are shown as their code. Notebooks that set
-mathematics in their outputs are told to leave it alone: between two dollar signs a model writes
-prices, and MathJax would make a link of ``\\href``.
+characters, which could hide or reorder text, are shown as their code. Notebooks are told not to set
+mathematics: between two dollar signs a model writes prices, and MathJax makes links of ``\\href``.
 
 >>> "&lt;b&gt;" in token_strip([{"token": "<b>", "kl": 0.2}])
 True

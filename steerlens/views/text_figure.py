@@ -1,7 +1,7 @@
-"""Token strips as figures: texts laid out in lines, every token a box that says more on hover.
+"""Texts as figures, shaded token by token; a token says more on hover.
 
 `token_strip` (HTML) flows with the page it is on; `text_figure` draws the same as a plotly figure,
-which can be saved as SVG, PNG or PDF and zoomed. `steerlens.views.layout` sets the tokens in lines.
+which can be saved and zoomed.
 
 Marks: a line under a token says that the intervention wrote to its position, a box that the vector
 was read there; ▼ marks where a text parts from the other, ▲ where it meets it again.
@@ -12,13 +12,15 @@ was read there; ▼ marks where a text parts from the other, ▲ where it meets 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from steerlens.views.layout import Piece, lay_out
 from steerlens.views.numbers import show
+from steerlens.views.picture import Picture, heading
 from steerlens.views.quantities import (
     LEVELS,
     Quantity,
@@ -29,19 +31,10 @@ from steerlens.views.quantities import (
     token_rows,
 )
 from steerlens.views.tables import Rows
-from steerlens.views.theme import (
-    BLUE,
-    LIGHT,
-    ORANGE,
-    VERMILLION,
-    Picture,
-    heading,
-    plain_text,
-    translucent,
-)
+from steerlens.views.theme import BLUE, LIGHT, ORANGE, VERMILLION, plain_text, translucent
 from steerlens.views.tokens import details
 
-__all__ = ["Section", "text_figure"]
+__all__ = ["Section", "prompt_and_response", "text_figure"]
 
 _COLUMN, _LINE, _MARGIN = 7.85, 25, {"l": 20, "r": 20, "t": 76, "b": 18}
 _FONT = {"family": "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace", "size": 13}
@@ -66,6 +59,12 @@ class Section:
     tokens: Rows
     parts_at: int | None = None
     meets_at: Sequence[int] = ()
+
+
+def prompt_and_response(table: pd.DataFrame) -> list[Section]:
+    """Two sections of a table of tokens with the column `role`."""
+    roles = ("prompt", "response")
+    return [Section(role, table[table["role"] == role]) for role in roles]
 
 
 def text_figure(
@@ -123,11 +122,8 @@ class _Drawing:
         self.quantity, self.limit, self.columns = quantity, limit, columns
         self.line = 0
         self.boxes: dict[int, list[Piece]] = {}
-        self.steered: list[Piece] = []
-        self.read: list[Piece] = []
-        self.parts: list[Piece] = []
-        self.meets: list[Piece] = []
-        self.texts: list[tuple[Piece, str, bool]] = []
+        self.marked: dict[str, list[Piece]] = {"steered": [], "read": [], "parts": [], "meets": []}
+        self.texts: list[tuple[Piece, str]] = []
         self.headings: list[tuple[int, str]] = []
         self.scale: list[tuple[str, float, int]] = []
 
@@ -136,78 +132,74 @@ class _Drawing:
         decimals = scale_decimals(self.limit)
         lowest = show(-self.limit, decimals) if self.quantity.signed else "0"
         unit = f", {self.quantity.unit}" if self.quantity.unit else ""
-        told = f"{self.quantity.name}{unit}:  {lowest}"
+        label = f"{self.quantity.name}{unit}:  {lowest}"
         # Labels are drawn a little smaller than tokens.
-        column = _LABEL * len(told) + 1
-        self.scale.append((told, 0.4, self.line))
+        column = _LABEL * len(label) + 1
+        self.scale.append((label, 0.4, self.line))
         for step in range(-LEVELS if self.quantity.signed else 0, LEVELS + 1):
             if step:
                 box = Piece(-1, "", self.line, column, _SWATCH)
                 self.boxes.setdefault(step, []).append(box)
             column += _SWATCH
-        told = f"{show(self.limit, decimals)}  (√ scale)"
-        self.scale.append((told, column + 0.5, self.line))
+        label = f"{show(self.limit, decimals)}  (√ scale)"
+        self.scale.append((label, column + 0.5, self.line))
+        self.line += 1
+
+    def add_heading(self, text: str) -> None:
+        self.headings.append((self.line, text))
         self.line += 1
 
     def add(self, section: Section, rows: Sequence[Token]) -> None:
         """Lay a section out below what is there."""
         self.line += 1
         if section.heading:
-            self.headings.append((self.line, section.heading))
-            self.line += 1
+            self.add_heading(section.heading)
         pieces = lay_out([row["token"] for row in rows], self.columns)
         if not pieces:
-            self.headings.append((self.line, "(no tokens)"))
-            self.line += 1
-        first = {piece.token: place for place, piece in reversed(list(enumerate(pieces)))}
-        told = {token: _hover(rows[token]) for token in first}
+            self.add_heading("(no tokens)")
+            return
+        hovers: dict[int, str] = {}
         for piece in pieces:
-            row = rows[piece.token]
-            placed = Piece(
-                piece.token, piece.text, piece.line + self.line, piece.start, piece.width
-            )
+            row, placed = rows[piece.token], replace(piece, line=piece.line + self.line)
             step = level(self.quantity.value(row), self.limit)
             if step:
                 self.boxes.setdefault(step, []).append(placed)
-            if row.get("steered"):
-                self.steered.append(placed)
-            if row.get("read"):
-                self.read.append(placed)
-            if pieces[first[piece.token]] is piece:
-                if piece.token == section.parts_at:
-                    self.parts.append(placed)
-                if piece.token in section.meets_at:
-                    self.meets.append(placed)
-            is_prompt = row.get("role") == "prompt"
-            self.texts.append((placed, told[piece.token], is_prompt))
-        self.line = max(self.line, max((p[0].line for p in self.texts), default=-1) + 1)
+            marks = [mark for mark in ("steered", "read") if row.get(mark)]
+            if piece.token not in hovers:  # the first piece of its token
+                hovers[piece.token] = _hover(row)
+                marks += ["parts"] * (piece.token == section.parts_at)
+                marks += ["meets"] * (piece.token in section.meets_at)
+            for mark in marks:
+                self.marked[mark].append(placed)
+            self.texts.append((placed, hovers[piece.token]))
+        self.line += pieces[-1].line + 1
 
     def figure(self) -> Picture:
         """All traces, boxes below, text above."""
-        figure = Picture()
+        traces = []
         for step, pieces in sorted(self.boxes.items()):
-            colour = translucent(
-                VERMILLION if step > 0 else BLUE, round(_STRONGEST * abs(step) / LEVELS, 3)
-            )
-            figure.add_trace(_outline(pieces, _box, fill=colour))
-        if self.steered:
-            line = {"color": BLUE, "width": 2}
-            figure.add_trace(_outline(self.steered, _underline, "intervention applied", line=line))
-        if self.read:
-            line = {"color": ORANGE, "width": 2}
-            figure.add_trace(_outline(self.read, _box, "vector read here", line=line))
-        for pieces, symbol, name in (
-            (self.parts, "triangle-down", "parts from the other text"),
-            (self.meets, "triangle-up", "meets it again"),
+            colour = VERMILLION if step > 0 else BLUE
+            fill = translucent(colour, round(_STRONGEST * abs(step) / LEVELS, 3))
+            traces.append(_outline(pieces, _box, fill=fill))
+        for mark, shape, name, colour in (
+            ("steered", _underline, "intervention applied", BLUE),
+            ("read", _box, "vector read here", ORANGE),
         ):
-            if pieces:
-                figure.add_trace(_marks(pieces, symbol, name))
+            if self.marked[mark]:
+                line = {"color": colour, "width": 2}
+                traces.append(_outline(self.marked[mark], shape, name, line=line))
+        for mark, symbol, name in (
+            ("parts", "triangle-down", "parts from the other text"),
+            ("meets", "triangle-up", "meets it again"),
+        ):
+            if self.marked[mark]:
+                traces.append(_marks(self.marked[mark], symbol, name))
         if self.texts:
-            figure.add_trace(_words(self.texts))
-        figure.add_trace(_labels(self.scale))
-        for line_number, said in self.headings:
+            traces.append(_words(self.texts))
+        figure = Picture([*traces, _labels(self.scale)])
+        for line_number, text in self.headings:
             figure.add_annotation(
-                text=f"<b>{plain_text(said)}</b>",
+                text=f"<b>{plain_text(text)}</b>",
                 x=0,
                 y=-line_number - 0.62,
                 xanchor="left",
@@ -231,13 +223,12 @@ def _hover(row: Token) -> str:
     return "<br>".join(plain_text(line) for line in lines)
 
 
-def _words(texts: Sequence[tuple[Piece, str, bool]]) -> go.Scatter:
-    # A prompt is drawn thinner by its colour only where the theme's text colour is left alone.
+def _words(texts: Sequence[tuple[Piece, str]]) -> go.Scatter:
     return go.Scatter(
-        x=[piece.start + piece.width / 2 for piece, _, _ in texts],
-        y=[-piece.line - 0.5 for piece, _, _ in texts],
-        text=[plain_text(piece.text) for piece, _, _ in texts],
-        customdata=[told for _, told, _ in texts],
+        x=[piece.start + piece.width / 2 for piece, _ in texts],
+        y=[-piece.line - 0.5 for piece, _ in texts],
+        text=[plain_text(piece.text) for piece, _ in texts],
+        customdata=[hover for _, hover in texts],
         mode="text",
         textposition="middle center",
         textfont=_FONT,
@@ -284,17 +275,11 @@ def _outline(
 
     Pieces that touch are not joined, so that each keeps its edge.
     """
-    x: list[float | None] = []
-    y: list[float | None] = []
-    for piece in pieces:
-        for across, down in corners(piece):
-            x.append(round(across, 2))
-            y.append(round(down, 2))
-        x.append(None)
-        y.append(None)
+    ends = (None, None)  # a gap after each shape
+    points = [point for piece in pieces for point in (*corners(piece), ends)]
     return go.Scatter(
-        x=x,
-        y=y,
+        x=[across if across is None else round(across, 2) for across, _ in points],
+        y=[down if down is None else round(down, 2) for _, down in points],
         mode="lines",
         line=dict(line) if line else {"width": 0},
         fill="toself" if fill else None,
