@@ -17,8 +17,9 @@ def run(capsys, *argv):
     return code, captured.out, captured.err
 
 
-def test_instructions_are_listed_as_json_objects_with_an_id(capsys):
-    code, out, _ = run(capsys, "instructions", "--json")
+@pytest.mark.parametrize("verb", ["tasks", "instructions"])
+def test_tasks_are_listed_as_json_objects_with_an_id(capsys, verb):
+    code, out, _ = run(capsys, verb, "--json")
     listed = json.loads(out)
     assert code == 0
     assert len(listed) >= 24
@@ -32,13 +33,11 @@ def test_models_lists_the_packaged_default(capsys):
 
 
 def test_rank_prints_every_layer_with_its_interval(capsys, tmp_path):
-    code, out, _ = run(
-        capsys, "rank", "--instruction", TITLE, "--n", 8, "--json", "--out", tmp_path
-    )
+    code, out, _ = run(capsys, "rank", "--task", TITLE, "--n", 8, "--json", "--out", tmp_path)
     result = json.loads(out)
     assert code == 0
     assert result["model"] == "smollm2-135m-instruct"
-    assert (result["instruction"], result["n_pairs"], result["position"]) == (
+    assert (result["task"], result["n_pairs"], result["position"]) == (
         TITLE,
         8,
         "last_prompt",
@@ -81,15 +80,15 @@ def test_a_vector_made_on_the_command_line_steers_on_the_command_line(capsys, tm
     ("argv", "words"),
     [
         (["rank", "--instruction", "detectable_format:titel"], "did you mean"),
-        (["rank"], "--instruction ID"),
+        (["rank"], "--task ID"),
         (["rank", "--model", "smollm2-135m-instrukt", "--instruction", TITLE], "did you mean"),
         (["rank", "--pairs", "no-such-file.jsonl"], "no-such-file.jsonl"),
         (["rank", "--instruction", TITLE, "--n", "1"], "gives 2 to"),
         (["rank", "--instruction", TITLE, "--n", "100000"], "100000"),
         (["rank", "--instruction", TITLE, "--n", "2", "--position", "lst"], "position"),
         (["steer", "--vector", "none.safetensors", "--layer", "1", "--prompt", "x"], "no file at"),
-        (["report", "--out", "r"], "--instruction ID"),
-        (["vector", "--all", "--out", "v.safetensors"], "exactly one --instruction, or a folder"),
+        (["report", "--out", "r"], "--task ID"),
+        (["vector", "--all", "--out", "v.safetensors"], "exactly one --task, or a folder"),
         (["rank", "--instruction", "title"], "did you mean 'detectable_format:title'"),
         (["rank", "--instruction", TITLE, "--n", "2", "--position", "²"], "position"),
         (["rank", "--instruction", TITLE, "--n", "4", "--seed", "-1"], "seed must be between 0"),
@@ -134,17 +133,17 @@ def test_an_empty_prompt_is_refused(capsys, tmp_path):
     ("argv", "words"),
     [
         ([], "command"),
-        (["bogus"], "invalid choice: 'bogus'"),
-        (["rank", "--n", "many"], "argument --n"),
+        (["bogus"], "No such command 'bogus'"),
+        (["rnak"], "Did you mean 'rank'?"),
+        (["rank", "--instrction", TITLE], "--instruction"),
+        (["rank", "--n", "many"], "'--n'"),
         (["steer", "--prompt", "Hi"], "--vector"),
         (["report", "--out", "r", "--chat-format", "plain"], "--chat-format"),
     ],
 )
 def test_a_command_that_cannot_be_parsed_ends_with_code_2_and_one_line(capsys, argv, words):
-    with pytest.raises(SystemExit) as ended:
-        main(argv)
-    err = capsys.readouterr().err
-    assert ended.value.code == 2
+    code, _, err = run(capsys, *argv)
+    assert code == 2
     assert err.startswith("steerlens: ")
     assert len(err.splitlines()) == 1
     assert words in err

@@ -143,7 +143,7 @@ def test_calibrate_by_an_instruction_counts_what_follows_it(capsys, tmp_path, ti
     found = json.loads(text)
     assert not found["reached"] and found["curve"]["rate"] == [0.0] * 8
     code, _, err = run(capsys, "calibrate", *options, "--target-rate", 0.5)
-    assert code == 2 and "--instruction" in err
+    assert code == 2 and "--task" in err
 
 
 # --- transfer ---
@@ -174,7 +174,7 @@ def test_transfer_writes_a_vector_measured_on_the_target(capsys, tmp_path, tiny_
     ("argv", "words"),
     [
         (["vector", "--pairs", "p.jsonl", "--out", "v", "--format", "ggfu"], "did you mean 'gguf'"),
-        (["vector", "--all", "--out", "v.gguf"], "exactly one --instruction, or a folder"),
+        (["vector", "--all", "--out", "v.gguf"], "exactly one --task, or a folder"),
         (["convert", "--vector", "v", "--out", "w", "--format", "x"], "unknown format"),
         (["convert", "--vector", "none", "--out", "w"], "no file at none"),
         (["transfer", "--vector", "v", "--out", "w", "--method", "ridge"], "needs --source"),
@@ -203,4 +203,4 @@ def test_an_estimator_that_does_not_exist_is_refused_before_a_model_is_loaded(ca
 def test_a_vector_that_carries_nothing_known_needs_pairs_to_transfer(capsys, tmp_path):
     path = random_vector(3, 16).save(tmp_path / "v.safetensors")
     code, _, err = run(capsys, "transfer", "--vector", path, "--out", tmp_path / "w.safetensors")
-    assert code == 2 and "give --instruction or --pairs" in err
+    assert code == 2 and "give --task or --pairs" in err

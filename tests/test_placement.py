@@ -1,6 +1,5 @@
 """Placement and quantisation: what is passed on to transformers, and what is refused before."""
 
-import argparse
 import copy
 import importlib.util
 
@@ -10,7 +9,7 @@ from transformers import BitsAndBytesConfig
 
 import steerlens as sl
 from steerlens.cli.main import main
-from steerlens.cli.options import add_placement, load
+from steerlens.cli.options import RunModelOptions
 from steerlens.errors import ModelError, UnknownNameError
 from steerlens.models import loading as models
 from steerlens.models.loading import load_model, model_info
@@ -77,11 +76,8 @@ def test_the_commands_refuse_a_placement_with_one_line(given, words, tiny_folder
 def test_the_commands_pass_a_placement_on(tiny_folder, monkeypatch):
     seen = {}
     monkeypatch.setattr(models, "load_model", lambda ref, **given: seen.update(given))
-    parser = argparse.ArgumentParser()
-    add_placement(parser)
-    room = ["--device-map", '{"": "cpu"}', "--max-memory", "0=70GiB,cpu=1000"]
-    arguments = parser.parse_args([*room, "--quantize", "bitsandbytes-4bit"])
-    load(argparse.Namespace(model="m", dtype="auto", device=None, **vars(arguments)))
+    room = {"device_map": '{"": "cpu"}', "max_memory": "0=70GiB,cpu=1000"}
+    RunModelOptions(model="m", quantize="bitsandbytes-4bit", **room).load()
     assert seen["device_map"] == {"": "cpu"}
     assert seen["max_memory"] == {0: "70GiB", "cpu": 1000}
     assert placement_options(None, None, seen["quantization_config"])[

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
-from steerlens.cli.main import _parser, main
+from steerlens.cli.main import application, main
 from steerlens.tasks import ifeval
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -77,4 +78,5 @@ def test_the_first_commands_show_their_effect(
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: words[0])
 def test_every_command_is_one_there_is(words: list[str]) -> None:
-    _parser().parse_args(words)
+    command = typer.main.get_command(application()).get_command(None, words[0])
+    command.make_context(words[0], words[1:])

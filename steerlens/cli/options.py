@@ -1,283 +1,321 @@
-"""What the commands share: loading the model, reading ids, writing JSON."""
+"""Options that several commands share, declared once in groups.
 
-import argparse
-import json
+A command takes a group as one argument and asks it for what it stands for::
+
+    def steer(model: ModelOptions, intervention: InterventionOptions, prompt: str) -> None:
+        model.load()
+
+`spread` makes of it a function with one parameter per option, which is what typer reads.
+"""
+
+import functools
+import inspect
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from steerlens.cli.values import (
+    Seed,
+    count,
+    given,
+    local_path,
+    option,
+    parse_device_map,
+    parse_quantization,
+    parse_sizes,
+    refuse_unused,
+    seed_of,
+)
 from steerlens.errors import SteerlensError, unknown_name
 
 if TYPE_CHECKING:
     from steerlens.activations.cache import ResidualCache
+    from steerlens.steering.interventions import Steering
     from steerlens.tasks.pairs import ContrastSet
+    from steerlens.vectors import SteeringVector
 
 __all__ = [
-    "DEFAULT_PAIRS",
-    "EVIDENCE_HELP",
-    "add_placement",
-    "caches",
-    "device_map_of",
-    "evidence_kinds",
-    "finite",
-    "instruction_ids",
-    "load",
-    "local_path",
-    "max_memory_of",
-    "pair_sets",
-    "position_of",
-    "positive",
-    "print_json",
-    "refuse",
-    "remark",
-    "seed_of",
+    "EngineOptions",
+    "InterventionOptions",
+    "ModelOptions",
+    "PairOptions",
+    "RunModelOptions",
+    "RunOptions",
+    "TaskOptions",
+    "spread",
 ]
 
-DEFAULT_PAIRS = 64
-EVIDENCE_HELP = "comma-separated: separability, probes, null, dimension, causal, components; or all"
+_LARGE = "for large models: "
+_RAY = "with --engine ray: "
 
 
-def add_placement(parser: argparse.ArgumentParser) -> None:
-    """Options for models too large for one device."""
-    large = parser.add_argument_group("large models")
-    large.add_argument(
-        "--device-map",
-        metavar="MAP",
-        help="spread layers over devices: auto, balanced, sequential, or a JSON object",
-    )
-    large.add_argument(
-        "--max-memory",
-        metavar="SIZES",
-        help="with --device-map: room on each device, such as 0=70GiB,cpu=200GiB",
-    )
-    large.add_argument(
-        "--quantize",
-        metavar="HOW",
-        help="bitsandbytes-8bit, bitsandbytes-4bit, or a JSON object with quant_method",
-    )
+@dataclass(frozen=True, kw_only=True)
+class RunModelOptions:
+    """Which model, and where it is loaded."""
 
+    model: Annotated[
+        str, option("a name listed by `steerlens models`, a hub id, a folder, or a .gguf file")
+    ] = "smollm2-135m-instruct"
+    dtype: Annotated[str, option("float32, bfloat16, float16 or auto")] = "auto"
+    device: Annotated[str | None, option("cpu, cuda or mps; the best available by default")] = None
+    device_map: Annotated[
+        str | None,
+        option(f"{_LARGE}auto, balanced, sequential, or a JSON object", metavar="MAP"),
+    ] = None
+    max_memory: Annotated[
+        str | None,
+        option(f"{_LARGE}room on each device, such as 0=70GiB,cpu=200GiB", metavar="SIZES"),
+    ] = None
+    quantize: Annotated[
+        str | None,
+        option(
+            f"{_LARGE}bitsandbytes-8bit, bitsandbytes-4bit, or a JSON object with quant_method",
+            metavar="METHOD",
+        ),
+    ] = None
 
-def local_path(said: str) -> Path:
-    """A path of this machine."""
-    if "://" in said:
-        raise argparse.ArgumentTypeError(
-            f"{said} is a URL; give a path of this machine, and copy what is written there "
-            "afterwards (for example with 'aws s3 sync')"
+    def load(self) -> Any:
+        """The model."""
+        from steerlens.models.loading import load_model
+
+        return load_model(
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            device_map=parse_device_map("--device-map", self.device_map),
+            max_memory=parse_sizes("--max-memory", self.max_memory),
+            quantization_config=parse_quantization(self.quantize),
         )
-    return Path(said)
 
 
-def positive(said: str) -> int:
-    """A count: a whole number of at least 1."""
-    if not re.fullmatch(r"[0-9]+", said) or int(said) < 1:
-        raise argparse.ArgumentTypeError(f"{said} is not a whole number of at least 1")
-    return int(said)
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(RunModelOptions):
+    """The same for analyses, which are exact by default and may choose how prompts are rendered."""
+
+    dtype: Annotated[str, option("float32, bfloat16, float16 or auto")] = "float32"
+    chat_format: Annotated[
+        Literal["auto", "template", "plain"], option("how prompts are rendered")
+    ] = "auto"
 
 
-def refuse(arguments: argparse.Namespace, options: Sequence[str], because: str) -> None:
-    """Refuse options that would have no effect beside the others.
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Which tasks of the catalogue."""
 
-    Args:
-        arguments: The parsed command; an option that was not given is None, False or empty.
-        options: As they are written, such as ``--n``.
-        because: Goes on from the option's name: what it is for, or what takes its place.
+    task: Annotated[
+        list[str] | None,
+        option(
+            "a task of the catalogue; repeat it for several (--instruction is its older spelling)",
+            "--task",
+            "--instruction",
+            metavar="ID",
+        ),
+    ] = None
+    every_task: Annotated[bool, option("every task of the catalogue", "--all")] = False
 
-    Raises:
-        SteerlensError: "--n draws pairs of an instruction, …; leave it out".
-    """
-    for option in options:
-        value = getattr(arguments, option[2:].replace("-", "_"))
-        if value is not None and value is not False and value != []:
-            raise SteerlensError(f"{option} {because}; leave it out")
+    def ids(self) -> list[str]:
+        """Ids asked for, checked against the catalogue before any model is loaded."""
+        from steerlens.tasks import catalogue
 
-
-def remark(sentence: str) -> None:
-    """Something worth knowing that stops nothing, on standard error."""
-    print(f"steerlens: note: {sentence}", file=sys.stderr)
-
-
-def seed_of(arguments: argparse.Namespace, unused: str | None = None) -> int:
-    """The seed asked for, 0 by default; where nothing is drawn with it, that is said.
-
-    Args:
-        arguments: The parsed command.
-        unused: Why nothing is drawn, where nothing is: goes on from "--seed has no effect".
-    """
-    if arguments.seed is not None and unused is not None:
-        remark(f"--seed has no effect {unused}")
-    return 0 if arguments.seed is None else int(arguments.seed)
+        if self.every_task:
+            if self.task:
+                raise SteerlensError("give either --all or --task, not both")
+            return list(catalogue)
+        if not self.task:
+            raise SteerlensError("give --task ID (repeat it for several), or --all")
+        return [catalogue[name].id for name in dict.fromkeys(self.task)]
 
 
-def load(arguments: argparse.Namespace) -> Any:
-    """The model a command was given."""
-    from steerlens.models.loading import load_model
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(TaskOptions):
+    """Contrast pairs, and how their residuals are read."""
 
-    return load_model(
-        arguments.model,
-        dtype=arguments.dtype,
-        device=arguments.device,
-        device_map=device_map_of("--device-map", arguments.device_map),
-        max_memory=max_memory_of("--max-memory", arguments.max_memory),
-        quantization_config=_quantization_of(arguments.quantize),
+    pairs: Annotated[
+        Path | None, option("contrast pairs of your own (JSONL or CSV)", metavar="FILE")
+    ] = None
+    n: Annotated[int | None, option("contrast pairs per task (default: 64); not with --pairs")] = (
+        None
     )
+    seed: Annotated[int | None, option("seed of everything that is drawn (default: 0)")] = None
+    position: Annotated[
+        str, option("last_prompt, response_mean, last_response or a token index")
+    ] = "last_prompt"
+    batch_size: Annotated[int | None, count("prompts per forward pass")] = None
 
+    def sets(self) -> "list[ContrastSet]":
+        """Contrast pairs of the file, or of each task."""
+        from steerlens.tasks.pairs import ContrastSet
 
-def device_map_of(option: str, said: str | None) -> Any:
-    """A device map as `load_model` takes it; `SteerlensError` for JSON that is no object."""
-    return _json_object(option, said) if said is not None and said.startswith("{") else said
+        self.read_at()
+        if self.pairs is None:
+            return self.sets_of(self.ids())
+        if self.task or self.every_task:
+            raise SteerlensError("give either --pairs or --task, not both")
+        reason = "is how many pairs of a task are drawn, and all pairs of --pairs FILE are used"
+        refuse_unused({"--n": self.n}, reason)
+        is_csv = self.pairs.suffix.lower() == ".csv"
+        return [(ContrastSet.from_csv if is_csv else ContrastSet.from_jsonl)(self.pairs)]
 
+    def sets_of(self, ids: Sequence[str]) -> "list[ContrastSet]":
+        """Contrast pairs of each of these tasks."""
+        from steerlens.tasks.pairs import contrast_pairs
 
-def max_memory_of(option: str, said: str | None) -> dict[int | str, int | str] | None:
-    """Sizes by device.
+        n = 64 if self.n is None else self.n
+        return [contrast_pairs(name, n=n, seed=seed_of(self.seed), split="fit") for name in ids]
 
-    >>> max_memory_of("--max-memory", "0=70GiB, cpu=200GiB")
-    {0: '70GiB', 'cpu': '200GiB'}
+    def read_at(self) -> int | str:
+        """The position as a name or a token index.
 
-    Raises:
-        SteerlensError: "--max-memory '70GiB' …; give sizes such as …".
-    """
-    if said is None:
-        return None
-    room: dict[int | str, int | str] = {}
-    for part in said.split(","):
-        device, equals, size = (one.strip() for one in part.partition("="))
-        if not (device and equals and size):
-            raise SteerlensError(
-                f"{option} {said!r} has a part that is no size of a device; give sizes such as "
-                "0=70GiB,cpu=200GiB"
-            )
-        room[int(device) if device.isdecimal() else device] = (
-            int(size) if size.isdecimal() else size
+        Raises:
+            UnknownNameError: "unknown position 'lst'; …".
+        """
+        if re.fullmatch(r"-?[0-9]+", self.position):
+            return int(self.position)
+        from steerlens.activations.cache import POSITIONS
+
+        if self.position not in POSITIONS:
+            raise unknown_name("position", self.position, POSITIONS)
+        return self.position
+
+    def cache(self, model: Any, pairs: "ContrastSet", chat_format: Any) -> "ResidualCache":
+        """Residuals of one set."""
+        from steerlens.activations.cache import cache_residuals
+
+        size = given(batch_size=self.batch_size)
+        return cache_residuals(
+            model, pairs, position=self.read_at(), chat_format=chat_format, **size
         )
-    return room
 
 
-def _quantization_of(said: str | None) -> Any:
-    if said is None or said.startswith("{"):
-        return None if said is None else _json_object("--quantize", said)
-    known = {
-        f"bitsandbytes-{bits}bit": {"quant_method": "bitsandbytes", f"load_in_{bits}bit": True}
-        for bits in (4, 8)
+@dataclass(frozen=True, kw_only=True)
+class InterventionOptions:
+    """Which vector is applied, where, and how."""
+
+    vector: Annotated[Path, option("a vector in any known format")]
+    layer: Annotated[int, option("the layer to steer")]
+    operation: Annotated[
+        str | None,
+        option("add, set_projection or ablate; set_projection if the vector has targets, else add"),
+    ] = None
+    scope: Annotated[str, option("all, prompt or response")] = "all"
+
+    def steering(self, strength: float = 1.0) -> "tuple[SteeringVector, Steering]":
+        """The vector from its file, and the steering asked for."""
+        from steerlens.vectors.formats import load_vector
+
+        vector = load_vector(self.vector)
+        default = "add" if vector.metadata.get("targets_known") is False else "set_projection"
+        return vector, vector.at(self.layer, self.operation or default, strength, self.scope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Where pieces of a long run are computed."""
+
+    engine: Annotated[
+        Literal["local", "ray"], option("where pieces are computed; the files are the same")
+    ] = "local"
+    workers: Annotated[
+        int | None, option(f"{_RAY}processes, each with its own model (default: 2)")
+    ] = None
+    worker_cpus: Annotated[float | None, option(f"{_RAY}logical CPUs each (default: 1)")] = None
+    worker_gpus: Annotated[
+        float | None, option(f"{_RAY}GPUs each, a part of one or whole ones (default: 0)")
+    ] = None
+    worker_device_map: Annotated[
+        str | None,
+        option(f"{_RAY}how a worker spreads its model (default: --device-map)", metavar="MAP"),
+    ] = None
+    worker_max_memory: Annotated[
+        str | None,
+        option(f"{_RAY}room on a worker's devices (default: --max-memory)", metavar="SIZES"),
+    ] = None
+    address: Annotated[
+        str | None,
+        option(
+            f"{_RAY}a running cluster: host:port, ray://host:port or auto "
+            "(default: Ray is started here)"
+        ),
+    ] = None
+
+    def worker_settings(self) -> Any:
+        """The workers asked for; None for the local engine.
+
+        Raises:
+            SteerlensError: "--workers is for --engine ray, …".
+        """
+        if self.engine == "local":
+            options = {
+                f"--{name.replace('_', '-')}": value
+                for name, value in vars(self).items()
+                if name.startswith("worker") or name == "address"
+            }
+            refuse_unused(options, "is for --engine ray, and everything is computed here")
+            return None
+        from steerlens.workers import WorkerSettings
+
+        settings = given(
+            workers=self.workers,
+            cpus=self.worker_cpus,
+            gpus=self.worker_gpus,
+            device_map=parse_device_map("--worker-device-map", self.worker_device_map),
+            max_memory=parse_sizes("--worker-max-memory", self.worker_max_memory),
+        )
+        return WorkerSettings(address=self.address, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(EngineOptions):
+    """A run folder, and how it is filled."""
+
+    out: Annotated[Path, local_path("run folder: new, empty, or resumed")]
+    resume: Annotated[bool, option("continue the run in the folder", "--resume")] = False
+    judge: Annotated[
+        str,
+        option("a model that scores fluency; none; auto is Gemma-3-270M where it is installed"),
+    ] = "auto"
+    batch_size: Annotated[int | None, count("rows decoded together")] = None
+    piece_rows: Annotated[int | None, count("rows a worker computes at a time")] = None
+    seed: Seed = 0
+
+    def settings(self) -> dict[str, Any]:
+        """What settings of searches and evaluations share."""
+        sizes = given(batch_size=self.batch_size, piece_rows=self.piece_rows)
+        return {"judge": self._judge(), "seed": self.seed, **sizes}
+
+    def _judge(self) -> str | None:
+        if self.judge != "auto":
+            return None if self.judge == "none" else self.judge
+        from steerlens.behaviour.judge import DEFAULT_JUDGE
+        from steerlens.models.loading import available_models
+
+        ready = any(model.name == DEFAULT_JUDGE and model.installed for model in available_models())
+        return DEFAULT_JUDGE if ready else None
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one parameter for every option of its groups."""
+    signature = inspect.signature(command)
+    groups: dict[str, Any] = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if is_dataclass(parameter.annotation)
     }
-    if said not in known:
-        raise unknown_name("--quantize", said, known)
-    return known[said]
-
-
-def _json_object(option: str, said: str) -> dict[str, Any]:
-    try:
-        found = json.loads(said)
-    except ValueError as error:
-        raise SteerlensError(f"{option} {said!r} is no JSON object: {error}") from error
-    return dict(found)
-
-
-def instruction_ids(arguments: argparse.Namespace) -> list[str]:
-    """Ids asked for, checked against the catalogue before any model is loaded."""
-    from steerlens.tasks import catalogue
-
-    if arguments.all:
-        if arguments.instruction:
-            raise SteerlensError("give either --all or --instruction, not both")
-        return list(catalogue)
-    if not arguments.instruction:
-        raise SteerlensError("give --instruction ID (it repeats), or --all for the catalogue")
-    return [catalogue[name].id for name in dict.fromkeys(arguments.instruction)]
-
-
-def evidence_kinds(said: str) -> tuple[str, ...]:
-    """The kinds of evidence asked for, checked before any model is loaded."""
-    from steerlens.attribution.evidence import ALL_EVIDENCE
-
-    if said == "all":
-        return ALL_EVIDENCE
-    names = tuple(name.strip() for name in said.split(","))
-    for name in names:
-        if name not in ALL_EVIDENCE:
-            raise unknown_name("kind of evidence", name, ALL_EVIDENCE)
-    return names
-
-
-def pair_sets(arguments: argparse.Namespace) -> "list[ContrastSet]":
-    """Contrast pairs of the file, or of each instruction asked for."""
-    from steerlens.tasks.pairs import ContrastSet, contrast_pairs
-
-    position_of(arguments)
-    if arguments.pairs is not None:
-        if arguments.instruction or arguments.all:
-            raise SteerlensError("give either --pairs or --instruction, not both")
-        refuse(
-            arguments,
-            ["--n"],
-            "is how many pairs of an instruction are drawn, and all pairs of --pairs FILE are used",
-        )
-        read = (
-            ContrastSet.from_csv
-            if arguments.pairs.suffix.lower() == ".csv"
-            else ContrastSet.from_jsonl
-        )
-        return [read(arguments.pairs)]
-    return [
-        contrast_pairs(
-            name,
-            n=DEFAULT_PAIRS if arguments.n is None else arguments.n,
-            seed=seed_of(arguments),
-            split="fit",
-        )
-        for name in instruction_ids(arguments)
+    fields = {name: inspect.signature(group).parameters for name, group in groups.items()}
+    parameters = [
+        option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in signature.parameters.items()
+        for option in (fields[name].values() if name in groups else [parameter])
     ]
 
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in fields[name]})
+        command(**values)
 
-def caches(
-    arguments: argparse.Namespace, sets: "Sequence[ContrastSet]", model: Any = None
-) -> "list[ResidualCache]":
-    """Residuals of each set, on the model asked for unless one is given."""
-    from steerlens.activations.cache import cache_residuals
-
-    position = position_of(arguments)
-    model = load(arguments) if model is None else model
-    return [
-        cache_residuals(
-            model,
-            pairs,
-            position=position,
-            batch_size=arguments.batch_size,
-            chat_format=arguments.chat_format,
-        )
-        for pairs in sets
-    ]
-
-
-def position_of(arguments: argparse.Namespace) -> int | str:
-    """Where residuals are read: a name, or the number of a token; checked before the model loads.
-
-    Raises:
-        UnknownNameError: A name that is no position.
-    """
-    said: str = arguments.position
-    if re.fullmatch(r"-?[0-9]+", said):
-        return int(said)
-    from steerlens.activations.cache import POSITIONS
-
-    if said not in POSITIONS:
-        raise unknown_name("position", said, POSITIONS)
-    return said
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    json.dump(finite(value), sys.stdout, ensure_ascii=False, allow_nan=False)
-    print()
-
-
-def finite(value: Any) -> Any:
-    """JSON has no NaN: undefined numbers become null."""
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, dict):
-        return {name: finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    return value
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run

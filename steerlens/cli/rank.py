@@ -1,31 +1,28 @@
 """`steerlens rank`: which layer, by which evidence."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from steerlens.cli.engine import add_engine, workers_of
-from steerlens.cli.options import (
-    EVIDENCE_HELP,
-    caches,
+from steerlens.cli.options import EngineOptions, ModelOptions, PairOptions
+from steerlens.cli.values import (
+    Evidence,
+    Json,
     evidence_kinds,
-    finite,
-    load,
+    given,
     local_path,
-    pair_sets,
-    position_of,
     print_json,
     seed_of,
+    without_nan,
 )
 from steerlens.errors import PairsError, SteerlensError
 
 if TYPE_CHECKING:
-    from steerlens.attribution.evidence import Evidence
+    from steerlens.attribution import evidence as gathered
     from steerlens.tasks.pairs import ContrastSet
 
-__all__ = ["add_rank", "rank"]
+__all__ = ["rank"]
 
 _N_HELD_OUT = 16
 _FROM_MODEL = {"causal", "components"}
@@ -41,170 +38,162 @@ _CAUSAL = (
 )
 
 
-def add_rank(parser: argparse.ArgumentParser) -> None:
-    """Options of `steerlens rank`."""
-    parser.add_argument("--evidence", default="separability", help=EVIDENCE_HELP)
-    parser.add_argument(
-        "--shards",
-        type=local_path,
-        metavar="DIR",
-        help="keep residuals there, for more pairs than fit in memory; separability only",
-    )
-    add_engine(parser)
-    parser.add_argument(
-        "--out",
-        type=local_path,
-        help="folder for ranking.json, ranking.csv, ranking.html and the rest",
-    )
-
-
-def rank(arguments: argparse.Namespace) -> None:
-    """`steerlens rank`."""
-    sets = pair_sets(arguments)  # before the slow imports: a mistyped name is refused at once
+def rank(
+    model: ModelOptions,
+    pairs: PairOptions,
+    engine: EngineOptions,
+    *,
+    evidence: Annotated[str, Evidence] = "separability",
+    shards: Annotated[
+        Path | None,
+        local_path("keep residuals there, if there are too many for memory; separability only"),
+    ] = None,
+    out: Annotated[
+        Path | None, local_path("folder for ranking.json, ranking.csv, ranking.html and the rest")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank layers by evidence, with intervals."""
+    sets = pairs.sets()  # before the slow imports: a mistyped name is refused at once
     from steerlens.attribution.evidence import gather_evidence
     from steerlens.files import check_writable
 
-    wanted = evidence_kinds(arguments.evidence)
-    if arguments.evidence == "all" and not all(pair.phrasing for pair in sets[0]):
-        wanted = tuple(name for name in wanted if name != "generalisation")
-    divided: list[tuple[ContrastSet, ContrastSet | None]] = [
-        _held_out(pairs, arguments) if _FROM_MODEL & set(wanted) else (pairs, None)
-        for pairs in sets
-    ]
-    if arguments.out is not None:
-        check_writable(arguments.out / "ranking.json")
-    workers = workers_of(arguments)
-    _check_shards(arguments, wanted)
-    model = load(arguments)
-    found = []
-    for pairs, rest in divided:
-        if arguments.shards is not None:
-            found.append(_from_shards(model, pairs, arguments, workers, len(divided) > 1))
+    kinds = evidence_kinds(evidence)
+    if evidence == "all" and not all(pair.phrasing for pair in sets[0]):
+        kinds = tuple(kind for kind in kinds if kind != "generalisation")
+    needs_held_out = bool(_FROM_MODEL & set(kinds))
+    divided = [_held_out(fit, pairs) if needs_held_out else (fit, None) for fit in sets]
+    if out is not None:
+        check_writable(out / "ranking.json")
+    workers = engine.worker_settings()
+    if shards is None and workers is not None:
+        raise SteerlensError(
+            f"--engine {engine.engine} computes shards of residuals; say with --shards DIR where "
+            "they are kept"
+        )
+    if shards is not None and set(kinds) != {"separability"}:
+        raise SteerlensError(
+            f"from shards only separability is computed, not {', '.join(kinds)}; leave out "
+            "--shards, or the other evidence"
+        )
+    loaded = model.load()
+    results = []
+    for fit, held_out in divided:
+        if shards is not None:
+            folder = shards / _file_name(fit.instruction_id) if len(divided) > 1 else shards
+            results.append(_from_shards(loaded, fit, folder, pairs, model.chat_format, workers))
             continue
-        [cache] = caches(arguments, [pairs], model)
-        found.append(
+        results.append(
             gather_evidence(
-                model,
-                cache,
-                rest,
-                wanted,
-                seed=seed_of(arguments),
-                chat_format=arguments.chat_format,
-                fitted_on=pairs,
+                loaded,
+                pairs.cache(loaded, fit, model.chat_format),
+                held_out,
+                kinds,
+                seed=seed_of(pairs.seed),
+                chat_format=model.chat_format,
+                fitted_on=fit,
             )
         )
-    for one in found if arguments.out is not None else []:
-        folder = arguments.out
-        if len(found) > 1:
-            folder /= str(one.ranking.metadata["instruction"]).replace(":", "-")
-        _write(one, folder)
-    if arguments.json:
-        records = [one.to_json() for one in found]
+    if out is not None:
+        for result in results:
+            name = _file_name(result.ranking.metadata["instruction"])
+            _write(result, out / name if len(results) > 1 else out)
+    if as_json:
+        records = [_record(result) for result in results]
         print_json(records[0] if len(records) == 1 else records)
         return
-    for one in found:
-        _print(one, one.ranking.metadata.get("instruction") or arguments.pairs)
+    for result in results:
+        _print(result, result.ranking.metadata.get("instruction") or pairs.pairs)
 
 
-def _check_shards(arguments: argparse.Namespace, wanted: Sequence[str]) -> None:
-    if arguments.shards is None:
-        if arguments.engine != "local":
-            raise SteerlensError(
-                f"--engine {arguments.engine} computes shards of residuals; say with --shards DIR "
-                "where they are kept"
-            )
-    elif set(wanted) != {"separability"}:
-        raise SteerlensError(
-            f"from shards only separability is computed, not {', '.join(wanted)}; leave --shards "
-            "out, or the other evidence"
-        )
+def _file_name(task: object) -> str:
+    return str(task).replace(":", "-")
+
+
+def _record(result: "gathered.Evidence") -> dict[str, Any]:
+    record = result.to_json()
+    return {"model": record["model"], "task": record["instruction"], **record}
 
 
 def _from_shards(
     model: Any,
-    pairs: "ContrastSet",
-    arguments: argparse.Namespace,
+    fit: "ContrastSet",
+    folder: Path,
+    pairs: PairOptions,
+    chat_format: Any,
     workers: Any,
-    several: bool,
-) -> "Evidence":
-    """Separability of residuals that stay on the disk."""
+) -> "gathered.Evidence":
+    """Separability of residuals that stay on disk."""
     from steerlens.activations.shards import shard_residuals
     from steerlens.attribution.evidence import Evidence
     from steerlens.attribution.separability import rank_layers
 
-    folder = arguments.shards
-    if several:
-        folder /= str(pairs.instruction_id).replace(":", "-")
-    shards = shard_residuals(
+    residuals = shard_residuals(
         model,
-        pairs,
+        fit,
         folder,
-        position=position_of(arguments),
-        batch_size=arguments.batch_size,
-        chat_format=arguments.chat_format,
+        position=pairs.read_at(),
+        chat_format=chat_format,
         workers=workers,
+        **given(batch_size=pairs.batch_size),
     )
-    return Evidence(rank_layers(shards, seed=seed_of(arguments)))
+    return Evidence(rank_layers(residuals, seed=seed_of(pairs.seed)))
 
 
-def _held_out(
-    pairs: "ContrastSet", arguments: argparse.Namespace
-) -> "tuple[ContrastSet, ContrastSet]":
-    """The pairs to fit on, and others to measure on: of the select split, or a quarter of a file's.
+def _held_out(pairs: "ContrastSet", options: PairOptions) -> "tuple[ContrastSet, ContrastSet]":
+    """Pairs to fit on, and others to measure on: of the select split, or a quarter of a file's.
 
     Raises:
         PairsError: A file with too few base queries to keep some back.
     """
     from steerlens.tasks.pairs import ContrastSet, contrast_pairs
 
-    if arguments.pairs is None:
+    if options.pairs is None:
         from steerlens.tasks import catalogue
 
         name = str(pairs.instruction_id)
         n = min(_N_HELD_OUT, catalogue[name].n_pairs("select"))
-        return pairs, contrast_pairs(name, n=n, seed=seed_of(arguments), split="select")
+        return pairs, contrast_pairs(name, n=n, seed=seed_of(options.seed), split="select")
     # Near-duplicates are kept back together.
     queries = list(dict.fromkeys(pairs.query_groups))
     n_kept = min(_N_HELD_OUT, len(queries) // 4)
     if n_kept < 2:
         raise PairsError(
-            f"{arguments.pairs} has {len(queries)} base queries; causal evidence keeps a quarter "
+            f"{options.pairs} has {len(queries)} base queries; causal evidence keeps a quarter "
             "of them back and needs at least 8; give more, or --evidence separability"
         )
     kept = set(queries[-n_kept:])
-    grouped = list(zip(pairs, pairs.query_groups, strict=True))
-    sides = (
-        [pair for pair, group in grouped if group not in kept],
-        [pair for pair, group in grouped if group in kept],
-    )
-    fit, rest = (ContrastSet(tuple(side), pairs.instruction_id) for side in sides)
+    sides: dict[bool, list[Any]] = {False: [], True: []}
+    for pair, group in zip(pairs, pairs.query_groups, strict=True):
+        sides[group in kept].append(pair)
+    fit, rest = (ContrastSet(tuple(side), pairs.instruction_id) for side in sides.values())
     return fit, rest
 
 
-def _write(one: "Evidence", folder: Path) -> None:
+def _write(result: "gathered.Evidence", folder: Path) -> None:
     from steerlens.files import write_text
     from steerlens.views import layer_curves
 
-    ranking = one.ranking
-    write_text(folder / "ranking.json", json.dumps(finite(one.to_json()), indent=1))
+    ranking = result.ranking
+    write_text(folder / "ranking.json", json.dumps(without_nan(_record(result)), indent=1))
     write_text(folder / "ranking.csv", ranking.table.to_csv(index=False))
     figure = (
         layer_curves(ranking.table, best_layer=None if ranking.caveat else ranking.best_layer)
-        if one.drawn == ("auroc",)
-        else one.plot()
+        if result.drawn == ("auroc",)
+        else result.plot()
     )
     write_text(folder / "ranking.html", figure.to_html())
-    if one.recovery is not None:
-        write_text(folder / "recovery.csv", one.recovery.table.to_csv(index=False))
-    if one.writing is not None:
-        write_text(folder / "components.csv", one.writing.table.to_csv(index=False))
+    if result.recovery is not None:
+        write_text(folder / "recovery.csv", result.recovery.table.to_csv(index=False))
+    if result.writing is not None:
+        write_text(folder / "components.csv", result.writing.table.to_csv(index=False))
 
 
-def _print(one: "Evidence", name: object) -> None:
-    ranking = one.ranking
+def _print(result: "gathered.Evidence", name: object) -> None:
+    ranking = result.ranking
     print(name)
     columns: Sequence[str] = [
-        *(_COLUMNS if one.recovery is None else _COLUMNS[:2]),
+        *(_COLUMNS if result.recovery is None else _COLUMNS[:2]),
         *(column for column in (*_UNSEEN, *_CAUSAL, "writing") if column in ranking.table),
         *(["selection_frequency"] if ranking.selection_frequency else []),
     ]
@@ -218,14 +207,16 @@ def _print(one: "Evidence", name: object) -> None:
         print(f"best layer: {ranking.best_layer} ({ranking.rule})")
     if ranking.p_value is not None:
         print(f"p = {ranking.p_value:.3g} that no layer separates")
-    for row in one.agreement.itertuples():
+    for row in result.agreement.itertuples():
         print(
             f"agreement of {row.one} and {row.other} over layers: {row.spearman:.2f} "
             f"[{row.low:.2f}, {row.high:.2f}]"
         )
-    if one.writing is not None:
-        parts = ", ".join(f"{r.component} {r.share:.0%}" for r in one.writing.top(8).itertuples())
-        print(f"written at layer {one.writing.layer} by: {parts}")
-    if one.recovery is None:
+    if result.writing is not None:
+        parts = ", ".join(
+            f"{r.component} {r.share:.0%}" for r in result.writing.top(8).itertuples()
+        )
+        print(f"written at layer {result.writing.layer} by: {parts}")
+    if result.recovery is None:
         print("note: separability does not tell where steering works; add --evidence causal")
     print()

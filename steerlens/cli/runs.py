@@ -1,129 +1,93 @@
-"""The commands that fill a run folder: `search` and `evaluate`."""
+"""The commands that take long and fill a folder: `search`, `evaluate` and `report`."""
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from steerlens.cli.engine import add_engine, workers_of
-from steerlens.cli.options import (
-    instruction_ids,
-    load,
+import typer
+
+from steerlens.cli.options import RunModelOptions, RunOptions, TaskOptions
+from steerlens.cli.values import (
+    Evidence,
+    Json,
+    Seed,
+    count,
+    evidence_kinds,
     local_path,
-    positive,
+    option,
     print_json,
-    refuse,
+    refuse_unused,
 )
 from steerlens.errors import SteerlensError
 
-__all__ = [
-    "DEFAULT_PROMPTS",
-    "PROMPTS_OF_DATA",
-    "add_evaluate",
-    "add_search",
-    "chosen_judge",
-    "evaluate",
-    "search",
-]
-
-DEFAULT_PROMPTS = 16
-PROMPTS_OF_DATA = (
-    "is how many prompts of each --instruction are drawn, and all rows of --data FILE are answered"
-)
-_NO_JUDGE = "none"
+__all__ = ["evaluate", "report", "search"]
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out",
-        type=local_path,
-        required=True,
-        help="run folder: new, empty, or resumed",
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    parser.add_argument(
-        "--judge",
-        default="auto",
-        help="a model that scores fluency; none; by default Gemma-3-270M where it is installed",
-    )
-    parser.add_argument("--batch-size", type=positive, default=96)
-    parser.add_argument(
-        "--piece-rows", type=positive, default=192, help="rows computed by one worker"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    add_engine(parser)
-
-
-def add_search(parser: argparse.ArgumentParser) -> None:
-    """Options of `steerlens search`."""
-    parser.add_argument("--instruction", action="append", default=[], metavar="ID", help="repeats")
-    parser.add_argument("--all", action="store_true", help="every instruction of the catalogue")
-    _add_run(parser)
-
-
-def add_evaluate(parser: argparse.ArgumentParser) -> None:
-    """Options of `steerlens evaluate`."""
-    parser.add_argument("--data", type=Path, help="IFEval-shaped prompts (JSONL)")
-    parser.add_argument(
-        "--instruction", action="append", default=[], metavar="ID", help="report prompts; repeats"
-    )
-    parser.add_argument(
-        "--n", type=int, help="report prompts of each --instruction (default: 16); not with --data"
-    )
-    parser.add_argument("--plan", type=local_path, help="folder that `steerlens search` wrote")
-    parser.add_argument("--max-new-tokens", type=positive, default=256)
-    parser.add_argument(
-        "--skip-unknown", action="store_true", help="leave out rows that cannot be handled"
-    )
-    _add_run(parser)
-
-
-def search(arguments: argparse.Namespace) -> None:
-    """`steerlens search`."""
-    names = instruction_ids(arguments)
+def search(
+    model: RunModelOptions, tasks: TaskOptions, run: RunOptions, *, as_json: Json = False
+) -> None:
+    """Choose where and how hard to steer, by behaviour."""
+    names = tasks.ids()
     from steerlens.behaviour.plans.settings import describe
     from steerlens.behaviour.search import SearchSettings
     from steerlens.behaviour.search import search as run_search
 
-    settings = SearchSettings(
-        judge=chosen_judge(arguments),
-        batch_size=arguments.batch_size,
-        piece_rows=arguments.piece_rows,
-        seed=arguments.seed,
-    )
-    workers = workers_of(arguments)
-    model = load(arguments)
-    plan = run_search(
-        model,
-        names,
-        arguments.out,
-        settings,
-        resume=arguments.resume,
-        workers=workers,
-    )
-    if arguments.json:
-        print_json({"plan": f"{arguments.out}/plan.json", **_without_tables(plan.data)})
+    settings = SearchSettings(**run.settings())
+    workers = run.worker_settings()
+    plan = run_search(model.load(), names, run.out, settings, resume=run.resume, workers=workers)
+    if as_json:
+        # The tables of what was tried are in the file.
+        records = {
+            name: {key: value for key, value in record.items() if key != "table"}
+            for name, record in plan.data["instructions"].items()
+        }
+        print_json({"plan": str(run.out / "plan.json"), **plan.data, "instructions": records})
         return
     for name in plan.instructions:
-        record = plan.data["instructions"][name]
         for context in ("uninstructed", "instructed"):
-            one = record[context]
+            choice = plan.data["instructions"][name][context]
             print(
                 f"{name} ({context}): {describe(plan.candidate(name, context))}; "
-                f"{one['rate']:.0%} [{one['low']:.0%}, {one['high']:.0%}] of {one['n']} prompts, "
-                f"unsteered {one['unsteered_rate']:.0%}; corrected for choosing "
-                f"{one['corrected_rate']:.0%}"
+                f"{choice['rate']:.0%} [{choice['low']:.0%}, {choice['high']:.0%}] of "
+                f"{choice['n']} prompts, unsteered {choice['unsteered_rate']:.0%}; corrected for "
+                f"choosing {choice['corrected_rate']:.0%}"
             )
-    print(f"plan written to {arguments.out}/plan.json")
+    print(f"plan written to {run.out / 'plan.json'}")
 
 
-def evaluate(arguments: argparse.Namespace) -> None:
-    """`steerlens evaluate`."""
-    if (arguments.data is None) == (not arguments.instruction):
+def evaluate(
+    model: RunModelOptions,
+    run: RunOptions,
+    *,
+    data: Annotated[Path | None, option("IFEval-shaped prompts (JSONL)", metavar="FILE")] = None,
+    task: Annotated[
+        list[str] | None,
+        option(
+            "a task's report prompts; repeat it for several",
+            "--task",
+            "--instruction",
+            metavar="ID",
+        ),
+    ] = None,
+    n: Annotated[
+        int | None, option("report prompts per --task (default: 16); not with --data")
+    ] = None,
+    plan: Annotated[Path | None, local_path("folder that `steerlens search` wrote")] = None,
+    max_new_tokens: Annotated[int, count("longest response")] = 256,
+    skip_unknown: Annotated[
+        bool, option("leave out rows that cannot be handled", "--skip-unknown")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Count how often the model follows its instructions, with and without steering."""
+    if (data is None) == (not task):
         raise SteerlensError(
-            "give either --data FILE or --instruction ID (its prompts of the report split)"
+            "give either --data FILE or --task ID (its prompts of the report split)"
         )
-    if arguments.data is not None:
-        refuse(arguments, ["--n"], PROMPTS_OF_DATA)
+    if data is not None:
+        reason = (
+            "is how many prompts of each --task are drawn, and all rows of --data FILE are answered"
+        )
+        refuse_unused({"--n": n}, reason)
     from steerlens.behaviour.evaluation import catalogue_prompts, read_prompts
     from steerlens.behaviour.evaluation.run import EvaluationSettings
     from steerlens.behaviour.evaluation.run import evaluate as run_evaluation
@@ -132,67 +96,73 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from steerlens.reports.evaluation import render_evaluation
 
     prompts: Any = (
-        read_prompts(arguments.data, skip_unknown=arguments.skip_unknown)
-        if arguments.data is not None
-        else catalogue_prompts(
-            arguments.instruction,
-            DEFAULT_PROMPTS if arguments.n is None else arguments.n,
-            seed=arguments.seed,
-        )
+        read_prompts(data, skip_unknown=skip_unknown)
+        if data is not None
+        else catalogue_prompts(task or (), 16 if n is None else n, seed=run.seed)
     )
-    plan = Plan.load(arguments.plan) if arguments.plan else None
+    chosen = Plan.load(plan) if plan else None
     settings = EvaluationSettings(
-        max_new_tokens=arguments.max_new_tokens,
-        judge=chosen_judge(arguments),
-        batch_size=arguments.batch_size,
-        piece_rows=arguments.piece_rows,
-        skip_unknown=arguments.skip_unknown,
-        seed=arguments.seed,
+        max_new_tokens=max_new_tokens, skip_unknown=skip_unknown, **run.settings()
     )
-    workers = workers_of(arguments)
+    workers = run.worker_settings()
     result = run_evaluation(
-        load(arguments),
-        prompts,
-        arguments.out,
-        plan,
-        settings,
-        resume=arguments.resume,
-        workers=workers,
+        model.load(), prompts, run.out, chosen, settings, resume=run.resume, workers=workers
     )
     page = write_text(
-        arguments.out / "evaluation.html", render_evaluation(result.summary, result.responses)
+        run.out / "evaluation.html", render_evaluation(result.summary, result.responses)
     )
-    if arguments.json:
+    if as_json:
         print_json(result.summary)
         return
     for name, record in result.summary["conditions"].items():
-        loose = record["all"]["loose"]
+        rate = record["all"]["loose"]
         print(
-            f"{name:24} {loose['rate']:6.1%} [{loose['low']:.1%}, {loose['high']:.1%}] "
+            f"{name:24} {rate['rate']:6.1%} [{rate['low']:.1%}, {rate['high']:.1%}] "
             f"of {record['all']['n']}; degenerate {record['all']['degenerate']['rate']:.1%}"
         )
-    print(f"responses and summary written to {arguments.out}, the page to {page}")
+    print(f"responses and summary written to {run.out}, the page to {page}")
 
 
-def chosen_judge(arguments: argparse.Namespace) -> str | None:
-    """The judge asked for; by default the usual one, if it is installed."""
-    if arguments.judge == _NO_JUDGE:
-        return None
-    if arguments.judge != "auto":
-        return str(arguments.judge)
-    from steerlens.behaviour.judge import DEFAULT_JUDGE
-    from steerlens.models.loading import available_models
+def report(
+    model: RunModelOptions,
+    tasks: TaskOptions,
+    context: typer.Context,
+    *,
+    out: Annotated[Path, local_path("folder to write")],
+    n: Annotated[int, option("contrast pairs per task")] = 64,
+    samples: Annotated[int | None, option("prompts shown per task")] = None,
+    max_new_tokens: Annotated[int, count("longest response")] = 96,
+    evidence: Annotated[str | None, Evidence] = None,
+    plan: Annotated[Path | None, local_path("steer the samples as this folder's plan says")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write a layer-selection report (HTML and JSON)."""
+    from steerlens.behaviour.plans.plan import Plan
+    from steerlens.files import check_writable
+    from steerlens.reports import ReportSettings
+    from steerlens.reports import report as write_report
 
-    ready = any(one.name == DEFAULT_JUDGE and one.installed for one in available_models())
-    return DEFAULT_JUDGE if ready else None
-
-
-def _without_tables(data: Any) -> dict[str, Any]:
-    """A plan without the tables searched, which are in the file."""
-    return {
-        **data,
-        "instructions": {
-            name: {key: value for key, value in record.items() if key != "table"}
-            for name, record in data["instructions"].items()
-        },
-    }
+    settings = ReportSettings(
+        n_pairs=n,
+        n_samples=samples,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        evidence=evidence_kinds(evidence) if evidence else (),
+    )
+    names = tasks.ids()
+    check_writable(out / "report.html")
+    chosen = Plan.load(plan) if plan else None
+    result = write_report(model.load(), names, out, chosen, settings, command=context.obj)
+    if not as_json:
+        print(f"report written to {result.page}")
+        return
+    rows = result.table[["task", "best_layer", "steered_layer"]].rename(columns={"task": "id"})
+    print_json(
+        {
+            "report": str(result.page),
+            "data": str(result.page.with_name("report.json")),
+            "instructions": rows.to_dict("records"),
+            "seconds": result.data["provenance"]["seconds"],
+        }
+    )

@@ -1,18 +1,18 @@
-"""The commands about vectors: `vector`, `steer`, `convert` and `transfer`."""
+"""The commands that make vectors: `vector`, `convert` and `transfer`."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from steerlens.cli.options import (
-    caches,
-    load,
+from steerlens.cli.options import ModelOptions, PairOptions
+from steerlens.cli.values import (
+    Json,
+    count,
+    given,
     local_path,
-    pair_sets,
-    positive,
+    option,
     print_json,
-    refuse,
+    refuse_unused,
     seed_of,
 )
 from steerlens.errors import SteerlensError, unknown_name
@@ -20,19 +20,7 @@ from steerlens.errors import SteerlensError, unknown_name
 if TYPE_CHECKING:
     from steerlens.vectors import SteeringVector
 
-__all__ = [
-    "FORMATS",
-    "add_convert",
-    "add_intervention",
-    "add_steering",
-    "add_transfer",
-    "add_vector",
-    "convert",
-    "operation_of",
-    "steer",
-    "transfer",
-    "vector",
-]
+__all__ = ["FORMATS", "convert", "transfer", "vector"]
 
 FORMATS: Mapping[str, str] = {
     "steerlens": ".safetensors",
@@ -41,271 +29,193 @@ FORMATS: Mapping[str, str] = {
     "steering-vectors": ".safetensors",
     "plain": ".safetensors",
 }
-"""Formats by name, with the ending of their files.
+"""File endings by format.
 
 repeng reads and writes llama.cpp's control vectors. steering-vectors has no file format of its own:
 its ``layer_activations`` are the tensors of a plain file.
 """
 _METHODS = ("same-shape", "ridge", "procrustes")
-_FORMAT_HELP = (
-    "steerlens (exact), gguf (llama.cpp), repeng (the same file), steering-vectors or plain "
-    "(safetensors with one tensor a layer)"
-)
+Format = Annotated[
+    str,
+    option(
+        "steerlens (exact), gguf (llama.cpp), repeng (the same file), steering-vectors or plain "
+        "(safetensors with one tensor per layer)",
+        "--format",
+    ),
+]
 
 
-# --- options ---
-
-
-def add_vector(parser: argparse.ArgumentParser) -> None:
-    """Options of `steerlens vector`, besides model and pairs."""
-    parser.add_argument(
-        "--out",
-        type=local_path,
-        required=True,
-        help="the file to write; with several instructions or --all, the library's folder",
-    )
-    parser.add_argument("--estimator", default="difference_of_means", help="see steerlens.vectors")
-    parser.add_argument("--format", default="steerlens", help=_FORMAT_HELP)
-
-
-def add_steering(parser: argparse.ArgumentParser) -> None:
-    """Options of `steerlens steer`."""
-    add_intervention(parser)
-    parser.add_argument("--strength", type=float, default=1.0)
-    parser.add_argument("--prompt", required=True)
-    parser.add_argument("--max-new-tokens", type=positive, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
-    parser.add_argument("--seed", type=int, help="of sampling, at a --temperature above 0")
-
-
-def add_convert(parser: argparse.ArgumentParser) -> None:
-    """Options of `steerlens convert`."""
-    parser.add_argument("--vector", type=Path, required=True, help="a vector in any known format")
-    parser.add_argument("--out", type=local_path, required=True, help="the file to write")
-    parser.add_argument("--format", default="steerlens", help=_FORMAT_HELP)
-    parser.add_argument(
-        "--layer",
-        type=int,
-        action="append",
-        help="write this layer only (repeats); llama.cpp steers at every layer of a file",
-    )
-    parser.add_argument(
-        "--from-layer", type=int, help="layer of a file that holds one tensor and does not say"
-    )
-
-
-def add_transfer(parser: argparse.ArgumentParser) -> None:
-    """Options of `steerlens transfer`, besides the target model and its pairs."""
-    parser.add_argument("--vector", type=Path, required=True, help="a vector of another model")
-    parser.add_argument("--out", type=local_path, required=True, help="the vector to write")
-    parser.add_argument(
-        "--source",
-        help="the model it was made for, needed to fit a map; loaded with --dtype and --device",
-    )
-    parser.add_argument(
-        "--method", help=f"{', '.join(_METHODS)}; ridge with --source, else same-shape"
-    )
-    parser.add_argument("--match", help="layers by relative depth (default), or by cka")
-    parser.add_argument("--texts", type=positive, help="texts a map is fitted on (default: 256)")
-
-
-def add_intervention(parser: argparse.ArgumentParser) -> None:
-    """Options that say which vector is applied, where, and how."""
-    parser.add_argument("--vector", type=Path, required=True, help="a vector in any known format")
-    parser.add_argument("--layer", type=int, required=True)
-    parser.add_argument(
-        "--operation",
-        help="add, set_projection or ablate; set_projection where the vector has targets, else add",
-    )
-    parser.add_argument("--scope", default="all", help="all, prompt or response")
-
-
-# --- commands ---
-
-
-def vector(arguments: argparse.Namespace) -> None:
-    """`steerlens vector`: one file, or a library of several."""
-    _check_format(arguments.format)
-    sets = pair_sets(arguments)
-    if arguments.pairs is not None:
-        seed_of(arguments, unused="with --pairs FILE: no pair is drawn")
-    folder = arguments.all or len(sets) > 1
-    if folder and arguments.out.suffix.lower() in (".safetensors", ".gguf"):
+def vector(
+    model: ModelOptions,
+    pairs: PairOptions,
+    *,
+    out: Annotated[
+        Path, local_path("the file to write; the library's folder with several tasks or --all")
+    ],
+    estimator: Annotated[str, option("see steerlens.vectors")] = "difference_of_means",
+    form: Format = "steerlens",
+    as_json: Json = False,
+) -> None:
+    """Make a steering vector, or a library of them."""
+    _check_format(form)
+    sets = pairs.sets()
+    if pairs.pairs is not None:
+        seed_of(pairs.seed, unused="with --pairs FILE: no pair is drawn")
+    is_library = pairs.every_task or len(sets) > 1
+    if is_library and out.suffix.lower() in (".safetensors", ".gguf"):
         raise SteerlensError(
-            f"{len(sets)} vectors make a library, which is a folder; {arguments.out} names a file: "
-            "give exactly one --instruction, or a folder"
+            f"{len(sets)} vectors make a library, which is a folder; {out} names a file: "
+            "give exactly one --task, or a folder"
         )
     from steerlens.files import check_writable
     from steerlens.vectors import ESTIMATORS
 
-    if arguments.estimator not in ESTIMATORS:
-        raise unknown_name("estimator", arguments.estimator, ESTIMATORS)
-    estimate = ESTIMATORS[arguments.estimator]
-    check_writable(arguments.out / "README.md" if folder else arguments.out)
-    vectors = [estimate(cache) for cache in caches(arguments, sets)]
-    if folder:
-        _write_library(arguments, vectors)
+    if estimator not in ESTIMATORS:
+        raise unknown_name("estimator", estimator, ESTIMATORS)
+    check_writable(out / "README.md" if is_library else out)
+    loaded = model.load()
+    vectors = [
+        ESTIMATORS[estimator](pairs.cache(loaded, group, model.chat_format)) for group in sets
+    ]
+    if is_library:
+        _write_library(out, vectors, form, as_json)
         return
-    [one] = vectors
-    _write(one, arguments.out, arguments.format)
-    if arguments.json:
-        print_json(_record(one, arguments.out, arguments.format))
+    [single] = vectors
+    _write(single, out, form)
+    if as_json:
+        print_json(_record(single, out, form))
         return
-    print(f"{one!r} written to {arguments.out}")
+    print(f"{single!r} written to {out}")
 
 
-def steer(arguments: argparse.Namespace) -> None:
-    """`steerlens steer`: a prompt answered with and without."""
-    from steerlens.effects import steer as run_steer
-    from steerlens.vectors.formats import load_vector
-
-    vector = load_vector(arguments.vector)
-    steering = vector.at(
-        arguments.layer, operation_of(arguments, vector), arguments.strength, arguments.scope
-    )
-    greedy = "at --temperature 0: no token is drawn" if arguments.temperature == 0 else None
-    seed = seed_of(arguments, unused=greedy)
-    run = run_steer(
-        load(arguments),
-        arguments.prompt,
-        steering,
-        max_new_tokens=arguments.max_new_tokens,
-        temperature=arguments.temperature,
-        seed=seed,
-        chat_format=arguments.chat_format,
-    )
-    frame = run.effects.table
-    if arguments.json:
-        print_json(
-            {
-                "prompt": run.prompt,
-                "baseline": run.baseline,
-                "steered": run.steered,
-                "parts_at": run.parts_at,
-                "mean_kl": run.effects.mean_kl,
-                "settings": dict(run.settings),
-                "effects": frame.to_dict("records"),
-            }
-        )
-        return
-    print(f"baseline:\n{run.baseline}\n\nsteered ({steering.interventions[0].describe()}):")
-    print(f"{run.steered}\n\nmean KL over the response: {run.effects.mean_kl:.3f} nats")
-    print("largest effects:")
-    columns = ["position", "token", "role", "kl", "projection_before", "projection_after"]
-    strongest = frame.nlargest(10, "kl")[columns].sort_values("position")
-    strongest["token"] = strongest["token"].map(repr)
-    print(strongest.to_string(index=False, float_format="{:.3f}".format))
-
-
-def convert(arguments: argparse.Namespace) -> None:
-    """`steerlens convert`: a vector from one format to another."""
-    _check_format(arguments.format)
+def convert(
+    *,
+    source: Annotated[Path, option("a vector in any known format", "--vector")],
+    out: Annotated[Path, local_path("the file to write")],
+    form: Format = "steerlens",
+    layer: Annotated[
+        list[int] | None,
+        option("write this layer only (repeats); llama.cpp steers at every layer of a file"),
+    ] = None,
+    from_layer: Annotated[
+        int | None, option("layer of a file that holds one tensor and does not say which")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a vector in another tool's format."""
+    _check_format(form)
     from steerlens.files import check_writable
     from steerlens.vectors.formats import load_vector, vector_format
 
-    vector = load_vector(arguments.vector, layer=arguments.from_layer)
-    check_writable(arguments.out)
-    _write(vector, arguments.out, arguments.format, arguments.layer)
-    if arguments.json:
-        record = _record(vector, arguments.out, arguments.format)
-        record["layers"] = list(arguments.layer or vector.layers)
-        print_json({**record, "from": vector_format(arguments.vector)})
+    loaded = load_vector(source, layer=from_layer)
+    check_writable(out)
+    _write(loaded, out, form, layer)
+    if as_json:
+        record = {**_record(loaded, out, form), "layers": list(layer or loaded.layers)}
+        print_json({**record, "from": vector_format(source)})
         return
-    print(f"{vector!r} written to {arguments.out} ({arguments.format})")
+    print(f"{loaded!r} written to {out} ({form})")
 
 
-def transfer(arguments: argparse.Namespace) -> None:
-    """`steerlens transfer`: a vector for another model than it was made for."""
-    method = arguments.method or ("ridge" if arguments.source else "same-shape")
-    if method not in _METHODS:
-        raise unknown_name("method", method, _METHODS)
-    if (arguments.source is None) != (method == "same-shape"):
-        needs = "needs" if arguments.source is None else "fits no map and takes no"
-        raise SteerlensError(
-            f"method {method!r} {needs} --source, the model the vector was made for"
-        )
+def transfer(
+    model: ModelOptions,
+    pairs: PairOptions,
+    *,
+    path: Annotated[Path, option("a vector of another model", "--vector")],
+    out: Annotated[Path, local_path("the vector to write")],
+    source: Annotated[
+        str | None,
+        option("the model it was made for, needed to fit a map; loaded with --dtype and --device"),
+    ] = None,
+    method: Annotated[
+        str | None, option(f"{', '.join(_METHODS)}; ridge with --source, else same-shape")
+    ] = None,
+    match: Annotated[
+        str | None, option("match layers by relative depth (depth, the default) or by cka")
+    ] = None,
+    texts: Annotated[int | None, count("texts a map is fitted on (default: 256)")] = None,
+    as_json: Json = False,
+) -> None:
+    """Carry a vector to another model."""
+    method = method or ("ridge" if source else "same-shape")
+    _check_map(method, source, match, texts, model.chat_format)
     from steerlens.files import check_writable
     from steerlens.models.loading import load_model
     from steerlens.vectors.formats import load_vector
     from steerlens.vectors.transfer import fit_maps, map_texts, transfer_vector
+
+    carried = load_vector(path)
+    if not (pairs.task or pairs.every_task or pairs.pairs):
+        sets = pairs.sets_of([_task_of(carried)])
+    else:
+        sets = pairs.sets()
+    if len(sets) != 1:
+        raise SteerlensError("give exactly one --task or one --pairs file for one vector")
+    is_drawn = pairs.pairs is None or source is not None
+    seed = seed_of(pairs.seed, unused=None if is_drawn else "with --pairs FILE: nothing is drawn")
+    check_writable(out)
+    target = model.load()
+    maps = None
+    if source is not None:
+        words = map_texts(texts or 256, without=sets[0].instruction_id, seed=seed)
+        origin = load_model(source, dtype=model.dtype, device=model.device)
+        carried.check_model(origin)
+        maps = fit_maps(origin, target, words, method=method, **given(match=match))
+    result = transfer_vector(carried, pairs.cache(target, sets[0], model.chat_format), maps)
+    result.vector.save(out)
+    if as_json:
+        print_json({"path": str(out), **result.to_json()})
+        return
+    print(result.table.to_string(index=False, float_format="{:.3f}".format))
+    print(f"{result!r} written to {out}")
+    print("note: a transferred direction need not steer; compare it with the model's own vector")
+
+
+def _check_map(
+    method: str, source: str | None, match: str | None, texts: int | None, chat_format: str
+) -> None:
     from steerlens.vectors.transfer.maps import MATCHES
 
-    match = arguments.match or "depth"
-    if match not in MATCHES:
+    if method not in _METHODS:
+        raise unknown_name("method", method, _METHODS)
+    if (source is None) != (method == "same-shape"):
+        needs = "needs" if source is None else "fits no map and takes no"
+        raise SteerlensError(
+            f"method {method!r} {needs} --source, the model the vector was made for"
+        )
+    if match is not None and match not in MATCHES:
         raise unknown_name("match", match, MATCHES)
     if method == "same-shape":
-        refuse(arguments, ["--match", "--texts"], "is for fitting a map, and same-shape fits none")
-    elif arguments.chat_format != "auto":
+        reason = "is for fitting a map, and same-shape fits none"
+        refuse_unused({"--match": match, "--texts": texts}, reason)
+    elif chat_format != "auto":
         raise SteerlensError(
             "--chat-format has no effect on the texts a map is fitted on, which each model reads "
             "in its own format; leave it out with --source"
         )
-    vector = load_vector(arguments.vector)
-    if not (arguments.instruction or arguments.all or arguments.pairs):
-        arguments.instruction = _carried(vector)
-    [pairs] = _only_one(pair_sets(arguments))
-    nothing = arguments.pairs is not None and method == "same-shape"
-    seed = seed_of(arguments, unused="with --pairs FILE: nothing is drawn" if nothing else None)
-    check_writable(arguments.out)
-    model = load(arguments)
-    source = None
-    if arguments.source is not None:
-        n_texts = 256 if arguments.texts is None else arguments.texts
-        texts = map_texts(n_texts, without=pairs.instruction_id, seed=seed)
-        source = load_model(arguments.source, dtype=arguments.dtype, device=arguments.device)
-        vector.check_model(source)
-    [cache] = caches(arguments, [pairs], model)
-    maps = None
-    if source is not None:
-        maps = fit_maps(source, model, texts, method=method, match=match)
-    found = transfer_vector(vector, cache, maps)
-    found.vector.save(arguments.out)
-    if arguments.json:
-        print_json({"path": str(arguments.out), **found.to_json()})
-        return
-    print(found.table.to_string(index=False, float_format="{:.3f}".format))
-    print(f"{found!r} written to {arguments.out}")
-    print("note: a transferred direction need not steer; compare it with the model's own vector")
 
 
-# --- what they share ---
+def _check_format(form: str) -> None:
+    if form not in FORMATS:
+        raise unknown_name("format", form, FORMATS)
 
 
-def _check_format(name: str) -> None:
-    if name not in FORMATS:
-        raise unknown_name("format", name, FORMATS)
-
-
-def operation_of(arguments: argparse.Namespace, vector: "SteeringVector") -> str:
-    """The operation asked for; by default one that the vector can do."""
-    if arguments.operation is not None:
-        return str(arguments.operation)
-    return "add" if vector.metadata.get("targets_known") is False else "set_projection"
-
-
-def _carried(vector: "SteeringVector") -> list[str]:
-    """The instruction a vector says it carries, if the catalogue has it."""
+def _task_of(vector: "SteeringVector") -> str:
+    """The task a vector says it carries, if the catalogue has it."""
     from steerlens.tasks import catalogue
 
     name = vector.metadata.get("instruction")
     if not isinstance(name, str) or name not in catalogue:
         raise SteerlensError(
-            f"{vector!r} does not carry an instruction of the catalogue; give --instruction or "
-            "--pairs to measure its projections on the model"
+            f"{vector!r} does not carry a task of the catalogue; give --task or --pairs to "
+            "measure its projections on the model"
         )
-    return [name]
-
-
-def _only_one(sets: Sequence[Any]) -> Sequence[Any]:
-    if len(sets) != 1:
-        raise SteerlensError("give exactly one --instruction or one --pairs file for one vector")
-    return sets
+    return name
 
 
 def _write(
     vector: "SteeringVector", path: Path, form: str, layers: Sequence[int] | None = None
 ) -> None:
-    """One vector in one format."""
     from steerlens.vectors.formats import write_gguf, write_plain
 
     if form == "steerlens":
@@ -316,37 +226,31 @@ def _write(
         write_plain(vector, path, layers=layers)
 
 
-def _write_library(arguments: argparse.Namespace, vectors: "Sequence[SteeringVector]") -> None:
-    """A library, and beside its files those of another format where one is asked for."""
+def _write_library(
+    folder: Path, vectors: "Sequence[SteeringVector]", form: str, as_json: bool
+) -> None:
+    """A library, and beside its files those of another format if one is asked for."""
     from steerlens.vectors.library import save_library
     from steerlens.vectors.model_cards import file_stem
 
-    library = save_library(arguments.out, vectors)
-    form, exported = arguments.format, []
-    if form != "steerlens":
-        middle = "" if FORMATS[form] == ".gguf" else f".{form}"
-        for one in vectors:
-            name = f"{file_stem(one.name)}{middle}{FORMATS[form]}"
-            _write(one, arguments.out / name, form)
-            exported.append(name)
-    if arguments.json:
-        print_json(
-            {
-                "library": str(arguments.out),
-                "vectors": [dict(entry) for entry in library.entries.values()],
-                "exported": exported,
-            }
-        )
+    library = save_library(folder, vectors)
+    ending = FORMATS[form] if FORMATS[form] == ".gguf" else f".{form}{FORMATS[form]}"
+    exported = [] if form == "steerlens" else [f"{file_stem(v.name)}{ending}" for v in vectors]
+    for vector, name in zip(vectors, exported, strict=False):
+        _write(vector, folder / name, form)
+    if as_json:
+        entries = [dict(entry) for entry in library.entries.values()]
+        print_json({"library": str(folder), "vectors": entries, "exported": exported})
         return
-    print(f"{len(vectors)} vectors, their cards and an index written to {arguments.out}")
+    print(f"{len(vectors)} vectors, their cards and an index written to {folder}")
 
 
 def _record(vector: "SteeringVector", path: Path, form: str) -> dict[str, Any]:
     return {
         "path": str(path),
         "format": form,
-        "layers": list(vector.layers),
+        "layers": vector.layers,
         "gaps": vector.gaps.tolist(),
         "targets": vector.targets.tolist(),
-        "metadata": dict(vector.metadata),
+        "metadata": vector.metadata,
     }

@@ -1,0 +1,171 @@
+"""The commands that apply a vector: `steer` and `calibrate`."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from steerlens.cli.options import InterventionOptions, ModelOptions
+from steerlens.cli.values import (
+    Json,
+    Seed,
+    count,
+    local_path,
+    option,
+    print_json,
+    refuse_unused,
+    seed_of,
+)
+from steerlens.errors import SteerlensError
+
+__all__ = ["calibrate", "steer"]
+
+
+def steer(
+    model: ModelOptions,
+    intervention: InterventionOptions,
+    *,
+    prompt: Annotated[str, option("the prompt to answer")],
+    strength: Annotated[float, option("how hard to steer")] = 1.0,
+    max_new_tokens: Annotated[int, count("longest response")] = 64,
+    temperature: Annotated[float, option("0 is greedy")] = 0.0,
+    seed: Annotated[int | None, option("seed of sampling (default: 0)")] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a prompt with and without steering."""
+    from steerlens.effects import steer as run_steer
+
+    _, steering = intervention.steering(strength)
+    greedy = "at --temperature 0: no token is drawn" if temperature == 0 else None
+    seed = seed_of(seed, unused=greedy)
+    run = run_steer(
+        model.load(),
+        prompt,
+        steering,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        chat_format=model.chat_format,
+    )
+    table = run.effects.table
+    if as_json:
+        print_json(
+            {
+                "prompt": run.prompt,
+                "baseline": run.baseline,
+                "steered": run.steered,
+                "parts_at": run.parts_at,
+                "mean_kl": run.effects.mean_kl,
+                "settings": run.settings,
+                "effects": table.to_dict("records"),
+            }
+        )
+        return
+    print(f"baseline:\n{run.baseline}\n\nsteered ({steering.interventions[0].describe()}):")
+    print(f"{run.steered}\n\nmean KL over the response: {run.effects.mean_kl:.3f} nats")
+    print("largest effects:")
+    columns = ["position", "token", "role", "kl", "projection_before", "projection_after"]
+    largest = table.nlargest(10, "kl")[columns].sort_values("position")
+    largest["token"] = largest["token"].map(repr)
+    print(largest.to_string(index=False, float_format="{:.3f}".format))
+
+
+def calibrate(
+    model: ModelOptions,
+    intervention: InterventionOptions,
+    *,
+    target_kl: Annotated[float | None, option("budget in nats per token (default: 0.1)")] = None,
+    quantile: Annotated[
+        float | None, option("the quantile over tokens that meets it; the mean by default")
+    ] = None,
+    task: Annotated[
+        str | None,
+        option(
+            "find the strength at which responses follow this task, not a KL budget",
+            "--task",
+            "--instruction",
+            metavar="ID",
+        ),
+    ] = None,
+    target_rate: Annotated[
+        float | None, option("share that must follow it; as many as possible by default")
+    ] = None,
+    n: Annotated[int, option("prompts of the select split")] = 24,
+    max_new_tokens: Annotated[
+        int | None, count("longest response (default: 64, or 128 with --task)")
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, local_path("write the vector with its calibration to this file")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find the strength that meets a KL budget, or at which responses follow a task."""
+    from steerlens.behaviour.calibration import calibrate as run_calibrate
+    from steerlens.behaviour.calibration import calibrate_rate
+    from steerlens.effects.divergence import check_statistic
+    from steerlens.engine.generation import generate
+    from steerlens.files import check_writable
+    from steerlens.tasks import catalogue
+    from steerlens.tasks.pairs import contrast_pairs
+
+    if task is None and target_rate is not None:
+        raise SteerlensError("--target-rate needs --task, whose check counts the responses")
+    if task is not None:
+        reason = "belongs to a KL budget, and with --task the strength is found by its check"
+        refuse_unused({"--quantile": quantile, "--target-kl": target_kl}, reason)
+    vector, steering = intervention.steering()
+    if out is not None:
+        check_writable(out)
+    budget = 0.1 if target_kl is None else target_kl
+    # Answers take minutes: what cannot be met is refused before the model is loaded.
+    if task is None:
+        queries = _queries(n)
+        if not 0 < budget < math.inf:
+            raise SteerlensError(f"--target-kl must be a positive number of nats; got {budget:g}")
+        check_statistic(quantile, 1, seed)
+    else:
+        contrast_pairs(catalogue[task], n=n, seed=seed, split="select")
+        if target_rate is not None and not 0 < target_rate <= 1:
+            raise SteerlensError(
+                f"--target-rate must be above 0 and at most 1; got {target_rate:g}"
+            )
+    loaded = model.load()
+    vector.check_model(loaded)
+    result: Any
+    if task is None:
+        answers = generate(
+            loaded, queries, max_new_tokens=max_new_tokens or 64, chat_format=model.chat_format
+        )
+        result = run_calibrate(
+            loaded, steering, answers, target_kl=budget, quantile=quantile, seed=seed
+        )
+    else:
+        result = calibrate_rate(
+            loaded,
+            steering,
+            catalogue[task],
+            target_rate,
+            n_prompts=n,
+            max_new_tokens=max_new_tokens or 128,
+            seed=seed,
+            chat_format=model.chat_format,
+        )
+    if out is not None:
+        result.saved_with(vector).save(out)
+    if as_json:
+        print_json({**result.record, "reason": result.reason})
+        return
+    print(result)
+    if out is not None:
+        print(f"vector with its calibration written to {out}")
+
+
+def _queries(n: int) -> list[str]:
+    from steerlens.tasks import base_queries
+
+    queries = [query.text for query in base_queries("select")]
+    if not 2 <= n <= len(queries):
+        raise SteerlensError(
+            f"--n must be 2 to {len(queries)}, the queries of the select split; got {n}"
+        )
+    return queries[:n]

@@ -1,0 +1,165 @@
+"""Single options and their values: what is read from them, what is refused, and JSON output."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from steerlens.errors import SteerlensError, unknown_name
+
+__all__ = [
+    "Evidence",
+    "Json",
+    "Seed",
+    "count",
+    "evidence_kinds",
+    "given",
+    "local_path",
+    "option",
+    "parse_device_map",
+    "parse_quantization",
+    "parse_sizes",
+    "print_json",
+    "refuse_unused",
+    "seed_of",
+    "without_nan",
+]
+
+
+def option(text: str, *names: str, **settings: Any) -> Any:
+    """A typer option with its help."""
+    return typer.Option(*names, help=text, **settings)
+
+
+def _positive(value: str | int) -> int:
+    if not re.fullmatch(r"[0-9]+", str(value)) or int(value) < 1:
+        raise typer.BadParameter(f"{value} is not a whole number of at least 1")
+    return int(value)
+
+
+def _path_here(value: str | Path) -> Path:
+    if "://" in str(value):
+        raise typer.BadParameter(
+            f"{value} is a URL; give a path on this machine, and copy what is written there "
+            "afterwards (for example with 'aws s3 sync')"
+        )
+    return Path(value)
+
+
+def count(text: str) -> Any:
+    """An option that takes a whole number of at least 1."""
+    return option(text, parser=_positive, metavar="N")
+
+
+def local_path(text: str) -> Any:
+    """An option that takes a path on this machine; URLs are refused."""
+    return option(text, parser=_path_here, metavar="PATH")
+
+
+Json = Annotated[bool, option("print machine-readable JSON", "--json")]
+Seed = Annotated[int, option("seed of everything that is drawn")]
+Evidence = option("comma-separated: separability, probes, null, dimension, causal, components; all")
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The arguments that were given; the others keep the default of the function called."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def refuse_unused(options: Mapping[str, Any], reason: str) -> None:
+    """Refuse options that would have no effect beside the others.
+
+    Raises:
+        SteerlensError: "--n is how many pairs of a task are drawn, …; leave it out".
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise SteerlensError(f"{name} {reason}; leave it out")
+
+
+def seed_of(seed: int | None, unused: str | None = None) -> int:
+    """The seed, 0 by default. If it was given and nothing is drawn, a note says why not."""
+    if seed is not None and unused is not None:
+        print(f"steerlens: note: --seed has no effect {unused}", file=sys.stderr)
+    return seed or 0
+
+
+def evidence_kinds(names: str) -> tuple[str, ...]:
+    """The kinds of evidence asked for, checked before any model is loaded."""
+    from steerlens.attribution.evidence import ALL_EVIDENCE
+
+    if names == "all":
+        return ALL_EVIDENCE
+    kinds = tuple(name.strip() for name in names.split(","))
+    for kind in kinds:
+        if kind not in ALL_EVIDENCE:
+            raise unknown_name("kind of evidence", kind, ALL_EVIDENCE)
+    return kinds
+
+
+def parse_device_map(name: str, value: str | None) -> Any:
+    return _json_object(name, value) if value is not None and value.startswith("{") else value
+
+
+def parse_sizes(name: str, value: str | None) -> dict[int | str, int | str] | None:
+    """Sizes by device.
+
+    >>> parse_sizes("--max-memory", "0=70GiB, cpu=200GiB")
+    {0: '70GiB', 'cpu': '200GiB'}
+    """
+    if value is None:
+        return None
+    room: dict[int | str, int | str] = {}
+    for part in value.split(","):
+        device, _, size = (text.strip() for text in part.partition("="))
+        if not (device and size):
+            raise SteerlensError(
+                f"{name} {value!r} has a part that is no size of a device; give sizes such as "
+                "0=70GiB,cpu=200GiB"
+            )
+        key = int(device) if device.isdecimal() else device
+        room[key] = int(size) if size.isdecimal() else size
+    return room
+
+
+def parse_quantization(value: str | None) -> Any:
+    if value is None or value.startswith("{"):
+        return None if value is None else _json_object("--quantize", value)
+    known = {
+        f"bitsandbytes-{bits}bit": {"quant_method": "bitsandbytes", f"load_in_{bits}bit": True}
+        for bits in (4, 8)
+    }
+    if value not in known:
+        raise unknown_name("--quantize", value, known)
+    return known[value]
+
+
+def _json_object(name: str, value: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(value))
+    except (ValueError, TypeError) as error:
+        raise SteerlensError(f"{name} {value!r} is no JSON object: {error}") from error
+
+
+# --- output ---
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    json.dump(without_nan(value), sys.stdout, ensure_ascii=False, allow_nan=False)
+    print()
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: undefined numbers become null."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [without_nan(item) for item in value]
+    return value
