@@ -35,20 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 on success, 2 for bad input, 130 after Ctrl-C.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    command = typer.main.get_command(application())
+    command = typer.main.get_command(application(shlex.join(["steerlens", *words])))
     try:
-        # The command line itself is kept for the provenance of results.
-        with command.make_context(
-            "steerlens", words[:], obj=shlex.join(["steerlens", *words])
-        ) as c:
-            command.invoke(c)
+        with command.make_context("steerlens", words[:]) as context:
+            command.invoke(context)
     except typer.Exit as finished:
         return finished.exit_code
     except typer.TyperException as error:
         message = " ".join(error.format_message().split())
         context = getattr(error, "ctx", None)
         path = "steerlens" if context is None else context.command_path
-        stop = "" if message.endswith((".", "?", ")")) else "."
+        stop = "" if message.endswith((".", "?")) else "."
         print(f"steerlens: {message}{stop} See `{path} --help`.", file=sys.stderr)
         return 2
     except SteerlensError as error:
@@ -63,12 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def application() -> typer.Typer:
-    """All commands."""
+def application(command_line: str = "") -> typer.Typer:
+    """All commands; the line itself is kept for the provenance of results."""
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.callback()(_root)
     for command in _COMMANDS:
-        app.command()(spread(command))
+        app.command()(spread(command, command_line=command_line))
     app.command("instructions", hidden=True)(spread(tasks))  # the older spelling
     return app
 

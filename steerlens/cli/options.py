@@ -295,8 +295,13 @@ class RunOptions(EngineOptions):
         return DEFAULT_JUDGE if ready else None
 
 
-def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with one parameter for every option of its groups."""
+def spread(command: Callable[..., None], **constants: Any) -> Callable[..., None]:
+    """The command with one parameter for every option of its groups.
+
+    Args:
+        command: A command that takes groups.
+        constants: Arguments that are no options, for the commands that take them.
+    """
     signature = inspect.signature(command)
     groups: dict[str, Any] = {
         name: parameter.annotation
@@ -307,6 +312,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     parameters = [
         option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for name, parameter in signature.parameters.items()
+        if name not in constants
         for option in (fields[name].values() if name in groups else [parameter])
     ]
 
@@ -314,7 +320,8 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     def run(**values: Any) -> None:
         for name, group in groups.items():
             values[name] = group(**{field: values.pop(field) for field in fields[name]})
-        command(**values)
+        fixed = {name: constants[name] for name in constants if name in signature.parameters}
+        command(**values, **fixed)
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from steerlens.cli.options import RunModelOptions, RunOptions, TaskOptions
 from steerlens.cli.values import (
     Evidence,
@@ -126,8 +124,8 @@ def evaluate(
 def report(
     model: RunModelOptions,
     tasks: TaskOptions,
-    context: typer.Context,
     *,
+    command_line: str,
     out: Annotated[Path, local_path("folder to write")],
     n: Annotated[int, option("contrast pairs per task")] = 64,
     samples: Annotated[int | None, option("prompts shown per task")] = None,
@@ -153,7 +151,7 @@ def report(
     names = tasks.ids()
     check_writable(out / "report.html")
     chosen = Plan.load(plan) if plan else None
-    result = write_report(model.load(), names, out, chosen, settings, command=context.obj)
+    result = write_report(model.load(), names, out, chosen, settings, command=command_line)
     if not as_json:
         print(f"report written to {result.page}")
         return
