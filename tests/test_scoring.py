@@ -9,7 +9,7 @@ from steering_examples import n_hooks, random_vector
 from tiny_models import byte_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, Qwen2Config
 
-from steerlens.engine import choose_path, scoring, segments
+from steerlens.engine import choose_path, scoring
 from steerlens.engine.scoring import ForcedRow, score_rows
 from steerlens.errors import SteeringError, SteerlensError
 from steerlens.models.loading import load_model, tokenize_prompts
@@ -140,8 +140,8 @@ def test_how_rows_are_cut_into_passes_changes_nothing(tiny_model, monkeypatch):
     for where, name, value in (
         (scoring, "_MOST_EFFECTS", 2),
         (scoring, "_WORTH_A_PASS", 1),
-        (scoring, "_MIN_PREAMBLE", 1000),
-        (segments, "PASS_TOKENS", 40),
+        (scoring, "MIN_PREAMBLE", 1000),
+        (scoring, "PASS_TOKENS", 40),
     ):
         monkeypatch.setattr(where, name, value)
         assert largest_difference(whole, scored(tiny_model, rows)) < 1e-4, name

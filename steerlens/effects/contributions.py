@@ -21,7 +21,7 @@ through the layers from the first steered one on, many in a batch.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -31,12 +31,14 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.effects.forced import TokenEffects, decoder
-from steerlens.effects.streams import run_blocks
+from steerlens.engine.batches import packs
 from steerlens.engine.choosing import running
+from steerlens.engine.forward import PassRow, run_rows
 from steerlens.engine.modules import device_of, fast_modules, unembed
+from steerlens.engine.plain import bridge_pass
+from steerlens.engine.reading import read
 from steerlens.errors import SteerlensError
 from steerlens.errors.arguments import arguments
-from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
 
 __all__ = ["TokenContributions", "token_contributions"]
@@ -151,9 +153,7 @@ def token_contributions(
     on = torch.zeros(len(spans) + 1, position, dtype=torch.bool)
     for row, (start, stop) in enumerate(spans, start=1):
         on[row:, start:stop] = True
-    with running(model, position) as path:
-        run = _run_fast if path.is_fast else _run_plainly
-        logprobs = run(model, effects, effects.token_ids[:position], on, target)
+    logprobs = _logprobs(model, effects, effects.token_ids[:position], on, target)
     return TokenContributions(
         position=position,
         target=decoder(model)(target),
@@ -180,18 +180,7 @@ def _spans(touched: Bool[Tensor, "pos"], n_prompt: int, group: int) -> Iterator[
             start = position
 
 
-def _batches(n_rows: int, n_tokens: int) -> Iterator[slice]:
-    size = max(1, _PASS_TOKENS // n_tokens)
-    for start in range(0, n_rows, size):
-        yield slice(start, min(start + size, n_rows))
-
-
-def _roles(on: Bool[Tensor, "row pos"], n_prompt: int) -> TokenRoles:
-    is_prompt = torch.arange(on.shape[1], device=on.device) < n_prompt
-    return TokenRoles(prompt=on & is_prompt, response=on & ~is_prompt)
-
-
-def _run_fast(
+def _logprobs(
     model: TransformerBridge,
     effects: TokenEffects,
     tokens: Sequence[int],
@@ -199,57 +188,33 @@ def _run_fast(
     target: int,
 ) -> Float[Tensor, "row"]:
     """Log-probability of the target with the positions of each row steered, float64."""
-    device, last = device_of(model), model.cfg.n_layers - 1
-    compiled = RowSteering([effects.steering], device=device)
-    start = min(effects.steering.layers)
-    later = {layer for layer in {*effects.steering.layers, last} if layer > start}
-    found = torch.empty(len(on), dtype=torch.float64)
-    with fast_modules(model):
-        trunk: dict[int, Tensor] = {}
-        ids = torch.tensor([list(tokens)], device=device)
-        run_blocks(model, 0, [start], trunk.__setitem__, stop=start + 1, input_ids=ids)
-        for rows in _batches(len(on), len(tokens)):
-            roles = _roles(on[rows].to(device), effects.n_prompt)
-            final: dict[int, Tensor] = {}
-
-            def after(
-                layer: int,
-                resid: Tensor,
-                roles: TokenRoles = roles,
-                final: dict[int, Tensor] = final,
-            ) -> Tensor:
-                final[0] = compiled.apply(layer, resid, roles)
-                return final[0]
-
-            moved = after(start, trunk[start].expand(len(roles.prompt), -1, -1))
-            if later:
-                run_blocks(model, start + 1, later, after, resid=moved)
-            found[rows] = _logprob(unembed(model, final[0][:, -1]), target)
-    return found
-
-
-def _run_plainly(
-    model: TransformerBridge,
-    effects: TokenEffects,
-    tokens: Sequence[int],
-    on: Bool[Tensor, "row pos"],
-    target: int,
-) -> Float[Tensor, "row"]:
-    """The same through the bridge's own forward pass."""
-    device = device_of(model)
-    compiled = RowSteering([effects.steering], device=device)
-    found = torch.empty(len(on), dtype=torch.float64)
-    for rows in _batches(len(on), len(tokens)):
-        roles = _roles(on[rows].to(device), effects.n_prompt)
-        ids = torch.tensor([list(tokens)], device=device).expand(len(roles.prompt), -1)
-        hooks = compiled.hooks(lambda roles=roles: roles)  # type: ignore[misc]
-        with model.hooks(fwd_hooks=hooks):
-            logits = model(
-                ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1
-            )
-        found[rows] = _logprob(logits[:, -1], target)
-    return found
-
-
-def _logprob(logits: Float[Tensor, "row vocab"], target: int) -> Float[Tensor, "row"]:
-    return logits.double().log_softmax(-1)[:, target].cpu()
+    steering, n_prompt = effects.steering, min(effects.n_prompt, len(tokens))
+    batches = packs(list(on), len, _PASS_TOKENS)
+    with running(model, len(tokens)) as path:
+        if not path.is_fast:
+            steer = RowSteering([steering], device_of(model))
+            logits = [
+                bridge_pass(
+                    model,
+                    [tokens] * len(batch),
+                    steer,
+                    [n_prompt] * len(batch),
+                    torch.stack(batch),
+                )[:, -1]
+                for batch in batches
+            ]
+        else:
+            start = min(steering.layers)
+            with fast_modules(model):
+                [trunk] = read(model, [tokens], [None], start + 1, [start])
+                row = PassRow(trunk=trunk, layer=start, steering=steering, n_prompt=n_prompt)
+                logits = [
+                    unembed(
+                        model,
+                        run_rows(model, [replace(row, touched=touched) for touched in batch]).resid[
+                            :, -1
+                        ],
+                    )
+                    for batch in batches
+                ]
+    return torch.cat([part.double().log_softmax(-1)[:, target].cpu() for part in logits])

@@ -27,6 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, left_padded, length_batches
 from steerlens.engine.choosing import running
+from steerlens.engine.forward import PassRow, run_rows
 from steerlens.engine.modules import fast_modules, on_blocks
 from steerlens.engine.paths import FastPath
 from steerlens.engine.reading import read
@@ -114,7 +115,7 @@ def _last_parts(
                     model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
             visit(batch, parts)
         return
-    shared = common_prefix(rows) if len(rows) > 1 else 0
+    shared = common_prefix(rows)
     sites = _sites(model, layers)
     trunk = None
     if shared:
@@ -179,12 +180,12 @@ def _varied_parts(
     sites = _sites(model, above)
     with fast_modules(model):
         before = read(model, [tokens[:-1]], [None], n_layers)
-        with (
-            # One row comes in at `layer`, as many as there are variants go on.
-            on_blocks(model, [layer], lambda _layer, resid: vary(resid[0, -1])[:, None]),
-            _recording(model, sites, None, before=layer) as parts,
-        ):
-            read(model, [tokens[-1:]], before, n_layers)
+        [ending] = read(model, [tokens[-1:]], before, layer + 1, [layer])
+        variants = vary(ending.resid[layer][0])
+        rows = [PassRow(resid=resid[None], layer=layer, before=before[0]) for resid in variants]
+        with _recording(model, sites, None) as parts:
+            run_rows(model, rows)
+        parts.resid[layer] = variants
     return parts
 
 
@@ -233,15 +234,13 @@ def _recording(
     model: TransformerBridge,
     sites: Sequence[_Site],
     ends: Sequence[int] | None,
-    before: int | None = None,
 ) -> Iterator[Parts]:
     """Fill a `Parts` from the plain modules, inside `fast_modules`.
 
     Args:
         model: The model.
-        sites: Blocks to listen to, from the first one on or those above `before`.
+        sites: Blocks to listen to.
         ends: Index of each row's last token; ``None``: the last column of every row.
-        before: A layer whose output stream is kept too; by default the first block's input.
     """
     parts = Parts()
 
@@ -281,8 +280,7 @@ def _recording(
                 handles.append(site.block.register_forward_pre_hook(enters, with_kwargs=True))
             for handle in handles:
                 stack.callback(handle.remove)
-        layers = [site.layer for site in sites] + ([] if before is None else [before])
-        stack.enter_context(on_blocks(model, layers, keep_stream))
+        stack.enter_context(on_blocks(model, [site.layer for site in sites], keep_stream))
         yield parts
 
 

@@ -1,33 +1,215 @@
 """Keys and values: what the engine remembers of tokens already read.
 
-Two shapes of memory, both handed to the Hugging Face model in place of its own cache:
+A `Reading` holds the keys and values of one row's tokens. Two caches stand in for Hugging Face's
+own while a pass runs:
 
-* `PrefixCache`, while reading prompts: a known prefix (none, one shared by all rows, or one a row)
-  is put before the new tokens, whose keys and values are kept for later.
-* `SlotCache`, while decoding: one fixed region a row ("slot"). A step writes one token a row in
-  place; nothing is copied or grown. Active rows are slots 0 … n−1.
+* `PassCache` puts what each row has read before in front of its new tokens, and can keep the new
+  keys and values;
+* `SlotCache`, while decoding, has one fixed region per row (a slot). Each step writes one token per
+  row in place; nothing is copied or grown. Active rows are slots 0 … n−1.
 
-`attention_masks` gives the mask for both, also for models whose layers see a sliding window.
+`attention_masks` makes the masks for both, also for layers that see a sliding window.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
-__all__ = ["PrefixCache", "SlotCache", "attention_masks"]
+__all__ = ["PassCache", "Reading", "SlotCache", "attention_masks"]
 
-# Positions looked at grow in steps of so many: for every new shape the CPU's matrix library
-# compiles a kernel and keeps it, which at one shape a token was 400 MB after 96 tokens.
+# Widths grow in steps of this many positions. The CPU's matrix library compiles and keeps a kernel
+# for every new shape: with one shape per token that was 400 MB after 96 tokens.
 _WIDTH_STEP = 32
 
-KeyValues = dict[
-    int, tuple[Float[Tensor, "row head pos d_head"], Float[Tensor, "row head pos d_v"]]
-]
+KeysAndValues = tuple[Float[Tensor, "*row head pos d_head"], Float[Tensor, "*row head pos d_v"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is known of a row after some of its tokens have been read.
+
+    Attributes:
+        n_tokens: Tokens that this reading added.
+        parent: The reading it continues.
+        memory: For each block it ran through, keys and values of the added tokens.
+        resid: For the layers that were asked for, residuals ``[pos d_model]`` of the added tokens.
+        last: Residual of the last token after the last block that was run.
+        trunk: For a steered row, the unsteered reading whose keys and values it shares in the
+            blocks that are not in `memory`.
+    """
+
+    n_tokens: int
+    parent: "Reading | None" = None
+    memory: Mapping[int, KeysAndValues] = field(default_factory=dict)
+    resid: Mapping[int, Tensor] = field(default_factory=dict)
+    last: Tensor | None = None
+    trunk: "Reading | None" = None
+
+    @property
+    def length(self) -> int:
+        """Tokens read in all."""
+        return self.n_tokens + (self.parent.length if self.parent else 0)
+
+    def chain(self) -> "list[Reading]":
+        """The readings it continues, first to last, and itself."""
+        return [*(self.parent.chain() if self.parent else []), self]
+
+    def until(self, n_tokens: int) -> "Reading":
+        """The reading of the first `n_tokens` of these tokens."""
+        return Reading(n_tokens, trunk=self)
+
+    def residual(self, layer: int) -> Float[Tensor, "pos d_model"]:
+        """Residuals of all tokens, at a layer that every reading of the chain has kept."""
+        return torch.cat([reading.resid[layer] for reading in self.chain()])
+
+    def keys_and_values(self, layer: int) -> KeysAndValues:
+        """Keys and values of all tokens in one block."""
+        if layer not in self.memory:
+            assert self.trunk is not None  # a reading without a trunk ran through every block
+            keys, values = self.trunk.keys_and_values(layer)
+            return keys[:, : self.length], values[:, : self.length]
+        if self.parent is None:
+            return self.memory[layer]
+        keys, values = zip(self.parent.keys_and_values(layer), self.memory[layer], strict=True)
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+
+
+class PassCache:
+    """Hugging Face's cache for one pass: what each row has read before, then its new tokens.
+
+    Args:
+        before: One reading per row, or ``None`` where nothing stands before its tokens; rows that
+            are not there yet come last.
+        remember: Keep the new keys and values in `new`, by layer.
+    """
+
+    def __init__(self, before: Sequence[Reading | None], remember: bool) -> None:
+        self.before = before
+        self.remember = remember
+        self.new: dict[int, KeysAndValues] = {}
+        self.width = max(reading.length if reading else 0 for reading in before)
+        self._is_shared = len({id(reading) for reading in before}) == 1
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Called by each attention layer with the new tokens' keys and values."""
+        if self.remember:
+            self.new[layer_idx] = (keys, values)
+        if self.width == 0:
+            return keys, values
+        present = self.before[: 1 if self._is_shared else len(keys)]
+        known = {
+            id(reading): [
+                pad(part, (0, 0, 0, self.width - part.shape[1]))
+                for part in self._of(reading, keys, values, layer_idx)
+            ]
+            for reading in present
+        }
+        old = zip(*(known[id(reading)] for reading in present), strict=True)
+        joined = [
+            torch.cat([torch.stack(part).expand(len(new), -1, -1, -1), new], dim=2)
+            for part, new in zip(old, (keys, values), strict=True)
+        ]
+        return joined[0], joined[1]
+
+    @staticmethod
+    def _of(reading: Reading | None, keys: Tensor, values: Tensor, layer: int) -> KeysAndValues:
+        if reading is None:
+            return keys[0, :, :0], values[0, :, :0]
+        return reading.keys_and_values(layer)
+
+    # Asked for by models that make their own positions or, without a mask, their own masks.
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before the new ones."""
+        return self.width
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Position of the first new token."""
+        return self.width
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """How many keys there are, and the position of the first."""
+        return self.width + query_length, 0
+
+
+class SlotCache:
+    """Hugging Face's cache for the decoding rows, written in place.
+
+    A step looks at the first `width` positions of every slot; those not written yet are zeros, to
+    be masked.
+
+    Args:
+        n_slots: Most rows decoded together.
+        n_positions: Longest prompt plus response, in tokens.
+    """
+
+    def __init__(self, n_slots: int, n_positions: int) -> None:
+        self.n_slots = n_slots
+        self.n_positions = n_positions
+        self.lengths: list[int] = []
+        self.width = 0
+        self._stores: dict[int, tuple[Tensor, Tensor]] = {}
+        self._rows = torch.empty(0, dtype=torch.long)
+        self._ends = self._rows
+
+    def write(self, slot: int, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put the keys and values ``[head pos d]`` of a row's first tokens in their place."""
+        if layer not in self._stores:
+            n_heads, _, width = keys.shape
+            room = (self.n_slots, n_heads)
+            # Keys lie transposed, as `steerlens.engine.attention` reads them.
+            self._stores[layer] = (
+                _lazy_zeros((*room, width, self.n_positions), keys).mT,
+                _lazy_zeros((*room, self.n_positions, values.shape[2]), values),
+            )
+        for store, new in zip(self._stores[layer], (keys, values), strict=True):
+            store[slot, :, : keys.shape[1]] = new
+
+    def move(self, source: int, target: int) -> None:
+        """Copy one row's memory to another slot, the token of the last step included."""
+        stop = self.lengths[source] + 1
+        for stores in self._stores.values():
+            for store in stores:
+                store[target, :, :stop] = store[source, :, :stop]
+
+    def begin_step(self, lengths: Sequence[int], device: str | torch.device) -> Tensor:
+        """Fix where each active row's next token goes, and how many positions are looked at.
+
+        Returns:
+            The positions of the new tokens, ``[row 1]``.
+        """
+        self.lengths = list(lengths)
+        needed = max(self.lengths) + 1
+        self.width = min(-(-needed // _WIDTH_STEP) * _WIDTH_STEP, self.n_positions)
+        self._ends = torch.tensor(self.lengths, device=device)
+        self._rows = torch.arange(len(self.lengths), device=device)
+        return self._ends[:, None]
+
+    def update(
+        self, keys: Tensor, values: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Called by each attention layer with one token per row; returns views, not copies."""
+        n_rows = len(self.lengths)
+        if self._rows.device != keys.device:  # layers may live on several devices
+            self._rows, self._ends = self._rows.to(keys.device), self._ends.to(keys.device)
+        views = []
+        for store, new in zip(self._stores[layer_idx], (keys, values), strict=True):
+            store[self._rows, :, self._ends] = new[:, :, 0]
+            views.append(store[:n_rows, :, : self.width])
+        return views[0], views[1]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Length of the longest row; asked for by models that make their own positions."""
+        return max(self.lengths, default=0)
 
 
 def attention_masks(
@@ -77,112 +259,9 @@ def _lazy_zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Zeros; on a CPU their pages are taken from the system only when they are first written.
 
     numpy's zeros come from ``calloc``; torch's are written at once, 0.7 s for 96 rows × 160 tokens
-    of SmolLM2. Zeros they must be: an unused place is masked, and 0 · NaN would still be NaN.
+    of SmolLM2. They must be zeros: an unused place is masked, and 0 · NaN would still be NaN.
     """
     if like.device.type != "cpu":
         return like.new_zeros(shape)
     n_bytes = math.prod(shape) * like.element_size()
     return torch.from_numpy(np.zeros(n_bytes, dtype=np.uint8)).view(like.dtype).view(shape)
-
-
-class PrefixCache:
-    """Memory of one reading pass: a prefix before, new tokens kept.
-
-    Args:
-        prefix: Keys and values by layer of what stands before the new tokens; its rows are 1 (one
-            prefix for all) or those of the pass.
-    """
-
-    def __init__(self, prefix: KeyValues | None = None) -> None:
-        self.prefix: KeyValues = prefix or {}
-        self.new: KeyValues = {}
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer with the new tokens' keys and values."""
-        self.new[layer_idx] = (keys, values)
-        if layer_idx not in self.prefix:
-            return keys, values
-        before = self.prefix[layer_idx]
-        joined = [
-            torch.cat([old.expand(len(new), -1, -1, -1), new], dim=2)
-            for old, new in zip(before, (keys, values), strict=True)
-        ]
-        return joined[0], joined[1]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens before the new ones; asked for by models that make their own positions."""
-        return self.prefix[layer_idx][0].shape[2] if layer_idx in self.prefix else 0
-
-
-class SlotCache:
-    """Memory of the decoding rows: `n_slots` regions of `n_positions` tokens, written in place.
-
-    A step looks at the first `width` positions of every slot; those not yet written are zeros, to
-    be masked.
-
-    Args:
-        n_slots: Rows decoded together at most.
-        n_positions: Longest prompt plus response, in tokens.
-    """
-
-    def __init__(self, n_slots: int, n_positions: int) -> None:
-        self.n_slots = n_slots
-        self.n_positions = n_positions
-        self.lengths: list[int] = []
-        self.width = 0
-        self._stores: dict[int, tuple[Tensor, Tensor]] = {}
-        self._rows = torch.empty(0, dtype=torch.long)
-        self._ends = self._rows
-
-    def write(self, slot: int, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
-        """Put the keys and values ``[head pos d]`` of a row's tokens from `start` on in place."""
-        if layer not in self._stores:
-            n_heads, _, width = keys.shape
-            room = (self.n_slots, n_heads)
-            # Keys lie transposed, as `steerlens.engine.attention` reads them.
-            self._stores[layer] = (
-                _lazy_zeros((*room, width, self.n_positions), keys).mT,
-                _lazy_zeros((*room, self.n_positions, values.shape[2]), values),
-            )
-        stop = start + keys.shape[1]
-        for store, new in zip(self._stores[layer], (keys, values), strict=True):
-            store[slot, :, start:stop] = new
-
-    def move(self, source: int, target: int) -> None:
-        """Copy one row's memory to another slot, the token of the last step included."""
-        stop = self.lengths[source] + 1
-        for stores in self._stores.values():
-            for store in stores:
-                store[target, :, :stop] = store[source, :, :stop]
-
-    def begin_step(self, lengths: Sequence[int], device: str | torch.device) -> Tensor:
-        """Fix where each active row's next token goes, and how many positions are looked at.
-
-        Returns:
-            The positions of the new tokens, ``[row 1]``.
-        """
-        self.lengths = list(lengths)
-        needed = max(self.lengths) + 1
-        self.width = min(-(-needed // _WIDTH_STEP) * _WIDTH_STEP, self.n_positions)
-        self._ends = torch.tensor(self.lengths, device=device)
-        self._rows = torch.arange(len(self.lengths), device=device)
-        return self._ends[:, None]
-
-    def update(
-        self, keys: Tensor, values: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Called by each attention layer with one token a row; returns views, not copies."""
-        n_rows = len(self.lengths)
-        if self._rows.device != keys.device:  # the layer is on another device than the last one
-            self._rows, self._ends = self._rows.to(keys.device), self._ends.to(keys.device)
-        views = []
-        for store, new in zip(self._stores[layer_idx], (keys, values), strict=True):
-            store[self._rows, :, self._ends] = new[:, :, 0]
-            views.append(store[:n_rows, :, : self.width])
-        return views[0], views[1]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Longest row so far; asked for by models that make their own positions."""
-        return max(self.lengths, default=0)

@@ -1,33 +1,35 @@
-"""The bridge's own path: one batch at a time, every hook point live, attention in its eager form.
+"""The plain path: the bridge's own forward pass, every hook point live, attention in eager form.
 
 Slower than the engine and needed when something else on the model is hooked; also what the engine
-is checked against (`steerlens.engine.verification`). Rows are padded on the left, unless the path
+is checked against (`steerlens.engine.verification`). `bridge_pass` is to this path what
+`steerlens.engine.forward.run_rows` is to the fast one. Rows are padded on the left, unless the path
 says that they may not be, and a batch runs until its last row ends.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import left_padded
+from steerlens.engine.forward import Observe, Steers
 from steerlens.engine.paths import BRIDGE, FastPath, length_switch
 from steerlens.engine.rows import Choose, Row, is_sound
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
 
-__all__ = ["after_blocks", "decode_rows_plainly", "first_logits_plainly"]
+__all__ = ["bridge_pass", "decode_rows_plainly", "first_logits_plainly"]
 
 
 @contextmanager
-def after_blocks(
-    model: TransformerBridge, layers: Sequence[int], function: Callable[[int, Tensor], None]
+def _listening(
+    model: TransformerBridge, layers: Collection[int], function: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    """Call ``function(layer, residual)`` after each of some blocks of the bridge, to read it.
+    """Call ``function(layer, residual)`` after each of some blocks of the bridge.
 
     The block as a whole is listened to, not its ``hook_out``: PyTorch hooks that someone has put on
     the block act after that, and what the next block reads is what they leave.
@@ -40,10 +42,67 @@ def after_blocks(
         return hook
 
     with ExitStack() as stack:
-        for layer in layers:
+        for layer in sorted(set(layers)):
             handle = model.blocks[layer].register_forward_hook(after(layer))
             stack.callback(handle.remove)
         yield
+
+
+@torch.inference_mode()
+def bridge_pass(
+    model: TransformerBridge,
+    rows: Sequence[Sequence[int]],
+    steer: Steers | None = None,
+    n_prompt: Sequence[int] | None = None,
+    touched: Bool[Tensor, "row pos"] | None = None,
+    observe: Observe | None = None,
+    observed: Collection[int] = (),
+    stop: int | None = None,
+    n_logits: int = 1,
+) -> Float[Tensor, "row last vocab"]:
+    """One pass of whole rows, padded on the left.
+
+    Args:
+        model: A hooked model.
+        rows: Token ids of each row.
+        steer: What is done to the residuals.
+        n_prompt: Where each row's response begins; by default all tokens are prompt.
+        touched: Which tokens may be steered; for rows of one length.
+        observe: Called for each of `observed`, lowest layer first, with rows as padded.
+        observed: Layers to observe.
+        stop: How many blocks to run; by default all. With fewer there are no logits.
+        n_logits: At how many last positions logits are wanted.
+    """
+    tokens, mask = left_padded(rows, device=model.cfg.device)
+    lengths = None if n_prompt is None else torch.tensor(n_prompt, device=tokens.device)
+    roles = TokenRoles.of_mask(mask, tokens.shape[1], lengths)
+    if touched is not None:
+        on = touched.to(tokens.device)
+        roles = TokenRoles(prompt=roles.prompt & on, response=roles.response & on)
+    before: dict[int, Tensor] = {}
+
+    def at(layer: int) -> tuple[str, Callable[[Tensor, Any], Tensor]]:
+        def hook(resid: Tensor, hook: Any) -> Tensor:
+            before[layer] = resid
+            assert steer is not None  # its layers are hooked
+            return steer.apply(layer, resid, roles)
+
+        return f"blocks.{layer}.hook_out", hook
+
+    def after(layer: int, resid: Tensor) -> None:
+        if observe is not None:
+            observe(layer, before.get(layer, resid), resid)
+
+    options: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
+    options |= (
+        {"logits_to_keep": n_logits}
+        if stop in (None, model.cfg.n_layers)
+        else {"stop_at_layer": stop}
+    )
+    hooks = [at(layer) for layer in sorted(steer.layers)] if steer is not None else []
+    with model.hooks(fwd_hooks=hooks), _listening(model, observed, after):
+        logits: Tensor = model(tokens, **options)
+    return logits
 
 
 @torch.inference_mode()
@@ -56,15 +115,15 @@ def decode_rows_plainly(
     finished: Callable[[Row], None],
     path: FastPath = BRIDGE,
 ) -> None:
-    """Decode every row to its end.
+    """Decode every row to its end; arguments as for the engine's `decode_rows`.
 
     Args:
-        model: As for the engine's `decode_rows`, like all arguments but the last.
-        rows: See there.
-        batch_size: See there, ``n_slots``.
-        ends: See there.
-        choose: See there.
-        finished: See there.
+        model: A hooked model.
+        rows: Prompts with their steering.
+        batch_size: Most rows decoded together.
+        ends: Token ids that end a response.
+        choose: Picks next tokens from logits, given the rows' indices.
+        finished: Called with each row as it ends.
         path: Which rows may share a batch.
     """
     for batch in path.batches([len(row.tokens) for row in rows], batch_size):
@@ -114,7 +173,6 @@ def _decode_batch(
             mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
 
 
-@torch.inference_mode()
 def first_logits_plainly(
     model: TransformerBridge,
     rows: Sequence[Row],
@@ -122,21 +180,17 @@ def first_logits_plainly(
     visit: Callable[[list[int], Float[Tensor, "row vocab"]], None],
     path: FastPath = BRIDGE,
 ) -> None:
-    """First-token logits of every row.
+    """First-token logits of every row; arguments as for the engine's `first_logits`.
 
     Args:
-        model: As for the engine's `first_logits`, like all arguments but the last.
-        rows: See there.
-        batch_size: See there.
-        visit: See there.
+        model: A hooked model.
+        rows: Prompts with their steering.
+        batch_size: Rows per batch.
+        visit: Called with the rows' indices and their logits.
         path: Which rows may share a batch.
     """
     for batch in path.batches([len(row.tokens) for row in rows], batch_size):
         some = [rows[i] for i in batch]
-        tokens, mask = left_padded([row.tokens for row in some], device=model.cfg.device)
-        roles = TokenRoles.of_mask(mask, tokens.shape[1], None)
-        compiled = RowSteering([r.steering for r in some], device=model.cfg.device, per_row=True)
-        hooks = compiled.hooks(lambda roles=roles: roles)  # type: ignore[misc]
-        with model.hooks(fwd_hooks=hooks):
-            logits = model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
+        steer = RowSteering([row.steering for row in some], model.cfg.device, per_row=True)
+        logits = bridge_pass(model, [row.tokens for row in some], steer)
         visit([row.index for row in some], logits[:, -1])

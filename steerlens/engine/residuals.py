@@ -16,11 +16,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine.batches import common_prefix, left_padded
+from steerlens.engine.batches import common_prefix, packs
+from steerlens.engine.forward import PassRow, run_rows
+from steerlens.engine.memory import Reading
 from steerlens.engine.modules import fast_modules
 from steerlens.engine.paths import BRIDGE, FastPath
-from steerlens.engine.plain import after_blocks
-from steerlens.engine.reading import Reading, read
+from steerlens.engine.plain import bridge_pass
+from steerlens.engine.reading import read
 
 __all__ = ["Span", "residuals_shared", "residuals_unshared"]
 
@@ -30,37 +32,6 @@ Span = tuple[int, int]
 Keep = Callable[[int, Sequence[int], Tensor], None]
 # A shared beginning of fewer tokens is not worth a pass of its own.
 _MIN_SHARED = 4
-
-
-@torch.inference_mode()
-def residuals_shared(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    spans: Sequence[Span],
-    layers: Sequence[int],
-    batch_size: int,
-    progress: bool | None = False,
-) -> Float[Tensor, "row layer d_model"]:
-    """`residuals_at` on the fast path."""
-    with _collected(model, len(rows), layers, progress) as (result, keep):
-        _walk_sharing(model, rows, spans, layers, batch_size, keep)
-    return result
-
-
-@torch.inference_mode()
-def residuals_unshared(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    spans: Sequence[Span],
-    layers: Sequence[int],
-    batch_size: int,
-    progress: bool | None = False,
-    path: FastPath = BRIDGE,
-) -> Float[Tensor, "row layer d_model"]:
-    """`residuals_at` on the bridge's path, which says which rows may be padded."""
-    with _collected(model, len(rows), layers, progress) as (result, keep):
-        _walk_plainly(model, rows, spans, layers, batch_size, keep, path)
-    return result
 
 
 @contextmanager
@@ -81,64 +52,71 @@ def _collected(
         yield result, keep
 
 
-def _walk_plainly(
+@torch.inference_mode()
+def residuals_unshared(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],
     spans: Sequence[Span],
     layers: Sequence[int],
     batch_size: int,
-    keep: Keep,
-    path: FastPath,
-) -> None:
-    """Every row whole, in left-padded batches through the bridge's own forward pass."""
-    stop = max(layers) + 1
-    for batch in path.batches([len(row) for row in rows], batch_size):
-        tokens, mask = left_padded([rows[i] for i in batch], device=model.cfg.device)
-        offsets = [tokens.shape[1] - len(rows[i]) for i in batch]
-        windows = [_moved(spans[i], offset) for i, offset in zip(batch, offsets, strict=True)]
+    progress: bool | None = False,
+    path: FastPath = BRIDGE,
+) -> Float[Tensor, "row layer d_model"]:
+    """`residuals_at` on the plain path, which says which rows may be padded: every row whole."""
+    with _collected(model, len(rows), layers, progress) as (result, keep):
+        for batch in path.batches([len(row) for row in rows], batch_size):
+            width = max(len(rows[i]) for i in batch)
+            windows = [_moved(spans[i], width - len(rows[i])) for i in batch]
 
-        def after(
-            layer: int, resid: Tensor, batch: list[int] = batch, windows: list[Span] = windows
-        ) -> None:
-            keep(layer, batch, _span_means(resid, windows))
+            def observe(
+                layer: int,
+                _: Tensor,
+                resid: Tensor,
+                batch: list[int] = batch,
+                windows: list[Span] = windows,
+            ) -> None:
+                keep(layer, batch, _span_means(resid, windows))
 
-        with after_blocks(model, layers, after):
-            if stop < model.cfg.n_layers:
-                model(tokens, attention_mask=mask, stop_at_layer=stop, use_cache=False)
-            else:
-                model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
+            some = [rows[i] for i in batch]
+            bridge_pass(model, some, observe=observe, observed=layers, stop=max(layers) + 1)
+    return result
 
 
-def _walk_sharing(
+@torch.inference_mode()
+def residuals_shared(
     model: TransformerBridge,
     rows: Sequence[Sequence[int]],
     spans: Sequence[Span],
     layers: Sequence[int],
     batch_size: int,
-    keep: Keep,
-) -> None:
-    """Beginnings that rows share are run once: first that of all rows, then those of families.
+    progress: bool | None = False,
+) -> Float[Tensor, "row layer d_model"]:
+    """`residuals_at` on the fast path: beginnings that rows share are run once.
 
-    A family is a run of rows, in lexicographic order, that begin alike: the two sides of a pair
-    share everything up to where the instruction stands. No beginning reaches into a row's span.
+    First the beginning of all rows is run, then those of families. None reaches into a row's span.
     """
     stop = max(layers) + 1
     # A prefix may not swallow the span it is read over, nor the row's last token.
     limits = [min(start, len(row) - 1) for row, (start, _) in zip(rows, spans, strict=True)]
-    shared = min(common_prefix(rows), *limits) if len(rows) > 1 else 0
+    shared = min([common_prefix(rows), *limits])
     shared = shared if shared >= _MIN_SHARED else 0
-    with fast_modules(model):
+    families = sorted(
+        _families(rows, limits, shared), key=lambda family: family.width(rows), reverse=True
+    )
+    with _collected(model, len(rows), layers, progress) as (result, keep), fast_modules(model):
         trunk = read(model, [rows[0][:shared]], [None], stop)[0] if shared else None
-        families = _families(rows, limits, shared)
-        for some in _packed(families, rows, batch_size):
-            longer = [family for family in some if family.n_shared > shared]
+        for pack in packs(
+            families, lambda f: f.width(rows), most_rows=batch_size, n_rows=lambda f: len(f.members)
+        ):
+            longer = [family for family in pack if family.n_shared > shared]
             heads = [rows[family.members[0]][shared : family.n_shared] for family in longer]
-            read_heads = read(model, heads, [trunk] * len(heads), stop) if heads else []
-            parent_of = dict(zip([id(family) for family in longer], read_heads, strict=True))
+            head_readings = read(model, heads, [trunk] * len(heads), stop) if heads else []
+            parent_of = dict(zip(map(id, longer), head_readings, strict=True))
             members = [
-                (i, parent_of.get(id(family), trunk)) for family in some for i in family.members
+                (i, parent_of.get(id(family), trunk)) for family in pack for i in family.members
             ]
-            _read_tails(model, rows, spans, layers, stop, members, keep)
+            _read_tails(model, rows, spans, layers, members, keep)
+    return result
 
 
 def _read_tails(
@@ -146,22 +124,22 @@ def _read_tails(
     rows: Sequence[Sequence[int]],
     spans: Sequence[Span],
     layers: Sequence[int],
-    stop: int,
     members: Sequence[tuple[int, Reading | None]],
     keep: Keep,
 ) -> None:
     """Run what each row has of its own and keep the means over its span."""
     batch = [i for i, _ in members]
-    parents = [parent for _, parent in members]
-    starts = [parent.length if parent else 0 for parent in parents]
+    starts = [parent.length if parent else 0 for _, parent in members]
     windows = [_moved(spans[i], -start) for i, start in zip(batch, starts, strict=True)]
-    read(
+    run_rows(
         model,
-        [rows[i][start:] for i, start in zip(batch, starts, strict=True)],
-        parents,
-        stop,
-        visit=lambda layer, resid: keep(layer, batch, _span_means(resid, windows)),
-        visit_layers=layers,
+        [
+            PassRow(tokens=rows[i][start:], before=parent)
+            for (i, parent), start in zip(members, starts, strict=True)
+        ],
+        max(layers) + 1,
+        observe=lambda layer, _, resid: keep(layer, batch, _span_means(resid, windows)),
+        observed=layers,
     )
 
 
@@ -171,6 +149,10 @@ class _Family:
 
     members: tuple[int, ...]
     n_shared: int
+
+    def width(self, rows: Sequence[Sequence[int]]) -> int:
+        """Tokens of the longest row after the shared ones."""
+        return max(len(rows[i]) for i in self.members) - self.n_shared
 
 
 def _families(rows: Sequence[Sequence[int]], limits: Sequence[int], shared: int) -> list[_Family]:
@@ -195,24 +177,6 @@ def _families(rows: Sequence[Sequence[int]], limits: Sequence[int], shared: int)
         family if len(family.members) > 1 else _Family(family.members, shared)
         for family in families
     ]
-
-
-def _packed(
-    families: Sequence[_Family], rows: Sequence[Sequence[int]], batch_size: int
-) -> Iterator[list[_Family]]:
-    """Families of similar own length in packs of about `batch_size` rows, longest first."""
-
-    def own(family: _Family) -> int:
-        return max(len(rows[i]) for i in family.members) - family.n_shared
-
-    pack: list[_Family] = []
-    for family in sorted(families, key=own, reverse=True):
-        if pack and sum(len(f.members) for f in pack) + len(family.members) > batch_size:
-            yield pack
-            pack = []
-        pack.append(family)
-    if pack:
-        yield pack
 
 
 def _moved(span: Span, offset: int) -> Span:

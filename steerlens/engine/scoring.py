@@ -16,11 +16,8 @@ Rows differ in few of the numbers they need, and what they share is computed onc
 * the rest of a prompt likewise, so that only continuations are run row by row; a row that leaves
   the prompt alone (scope ``response``) takes all of it from the trunk.
 
-What a row has of its own is a stretch of tokens after such a beginning
-(`steerlens.engine.segments`).
-
-A model on the bridge's own path (`steerlens.engine.choosing`) is scored by it, row by row in padded
-batches, with the same results.
+On the plain path (`steerlens.engine.choosing`) rows are scored whole, in padded batches, with the
+same results.
 """
 
 from collections import Counter
@@ -34,16 +31,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine.batches import common_prefix, left_padded
+from steerlens.engine.batches import PASS_TOKENS, common_prefix, packs
 from steerlens.engine.choosing import running
+from steerlens.engine.forward import PassRow, run_rows
+from steerlens.engine.memory import Reading
 from steerlens.engine.modules import device_of, fast_modules, unembed
 from steerlens.engine.paths import BRIDGE, FastPath
-from steerlens.engine.reading import Reading, first_touched, read
-from steerlens.engine.segments import PASS_TOKENS, Memory, Stretch, advance, passes
+from steerlens.engine.plain import bridge_pass
+from steerlens.engine.reading import MIN_PREAMBLE, first_touched, read
 from steerlens.errors import SteerlensError
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
-from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
 
 __all__ = ["ForcedRow", "Visit", "score_rows"]
@@ -54,8 +52,6 @@ Item = TypeVar("Item")
 
 # Rows of several prompts are taken together until they are worth a pass.
 _WORTH_A_PASS = 1024
-# A shared beginning shorter than this is not worth a pass of its own.
-_MIN_PREAMBLE = 8
 # Different steered prompts at a time: each holds its own memory of the prompts at work.
 _MOST_EFFECTS = 128
 # Logits at a time: 128 positions of a vocabulary of 49,152, 25 MB in float32. Blocks above 32 MB
@@ -185,15 +181,14 @@ class _Block:
         self.batch_size = batch_size or len(rows)
         n_layers = model.cfg.n_layers
         prompts = list(dict.fromkeys(row.prompt for row in rows))
-        shared = common_prefix(prompts) if len(prompts) > 1 else 0
-        self.preamble = prompts[0][:shared] if shared >= _MIN_PREAMBLE else ()
+        self.preamble = prompts[0][: common_prefix(prompts, MIN_PREAMBLE)]
         # How deep the trunk must be, and at which layers rows part from it.
         touched = {first_touched(row.steering, n_layers) for row in rows}
         self.stop = min(max(touched) + 1, n_layers)
         ends = {row.layers[0] if row.layers else n_layers - 1 for row in rows}
         self.keep = sorted(ends | (touched - {n_layers}))
         self.begin: Reading | None = None
-        self.openings: dict[Effect, Memory] = {}
+        self.openings: dict[Effect, Reading] = {}
 
     def run(self) -> None:
         """Score all rows."""
@@ -206,7 +201,7 @@ class _Block:
             by_tokens.setdefault(row.tokens, []).append(row)
         # Longest first, so that memory peaks at once; equal prompts side by side.
         order = sorted(by_tokens, key=lambda tokens: (-len(tokens), tokens))
-        for some in _packs(order, lambda tokens: len(tokens) - begin, PASS_TOKENS, self.batch_size):
+        for some in packs(order, lambda tokens: len(tokens) - begin, PASS_TOKENS, self.batch_size):
             rest = [tokens[begin:] for tokens in some]
             trunks = read(self.model, rest, [self.begin] * len(some), self.stop, self.keep)
             trunk_of = dict(zip(some, trunks, strict=True))
@@ -220,33 +215,32 @@ class _Block:
         users = Counter(row.effect for row in self.rows)
         example = {row.effect: row for row in self.rows}
         wanted = {
-            effect: self._prompt_stretch(example[effect], begin, len(self.preamble))
+            effect: self._prompt_part(example[effect], begin, len(self.preamble))
             for effect, n_users in users.items()
             if effect and n_users > 1
         }
-        self.openings = self._remembered(wanted)
+        self.openings = self._read_parts(wanted)
 
-    def _prompt_stretch(self, row: ForcedRow, trunk: Reading, stop: int) -> Stretch:
+    def _prompt_part(self, row: ForcedRow, trunk: Reading, stop: int) -> PassRow:
         """The steered prompt up to `stop`, from the end of its opening on."""
-        before = self.openings.get(row.effect)
         assert row.steering is not None  # its effect is not empty
-        return Stretch(
+        steering = row.steering.touching("prompt")
+        return PassRow(
             trunk=trunk,
-            steering=row.steering.touching("prompt"),
-            n_prompt=stop,
-            start=0 if before is None else len(self.preamble),
+            layer=steering.layers[0],
+            before=self.openings.get(row.effect),
             stop=stop,
-            before=before or {},
+            steering=steering,
         )
 
-    def _remembered(self, stretches: dict[Item, Stretch]) -> dict[Item, Memory]:
-        """Memories after stretches, by the same keys."""
-        known = {}
-        keys = {id(stretch): key for key, stretch in stretches.items()}
-        for some in passes(list(stretches.values()), self.batch_size):
-            _, memories = advance(self.model, some, remember=True)
-            known.update({keys[id(one)]: m for one, m in zip(some, memories, strict=True)})
-        return known
+    def _read_parts(self, parts: dict[Item, PassRow]) -> dict[Item, Reading]:
+        """Readings of steered parts, by the same keys."""
+        readings = {}
+        key_of = {id(part): key for key, part in parts.items()}
+        for some in _passes(list(parts.values()), self.batch_size):
+            passed = run_rows(self.model, some, remember=True)
+            readings.update({key_of[id(part)]: passed.reading(i) for i, part in enumerate(some)})
+        return readings
 
     def _score_unsteered(
         self, rows: Sequence[ForcedRow], trunk_of: dict[tuple[int, ...], Reading]
@@ -269,56 +263,53 @@ class _Block:
         """Prompts that several rows share first, then what each row has of its own."""
         users = Counter((row.prompt, row.effect) for row in rows if row.effect)
         prompts = {
-            (row.prompt, row.effect): self._prompt_stretch(
+            (row.prompt, row.effect): self._prompt_part(
                 row, trunk_of[row.tokens], len(row.prompt) - 1
             )
             for row in rows
             if users[row.prompt, row.effect] > 1 and len(row.prompt) - 1 > len(self.preamble)
         }
-        known = self._remembered(prompts)
+        known = self._read_parts(prompts)
         row_of: dict[int, ForcedRow] = {}
-        stretches = []
+        parts = []
         for row in rows:
-            opening = self.openings.get(row.effect)
-            # The last prompt token predicts the first of the continuation, so it is run again.
-            start, before = len(row.prompt) - 1, known.get((row.prompt, row.effect), {})
-            if row.effect and not before:
-                start, before = (len(self.preamble), opening) if opening else (0, {})
             assert row.steering is not None  # it touches a layer
-            stretches.append(
-                Stretch(
-                    trunk=trunk_of[row.tokens],
+            trunk = trunk_of[row.tokens]
+            # The last prompt token predicts the first of the continuation, so it is run again.
+            before = known.get((row.prompt, row.effect)) if row.effect else None
+            if before is None:
+                begin = self.openings.get(row.effect)
+                before = begin if row.effect else trunk.until(len(row.prompt) - 1)
+            parts.append(
+                PassRow(
+                    trunk=trunk,
+                    layer=row.layers[0],
+                    before=before,
                     steering=row.steering,
                     n_prompt=len(row.prompt),
-                    start=start,
-                    stop=len(row.tokens),
-                    before=before,
                 )
             )
-            row_of[id(stretches[-1])] = row
-        for some in passes(stretches, self.batch_size):
-            resid, _ = advance(self.model, some)
-            self._predict_pass(resid, some, [row_of[id(one)] for one in some])
+            row_of[id(parts[-1])] = row
+        for some in _passes(parts, self.batch_size):
+            resid = run_rows(self.model, some).resid
+            self._predict_pass(resid, some[0].start, [row_of[id(part)] for part in some])
 
     def _predict_pass(
-        self,
-        resid: Float[Tensor, "row pos d_model"],
-        stretches: Sequence[Stretch],
-        rows: Sequence[ForcedRow],
+        self, resid: Float[Tensor, "row pos d_model"], start: int, rows: Sequence[ForcedRow]
     ) -> None:
         """Steps outside, rows inside: a visitor meets rows of one prompt and step together."""
         n_steps = max(len(row.continuation) for row in rows)
-        places = [
+        pairs = [
             (step, i)
             for step in range(n_steps)
             for i, row in enumerate(rows)
             if step < len(row.continuation)
         ]
-        positions = [stretches[i].n_prompt - 1 - stretches[i].start + step for step, i in places]
+        positions = [len(rows[i].prompt) - 1 - start + step for step, i in pairs]
         self._predict(
-            resid[[i for _, i in places], positions],
-            [rows[i].index for _, i in places],
-            [step for step, _ in places],
+            resid[[i for _, i in pairs], positions],
+            [rows[i].index for _, i in pairs],
+            [step for step, _ in pairs],
         )
 
     def _predict(
@@ -331,21 +322,16 @@ class _Block:
             self.visit(rows[a:b], steps[a:b], unembed(self.model, resid[a:b]))
 
 
-def _packs(
-    items: Sequence[Item], width: Callable[[Item], int], budget: int, most: int
-) -> Iterator[list[Item]]:
-    """Items in order, in runs of at most `most` whose number times width stays in a budget."""
-    pack: list[Item] = []
-    widest = 0
-    for item in items:
-        full = len(pack) == most or max(widest, width(item)) * (len(pack) + 1) > budget
-        if pack and full:
-            yield pack
-            pack, widest = [], 0
-        pack.append(item)
-        widest = max(widest, width(item))
-    if pack:
-        yield pack
+def _passes(parts: Sequence[PassRow], batch_size: int) -> Iterator[list[PassRow]]:
+    """Parts that begin at one position, in passes of about equal size, in the order they join."""
+    by_start: dict[int, list[PassRow]] = {}
+    for part in parts:
+        by_start.setdefault(part.start, []).append(part)
+    for group in by_start.values():
+        group.sort(key=lambda part: part.layer)
+        n_passes = -(-len(group) * max(part.n_tokens for part in group) // PASS_TOKENS)
+        size = min(-(-len(group) // n_passes), batch_size)
+        yield from packs(group, lambda part: part.n_tokens, most_rows=size)
 
 
 def _units(rows: Sequence[ForcedRow]) -> Iterator[list[ForcedRow]]:
@@ -369,25 +355,22 @@ def _score_plainly(
     batch_size: int | None = None,
     path: FastPath = BRIDGE,
 ) -> None:
-    """The bridge's own path: batches whose logits stay within bounds, hooks and all."""
+    """The plain path: batches whose logits stay within bounds."""
     budget = max(1, _MOST_LOGITS // model.cfg.d_vocab)
-    size = batch_size or _PLAIN_ROWS
-    batches = [
-        batch
-        for indices in path.batches([len(row.tokens) for row in rows], len(rows))
-        for batch in _packs(
-            [rows[i] for i in indices], lambda row: len(row.continuation), budget, size
-        )
-    ]
-    for batch in batches:
-        tokens, mask = left_padded([row.tokens for row in batch], device=device_of(model))
-        n_prompt = torch.tensor([len(row.prompt) for row in batch], device=tokens.device)
-        roles = TokenRoles.of_mask(mask, tokens.shape[1], n_prompt)
-        compiled = RowSteering([r.steering for r in batch], device=tokens.device, per_row=True)
-        n_steps = max(len(row.continuation) for row in batch)
-        hooks = compiled.hooks(lambda roles=roles: roles)  # type: ignore[misc]
-        with model.hooks(fwd_hooks=hooks):
-            logits = model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=n_steps)
-        for row, own in zip(batch, logits, strict=True):
-            steps = len(row.continuation)
-            visit([row.index] * steps, list(range(steps)), own[-steps:])
+    for indices in path.batches([len(row.tokens) for row in rows], len(rows)):
+        for batch in packs(
+            [rows[i] for i in indices],
+            lambda row: len(row.continuation),
+            budget,
+            batch_size or _PLAIN_ROWS,
+        ):
+            logits = bridge_pass(
+                model,
+                [row.tokens for row in batch],
+                RowSteering([row.steering for row in batch], device_of(model), per_row=True),
+                n_prompt=[len(row.prompt) for row in batch],
+                n_logits=max(len(row.continuation) for row in batch),
+            )
+            for row, own in zip(batch, logits, strict=True):
+                n_steps = len(row.continuation)
+                visit([row.index] * n_steps, list(range(n_steps)), own[-n_steps:])

@@ -5,7 +5,7 @@ operation, layer, strength and scope in every row: `RowSteering` keeps one ``(z,
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -93,6 +93,11 @@ class RowSteering:
             layer: [self._stage(stage, device) for stage in stages]
             for layer, stages in by_layer.items()
         }
+
+    @property
+    def layers(self) -> Set[int]:
+        """The layers after which some row is steered."""
+        return self.stages.keys()
 
     def _stage(
         self, entries: Sequence[tuple[int, Intervention]], device: str | torch.device | None
