@@ -77,8 +77,8 @@ class Reading:
             return keys[:, : self.length], values[:, : self.length]
         if self.parent is None:
             return self.memory[layer]
-        keys, values = zip(self.parent.keys_and_values(layer), self.memory[layer], strict=True)
-        return torch.cat(keys, dim=1), torch.cat(values, dim=1)
+        before, new = self.parent.keys_and_values(layer), self.memory[layer]
+        return torch.cat([before[0], new[0]], dim=1), torch.cat([before[1], new[1]], dim=1)
 
 
 class PassCache:

@@ -71,7 +71,7 @@ def ending_residuals(
             for batch in length_batches(lengths, batch_size):
                 tails = [PassRow(tokens=rows[i][shared:], before=trunk) for i in batch]
 
-                def keep(
+                def keep_ends(
                     layer: int,
                     _: Tensor,
                     resid: Tensor,
@@ -81,7 +81,7 @@ def ending_residuals(
                     for i, own, tail in zip(batch, resid, tails, strict=True):
                         kept[i, column[layer]] = own[tail.n_tokens - n_last : tail.n_tokens]
 
-                resid = run_rows(model, tails, observe=keep, observed=layers).resid
+                resid = run_rows(model, tails, observe=keep_ends, observed=layers).resid
                 last = torch.stack(
                     [own[tail.n_tokens - 1] for own, tail in zip(resid, tails, strict=True)]
                 )
