@@ -277,7 +277,7 @@ def across(source: Any, target: Any, sizes: Any) -> list[dict[str, Any]]:
         vector, _ = vector_of(source, instruction, sizes.pairs)
         _, cache = vector_of(target, instruction, sizes.pairs)
         texts, groups = map_texts(sizes.texts, without=instruction)
-        paired = paired_residuals(source, target, texts, groups, progress=False)
+        paired = paired_residuals(source, target, texts, groups, show_progress=False)
         found = {}
         for method, match in MAPS:
             maps = fit_layer_maps(paired, method, match)

@@ -29,7 +29,7 @@ under ``steerlens.*``, which llama.cpp and repeng do not read.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steerlens.errors import FileFormatError, SteeringError
+from steerlens.errors import FileFormatError, SteeringError, first_line
 from steerlens.files import write_atomically
+from steerlens.files.gguf import checked_reader
 from steerlens.vectors import SteeringVector
-from steerlens.vectors.formats.gguf_header import GgufHeader, GgufTensor, read_header, read_tensor
 from steerlens.vectors.formats.record import (
+    MAX_BYTES,
     NUMBERS,
     exact_record,
     parse_json,
@@ -57,6 +58,7 @@ ARCHITECTURE = "controlvector"
 # llama.cpp reads the number with C's stoi, which takes "5.x" for 5; such names are refused here.
 DIRECTION = re.compile(r"direction\.([0-9]{1,6})")
 PREFIX = "steerlens."
+FLOAT_TYPES = ("F32", "F16", "F64")
 
 
 def write_gguf(
@@ -118,60 +120,61 @@ def read_gguf(path: str | Path) -> SteeringVector:
             tensors that are no directions.
     """
     source = str(path)
+    reader = checked_reader(path, architecture=ARCHITECTURE, max_bytes=MAX_BYTES)
     try:
-        with Path(path).open("rb") as file:
-            header = read_header(file, source, ARCHITECTURE)
-            entries = _directions(header, source)
-            # Copied out of the reader's buffer, in float32 only after the checks of the record.
-            arrays = {layer: read_tensor(file, one, source) for layer, one in entries.items()}
-    except OSError as error:
-        raise FileFormatError(f"{source} cannot be read: {error.strerror or error}") from error
-    shifts: dict[int, Tensor] = {layer: torch.from_numpy(row) for layer, row in arrays.items()}
-    if any(key.startswith(PREFIX) for key in header.fields):
-        return vector_of_record(_record(header, source), shifts, source)
-    metadata = {
-        "source_format": "gguf",
-        "model_hint": header.fields.get(f"{ARCHITECTURE}.model_hint"),
+        fields = {
+            name: field.contents()
+            for name, field in reader.fields.items()
+            if name.startswith((ARCHITECTURE, PREFIX))
+        }
+    except (ValueError, IndexError) as error:
+        raise FileFormatError(f"{source} is damaged: {first_line(error)}") from error
+    shifts = _directions(reader.tensors, source)
+    count = fields.get(f"{ARCHITECTURE}.layer_count", len(shifts))
+    # Most tools count the directions; some write the model's depth, which is above every number.
+    if count != len(shifts) and not (isinstance(count, int) and count > max(shifts)):
+        raise FileFormatError(
+            f"{source} says it has {count!r} layers, but it holds {len(shifts)} directions up to "
+            f"layer {max(shifts)}"
+        )
+    record = {
+        name.removeprefix(PREFIX): value
+        for name, value in fields.items()
+        if name.startswith(PREFIX)
     }
-    return vector_of_shifts(shifts, source, metadata)
+    if record:
+        if isinstance(record.get("metadata"), str):
+            what = f"the steerlens metadata of {source}"
+            record["metadata"] = parse_json(record["metadata"], what)
+        return vector_of_record(record, shifts, source)
+    hint = fields.get(f"{ARCHITECTURE}.model_hint")
+    return vector_of_shifts(shifts, source, {"source_format": "gguf", "model_hint": hint})
 
 
-def _directions(header: GgufHeader, source: str) -> dict[int, GgufTensor]:
+def _directions(tensors: Iterable[Any], source: str) -> dict[int, Tensor]:
     """The direction tensors by layer, ascending."""
-    found: dict[int, GgufTensor] = {}
-    for name, tensor in header.tensors.items():
-        match = DIRECTION.fullmatch(name)
+    shifts: dict[int, Tensor] = {}
+    for tensor in tensors:
+        match = DIRECTION.fullmatch(tensor.name)
         if match is None:
             raise FileFormatError(
-                f"{source} holds a tensor {name[:60]!r}; a control vector holds direction.1, "
-                "direction.2, … only"
+                f"{source} holds a tensor {tensor.name[:60]!r}; a control vector holds "
+                "direction.1, direction.2, … only"
             )
-        if int(match[1]) in found:
-            raise FileFormatError(f"{source} holds two directions for layer {int(match[1])}")
-        if len(tensor.shape) != 1:
+        layer = int(match[1])
+        if layer in shifts:
+            raise FileFormatError(f"{source} holds two directions for layer {layer}")
+        if tensor.tensor_type.name not in FLOAT_TYPES:
             raise FileFormatError(
-                f"{source} holds {name} with shape {tensor.shape}; a direction is one row"
+                f"{source} stores the tensor {tensor.name!r} in a type that is not plain "
+                f"floating-point ({tensor.tensor_type.name}); a control vector is float32"
             )
-        found[int(match[1])] = tensor
-    if not found:
+        if tensor.data.ndim != 1:
+            raise FileFormatError(
+                f"{source} holds {tensor.name} with shape {tensor.data.shape}; a direction is one "
+                "row"
+            )
+        shifts[layer] = torch.from_numpy(np.array(tensor.data))
+    if not shifts:
         raise FileFormatError(f"{source} is a control vector without directions")
-    count = header.fields.get(f"{ARCHITECTURE}.layer_count", len(found))
-    # Most tools count the directions; some write the model's depth, which is above every number.
-    if count != len(found) and not (isinstance(count, int) and count > max(found)):
-        raise FileFormatError(
-            f"{source} says it has {count!r} layers, but it holds {len(found)} directions up to "
-            f"layer {max(found)}"
-        )
-    return dict(sorted(found.items()))
-
-
-def _record(header: GgufHeader, source: str) -> dict[str, Any]:
-    """The exact record out of the header's fields, arrays as lists."""
-    record = {
-        key.removeprefix(PREFIX): value.tolist() if isinstance(value, np.ndarray) else value
-        for key, value in header.fields.items()
-        if key.startswith(PREFIX)
-    }
-    if isinstance(record.get("metadata"), str):
-        record["metadata"] = parse_json(record["metadata"], f"the steerlens metadata of {source}")
-    return record
+    return dict(sorted(shifts.items()))

@@ -1,29 +1,25 @@
 r"""Linear maps from the residual stream of one model to that of another.
 
-For a source layer *s* and a target layer *t*, with residuals of the same *n* texts as the rows of
-*X* and *Y*, centred on the means of the texts fitted on:
+For a source layer *s* and a target layer *t*, with residuals of the same *n* texts as the centred
+rows of *X* and *Y*:
 
 ``ridge``
-    .. math:: W = \arg\min_W \|XW - Y\|^2 + \lambda \|W\|^2
-              = X^\top (XX^\top + \lambda I)^{-1} Y
-
-    :math:`\lambda` is the one of a grid with the least leave-one-out error, which has a closed form
-    (Hastie, Tibshirani and Friedman, *The Elements of Statistical Learning*, §7.10).
+    :math:`W = \arg\min_W \|XW - Y\|^2 + \lambda \|W\|^2`, with the :math:`\lambda` of a grid
+    that has the least leave-one-out error (scikit-learn's ``RidgeCV``).
 
 ``procrustes``
     :math:`W = c\,UV^\top` with :math:`X^\top Y = USV^\top` and
     :math:`c = \operatorname{tr} S / \|XUV^\top\|^2`: a rotation and one scale (Schönemann 1966;
-    the scale is fitted with the rotation held). Only the directions that the texts span are
-    rotated, the rest maps to zero, because nothing says where it belongs.
+    the scale is fitted with the rotation held). Directions that the texts do not span map to zero.
 
 A direction *u* goes to :math:`uW`, normalised. **Held-out R²** tells whether the map may be
-believed: 1 − (squared error) / (variance about the training mean), over five folds in each of which
-λ and rotation are fitted anew; texts of one base query are never split. It is summed over the
-dimensions, of which a few have most of the variance in many models, so its median over dimensions
-stands beside it. Below 0 a map is worse than a constant.
+believed: 1 − (squared error) / (variance about the training mean) over five folds, each with its
+own λ and rotation; texts of one base query are never split. It is summed over dimensions; a few of
+them have most of the variance in many models, so its median over dimensions stands beside it. Below
+0 a map is worse than a constant.
 
 **Layers** are matched by relative depth, or by the largest linear CKA (Kornblith et al. 2019,
-arXiv 1905.00414, equation for the linear kernel).
+arXiv 1905.00414).
 
 Caveat: that a map predicts residuals does not mean that it carries what steers. Instructed and
 uninstructed prompts differ in a small part of the variance, and R² is about all of it.
@@ -42,6 +38,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from sklearn.linear_model import RidgeCV
 from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -49,6 +46,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.errors import SteeringError, unknown_name
 from steerlens.vectors import SteeringVector
 from steerlens.vectors.transfer.paired import PairedResiduals, paired_residuals
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -89,11 +87,11 @@ class LayerMap:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerMaps:
+class LayerMaps(Result):
     """Maps to every layer of a target model.
 
     Attributes:
-        maps: One a target layer, ascending.
+        maps: One per target layer, ascending.
         method: ``"ridge"`` or ``"procrustes"``.
         match: ``"depth"`` or ``"cka"``.
         metadata: Both models, position, number of texts.
@@ -106,28 +104,21 @@ class LayerMaps:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a target layer: ``layer, source_layer, r2, r2_median, cka, penalty``."""
+        """One row per target layer: ``layer, source_layer, r2, r2_median, cka, penalty``."""
         columns = ("layer", "source_layer", "r2", "r2_median", "cka", "penalty")
-        return pd.DataFrame([{name: getattr(one, name) for name in columns} for one in self.maps])
+        return pd.DataFrame([{name: getattr(each, name) for name in columns} for each in self.maps])
 
     def plot(self) -> "go.Figure":
-        """Held-out R² and CKA over target layers: where the maps may be believed."""
+        """Held-out R² and CKA over target layers."""
         from steerlens.views import evidence_curves
 
         title = f"{self.method}, layers matched by {self.match}"
         return evidence_curves(self.table, ["r2", "r2_median", "cka"], title=title)
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        return summary(repr(self), table=self.table)
-
     def directions(
         self, vector: SteeringVector
     ) -> tuple[tuple[int, ...], Float[Tensor, "layer d_target"]]:
-        """The vector's directions in the target model, and the layers they are for.
-
-        Target layers whose source layer the vector does not have are left out.
+        """Target layers whose source layer the vector has, and its directions there.
 
         Raises:
             SteeringError: Another width than the maps', no layer in common, or a direction that a
@@ -138,21 +129,21 @@ class LayerMaps:
             raise SteeringError(
                 f"this vector has d_model {vector.d_model}, the maps are from a model with {width}"
             )
-        usable = [one for one in self.maps if one.source_layer in vector.layers]
+        usable = [each for each in self.maps if each.source_layer in vector.layers]
         if not usable:
             raise SteeringError(f"the maps are from none of the layers of {vector!r}")
         rows = []
-        for one in usable:
-            unit = vector.directions[vector.layer_index(one.source_layer)].double().numpy()
-            mapped = unit @ one.weights
+        for each in usable:
+            unit = vector.directions[vector.layer_index(each.source_layer)].double().numpy()
+            mapped = unit @ each.weights
             length = np.linalg.norm(mapped)
             if not length > 0:
                 raise SteeringError(
-                    f"the map to layer {one.layer} sends the direction at layer "
-                    f"{one.source_layer} to zero; the texts it was fitted on do not vary along it"
+                    f"the map to layer {each.layer} sends the direction at layer "
+                    f"{each.source_layer} to zero; the texts it was fitted on do not vary along it"
                 )
             rows.append(torch.from_numpy(mapped / length))
-        return tuple(one.layer for one in usable), torch.stack(rows).float()
+        return tuple(each.layer for each in usable), torch.stack(rows).float()
 
     def __repr__(self) -> str:
         r2 = self.table["r2"]
@@ -169,7 +160,7 @@ def fit_maps(
     method: str = "ridge",
     match: str = "depth",
     position: str = "last_prompt",
-    progress: bool | None = None,
+    show_progress: bool | None = None,
 ) -> LayerMaps:
     """Run texts through both models and fit a map to every target layer.
 
@@ -177,11 +168,11 @@ def fit_maps(
         source: The model a vector was made for.
         target: The model it goes to.
         texts: User messages without the instruction to transfer, alone or with their groups as
-            `steerlens.vectors.transfer.paired.map_texts` gives them.
+            `steerlens.vectors.transfer.paired.map_texts` returns them.
         method: ``"ridge"`` or ``"procrustes"``.
         match: How layers are matched: ``"depth"`` or ``"cka"``.
         position: See `steerlens.vectors.transfer.paired`.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        show_progress: Show a progress bar on standard error; by default only in a terminal.
 
     Raises:
         UnknownNameError: A method, match or position that does not exist.
@@ -190,14 +181,14 @@ def fit_maps(
     _check_names(method, match)
     alone = not texts or isinstance(texts[0], str)
     words, groups = (texts, None) if alone else texts
-    paired = paired_residuals(source, target, words, groups, position, progress=progress)  # type: ignore[arg-type]
+    paired = paired_residuals(source, target, words, groups, position, show_progress)  # type: ignore[arg-type]
     return fit_layer_maps(paired, method, match)
 
 
 def fit_layer_maps(
     paired: PairedResiduals, method: str = "ridge", match: str = "depth"
 ) -> LayerMaps:
-    """Fit a map to every target layer from residuals that are there.
+    """Fit a map to every target layer from residuals of both models.
 
     Raises:
         UnknownNameError: A method or match that does not exist.
@@ -213,24 +204,17 @@ def fit_layer_maps(
                 "all texts; read them at another position"
             )
     n_source, n_target = source.shape[1], target.shape[1]
-    cka = np.array(
-        [
-            [
-                linear_cka(source[:, s], target[:, t])
-                for s in _candidates(t, n_source, n_target, match)
-            ]
-            for t in range(n_target)
-        ]
-    )
     maps = []
     for t in range(n_target):
-        candidates = _candidates(t, n_source, n_target, match)
-        best = int(cka[t].argmax())
-        s = candidates[best]
-        x, y = source[:, s], target[:, t]
-        r2, r2_median = _held_out(x, y, paired.groups, method)
+        y = target[:, t]
+        same_depth = round(t * (n_source - 1) / max(n_target - 1, 1))
+        candidates = [same_depth] if match == "depth" else range(n_source)
+        cka = {s: linear_cka(source[:, s], y) for s in candidates}
+        s = max(cka, key=lambda layer: cka[layer])
+        x = source[:, s]
+        r2, r2_median = _held_out_r2(x, y, paired.groups, method)
         weights, penalty = _fit(x - x.mean(0), y - y.mean(0), method)
-        maps.append(LayerMap(t, s, weights, r2, r2_median, float(cka[t, best]), penalty))
+        maps.append(LayerMap(t, s, weights, r2, r2_median, cka[s], penalty))
     return LayerMaps(tuple(maps), method, match, dict(paired.metadata))
 
 
@@ -249,18 +233,7 @@ def _check_names(method: str, match: str) -> None:
         raise unknown_name("match", match, MATCHES)
 
 
-def _candidates(t: int, n_source: int, n_target: int, match: str) -> list[int]:
-    """Source layers that may be matched with a target layer.
-
-    >>> [_candidates(t, 5, 3, "depth") for t in range(3)]
-    [[0], [2], [4]]
-    """
-    if match == "cka":
-        return list(range(n_source))
-    return [round(t * (n_source - 1) / max(n_target - 1, 1))]
-
-
-def _held_out(
+def _held_out_r2(
     x: Float[Array, "text d_x"], y: Float[Array, "text d_y"], groups: Sequence[int], method: str
 ) -> tuple[float, float]:
     """R² over folds, summed over dimensions, and its median over dimensions."""
@@ -272,41 +245,20 @@ def _held_out(
         error += ((centred - (x[test] - x_mean) @ weights) ** 2).sum(0)
         spread += (centred**2).sum(0)
     varies = spread > 0
-    return float(1 - error.sum() / spread.sum()), float(
-        np.median(1 - error[varies] / spread[varies])
-    )
+    median = np.median(1 - error[varies] / spread[varies])
+    return float(1 - error.sum() / spread.sum()), float(median)
 
 
 def _fit(
     x: Float[Array, "text d_x"], y: Float[Array, "text d_y"], method: str
 ) -> tuple[Float[Array, "d_x d_y"], float | None]:
     """*W* for centred rows, and the relative penalty of a ridge."""
-    if method == "procrustes":
-        return _procrustes(x, y), None
-    # Eigenvalues of XXᵀ: everything about the ridge, for all λ, is diagonal in their basis.
-    values, basis = np.linalg.eigh(x @ x.T)
-    values = values.clip(min=0)
-    rotated = basis.T @ y
-    scores = []
-    for share in PENALTIES:
-        shrink = values / (values + share * values.mean())
-        # 1/n is the leverage of the mean that was taken out.
-        leverage = (basis**2) @ shrink + 1 / len(x)
-        residual = y - basis @ (shrink[:, None] * rotated)
-        left_out = residual / (1 - leverage).clip(min=1e-9)[:, None]
-        scores.append(float((left_out**2).sum()))
-    share = PENALTIES[int(np.argmin(scores))]
-    dual = basis @ (rotated / (values + share * values.mean())[:, None])
-    return x.T @ dual, share
-
-
-def _procrustes(
-    x: Float[Array, "text d_x"], y: Float[Array, "text d_y"]
-) -> Float[Array, "d_x d_y"]:
+    if method == "ridge":
+        scale = (x**2).sum() / len(x)  # the mean eigenvalue of XXᵀ
+        ridge = RidgeCV(alphas=[share * scale for share in PENALTIES]).fit(x, y)
+        return ridge.coef_.T, float(ridge.alpha_ / scale)
     left, values, right = np.linalg.svd(x.T @ y, full_matrices=False)
     rank = int((values > _RANK * values[0]).sum())
     rotation = left[:, :rank] @ right[:rank]
-    rotated = x @ rotation
-    scale = values[:rank].sum() / (rotated**2).sum()
-    weights: Array = scale * rotation
-    return weights
+    scale = values[:rank].sum() / ((x @ rotation) ** 2).sum()
+    return scale * rotation, None

@@ -1,7 +1,7 @@
-"""Residuals of two models on the same texts: what a map between them is fitted on.
+"""Residuals of two models on the same texts, to fit a map between them.
 
 Tokenizers cut a text differently, so tokens of two models do not pair; texts do. Each text gives
-one residual a model and layer, read at a place that both models have:
+one residual per model and layer, read at a position that both models have:
 
 =================  ==============================================================================
 ``"last_prompt"``  the last token of the prompt as each model renders it
@@ -9,9 +9,8 @@ one residual a model and layer, read at a place that both models have:
                    many models and says nothing of the text
 =================  ==============================================================================
 
-The texts must not carry the instruction whose vector is to be mapped: a map that has seen it knows
-the target model's own difference of means, and its transfer would be a copy of that.
-`map_texts` draws prompts of the catalogue's other instructions.
+The texts must not carry the instruction whose vector is to be mapped: such a map would know the
+target's own difference of means. `map_texts` draws prompts of the catalogue's other instructions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,8 +44,7 @@ class PairedResiduals:
     Attributes:
         source: In the model a vector was made for.
         target: In the model it goes to; row *i* is the same text.
-        groups: Number of what each text was made from; held out together. Texts that share a base
-            query share a number.
+        groups: One number per text; texts of one base query share it and are held out together.
         metadata: Both models, position.
     """
 
@@ -68,7 +66,7 @@ class PairedResiduals:
                 raise ActivationError(f"the {name} model's residuals hold NaN or infinity")
 
     def __repr__(self) -> str:
-        shapes = [f"{one.shape[1]} layers of {one.shape[2]}" for one in (self.source, self.target)]
+        shapes = [f"{s.shape[1]} layers of {s.shape[2]}" for s in (self.source, self.target)]
         return f"PairedResiduals({len(self.groups)} texts, {shapes[0]} → {shapes[1]})"
 
 
@@ -76,44 +74,40 @@ class PairedResiduals:
 def map_texts(
     n: int = 256, without: str | None = None, seed: int = 0
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Prompts of the catalogue's instructions, and the number of the base query of each.
-
-    Half carry an instruction and half do not, as the prompts that vectors are fitted on.
+    """Prompts of the catalogue's instructions, half of them instructed, and their base queries.
 
     Args:
-        n: Texts.
-        without: The instruction (or several with this beginning of their id) to leave out: the one
-            whose vector is to be mapped. Its whole group goes: "detectable_format:title" leaves
-            out no other format, "length_constraints:number_sentences:at_most" leaves out all
-            sentence counts.
-        seed: Decides which.
+        n: Number of texts.
+        without: The instruction whose vector is to be mapped, to leave out with its group:
+            "length_constraints:number_sentences:at_most" leaves out all sentence counts.
+        seed: Decides which texts are drawn.
+
+    Returns:
+        The texts, and for each the number of its base query.
 
     Raises:
         SteerlensError: Fewer than 8 texts, or more than the catalogue gives.
     """
-    kept = None if without is None else ":".join(without.split(":")[:2])
-    names = [name for name in catalogue if kept is None or not name.startswith(kept)]
-    rng = Random(f"texts/{seed}")
-    found: dict[str, str] = {}
+    group = None if without is None else ":".join(without.split(":")[:2])
+    names = [name for name in catalogue if group is None or not name.startswith(group)]
+    query_of: dict[str, str] = {}
     for name in names:
         for pair in contrast_pairs(name, n=max(2, 2 * n // len(names)), seed=seed):
-            found[pair.instructed] = pair.base_query
-            found[pair.uninstructed] = pair.base_query
-    sides = [
-        [text for text, query in found.items() if (text == query) is plain]
-        for plain in (True, False)
-    ]
-    rng.shuffle(sides[0])
-    rng.shuffle(sides[1])
-    bare = sides[0][: n // 2]
-    texts = [*bare, *sides[1][: n - len(bare)]]
+            query_of |= dict.fromkeys((pair.instructed, pair.uninstructed), pair.base_query)
+    uninstructed = [text for text, query in query_of.items() if text == query]
+    instructed = [text for text, query in query_of.items() if text != query]
+    rng = Random(f"texts/{seed}")
+    rng.shuffle(uninstructed)
+    rng.shuffle(instructed)
+    texts = uninstructed[: n // 2]
+    texts += instructed[: n - len(texts)]
     if n < MIN_TEXTS or len(texts) < n:
         raise SteerlensError(
             f"a map is fitted on {MIN_TEXTS} to {len(texts)} texts of the catalogue; {n} were "
             "asked for"
         )
     numbers: dict[str, int] = {}
-    groups = [numbers.setdefault(found[text], len(numbers)) for text in texts]
+    groups = [numbers.setdefault(query_of[text], len(numbers)) for text in texts]
     return tuple(texts), tuple(groups)
 
 
@@ -123,8 +117,7 @@ def paired_residuals(
     texts: Sequence[str],
     groups: Sequence[int] | None = None,
     position: str = "last_prompt",
-    batch_size: int = 16,
-    progress: bool | None = None,
+    show_progress: bool | None = None,
 ) -> PairedResiduals:
     """Run the same texts through two models, each in its own chat format.
 
@@ -132,43 +125,30 @@ def paired_residuals(
         source: The model a vector was made for.
         target: The model it goes to.
         texts: User messages.
-        groups: A number a text; equal ones are held out together. Every text its own by default.
+        groups: One number per text; equal ones are held out together. By default each its own.
         position: ``"last_prompt"`` or ``"prompt_mean"``.
-        batch_size: Prompts a forward pass.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        show_progress: Show a progress bar on standard error; by default only in a terminal.
 
     Raises:
         UnknownNameError: Another position.
-        ActivationError: Fewer than 5 groups, or numbers that are none.
+        ActivationError: Fewer than 5 groups, or numbers that are not finite.
         ModelError: A text that one of the models cannot read.
     """
     if position not in _POSITIONS:
         raise unknown_name("position", position, _POSITIONS)
     groups = tuple(range(len(texts))) if groups is None else tuple(groups)
     residuals = []
-    for model in (source, target):
+    metadata: dict[str, Any] = {"position": position, "n_texts": len(texts)}
+    for side, model in (("source", source), ("target", target)):
         rows = tokenize_prompts(model, texts)
         first = 1 if position == "prompt_mean" else None
         spans = [(len(r) - 1 if first is None else min(first, len(r) - 1), len(r)) for r in rows]
         layers = range(model.cfg.n_layers)
-        residuals.append(residuals_at(model, rows, spans, layers, batch_size, progress))
-    return PairedResiduals(
-        residuals[0],
-        residuals[1],
-        groups,
-        {
-            **_named("source", source),
-            **_named("target", target),
-            "position": position,
-            "n_texts": len(texts),
-        },
-    )
-
-
-def _named(side: str, model: TransformerBridge) -> dict[str, str]:
-    info = model_info(model, exact=True)
-    return {
-        side: info.reference,
-        f"{side}_weights_hash": info.weights_hash,
-        f"{side}_configuration_hash": info.configuration_hash,
-    }
+        residuals.append(residuals_at(model, rows, spans, layers, progress=show_progress))
+        info = model_info(model, exact=True)
+        metadata |= {
+            side: info.reference,
+            f"{side}_weights_hash": info.weights_hash,
+            f"{side}_configuration_hash": info.configuration_hash,
+        }
+    return PairedResiduals(residuals[0], residuals[1], groups, metadata)

@@ -1,21 +1,27 @@
-"""Transfer of a vector, and what is known of it before anything is steered.
+r"""A vector on another model, and what is known of it before anything is steered.
 
-`transfer_vector` takes a vector and residuals of contrast pairs *on the target model*. Without maps
-the target must have the shape of the model that the vector was made for; with maps
-(`steerlens.vectors.transfer.maps`) it may have any. Either way targets and gaps are measured on the
-target model's residuals, and the cosine with the target's own difference of means on the same
-residuals is reported: two unrelated directions of d dimensions have one of about ±1/√d.
+`transfer_vector` takes a vector and residuals :math:`h^\pm` of contrast pairs *on the target
+model*. Without maps the target must have the shape of the vector's model, and the direction
+:math:`u_l` stays: the case of Stolfo et al. 2025, where a vector of an instruction-tuned model
+steers the base model it was tuned from. With maps (`steerlens.vectors.transfer.maps`) the target
+may have any shape. Either way the numbers of the direction are measured on the target:
 
-What a transferred vector does is another question; `steerlens.attribution.causal` and
-`steerlens.behaviour.evaluation` answer it, with the target's own vector and a placebo beside it.
+.. math:: z_l = \operatorname{mean}_i u_l \cdot h^+_{il}, \qquad
+          b_l = \operatorname{mean}_i u_l \cdot h^-_{il}, \qquad g_l = z_l - b_l
+
+A layer with :math:`g_l \le 0` is one where the transfer has failed; it is left out, not turned
+round. The cosine with the target's own difference of means on the same residuals stands beside each
+layer: two unrelated directions of d dimensions have one of about ±1/√d.
+
+What a transferred vector does is another question; `steerlens.attribution` and
+`steerlens.behaviour` answer it, with the target's own vector and a placebo beside it.
 
 >>> import torch
->>> from steerlens.vectors import difference_of_means
 >>> shift = torch.tensor([2.0, 0.0, 0.0])
 >>> source = ResidualCache.from_tensors(torch.zeros(4, 1, 3) + shift, torch.zeros(4, 1, 3))
 >>> target = ResidualCache.from_tensors(torch.ones(4, 1, 3) + 2 * shift, torch.ones(4, 1, 3))
->>> found = transfer_vector(difference_of_means(source), target)
->>> found.vector.gaps.tolist(), found.vector.targets.tolist()
+>>> transfer = transfer_vector(difference_of_means(source), target)
+>>> transfer.vector.gaps.tolist(), transfer.vector.targets.tolist()
 ([4.0], [5.0])
 """
 
@@ -30,12 +36,7 @@ from steerlens.activations.cache import ResidualCache
 from steerlens.errors import SteeringError
 from steerlens.vectors import SteeringVector, difference_of_means
 from steerlens.vectors.transfer.maps import LayerMaps
-from steerlens.vectors.transfer.same_shape import (
-    check_same_shape,
-    common_layers,
-    remeasured,
-    with_metadata,
-)
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -44,13 +45,13 @@ __all__ = ["Transfer", "transfer_vector"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Transfer:
+class Transfer(Result):
     """A vector for another model.
 
     Attributes:
         vector: The vector for the target model, measured there.
         own: The target model's own difference of means on the same residuals: the control.
-        table: One row a target layer: ``layer, source_layer, gap, own_gap, cosine_own, usable``
+        table: One row per target layer: ``layer, source_layer, gap, own_gap, cosine_own, usable``
             and, with maps, ``r2, r2_median, cka``. Gaps are in units of the target model's
             residual stream; a layer whose gap is not positive is not usable and not in `vector`.
         method: ``"same-shape"``, ``"ridge"`` or ``"procrustes"``.
@@ -64,7 +65,7 @@ class Transfer:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: everything but the tensors."""
+        """Everything but the tensors, as plain data."""
         return {
             "method": self.method,
             "instruction": self.vector.metadata.get("instruction"),
@@ -79,20 +80,20 @@ class Transfer:
         kinds = [kind for kind in ("cosine_own", "r2", "r2_median", "cka") if kind in self.table]
         return evidence_curves(self.table, kinds, title=f"{self.vector.name}: {self.method}")
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
+    @property
+    def _best(self) -> Mapping[str, Any]:
+        usable = self.table[self.table.usable].to_dict("records")
+        return max(usable, key=lambda row: row["cosine_own"])
 
-        usable = self.table["cosine_own"].where(self.table["usable"], -1)
-        best = int(usable.argmax())
-        return summary(repr(self), table=self.table, around=best)
+    def _card(self) -> Mapping[str, Any]:
+        return self._around_layer(self._best["layer"])
 
     def __repr__(self) -> str:
-        usable = self.table[self.table.usable]
-        best = usable.iloc[int(usable.cosine_own.argmax())]
+        best = self._best
         return (
-            f"Transfer({self.vector.name}, {self.method}, {len(usable)} of {len(self.table)} "
-            f"layers usable, cosine with the own vector up to {best.cosine_own:.2f} at layer "
-            f"{int(best.layer)})"
+            f"Transfer({self.vector.name}, {self.method}, {self.table.usable.sum()} of "
+            f"{len(self.table)} layers usable, cosine with the own vector up to "
+            f"{best['cosine_own']:.2f} at layer {best['layer']})"
         )
 
 
@@ -106,75 +107,107 @@ def transfer_vector(
         cache: Both sides of contrast pairs with the vector's instruction, on the target model.
         maps: From the vector's model to the target model; without, both must have one shape.
 
-    Returns:
-        A `Transfer`.
-
     Raises:
         SteeringError: Other shapes and no maps, maps of other models or widths, or a direction that
             does not tell the two sides apart at any layer of the target.
     """
     if maps is None:
-        check_same_shape(vector, cache)
-        layers, directions = common_layers(vector, cache)
-        sources: dict[int, int] = {layer: layer for layer in layers}
+        _check_same_shape(vector, cache)
+        common = [layer for layer in vector.layers if layer in cache.layers]
+        sources = {layer: layer for layer in common}
+        units = vector.restricted_to(common).directions
     else:
         _check_maps(vector, cache, maps)
-        layers, directions = maps.directions(vector)
-        kept = [place for place, layer in enumerate(layers) if layer in cache.layers]
-        if not kept:
-            raise SteeringError(f"{cache!r} holds none of the layers the maps lead to: {layers}")
-        layers, directions = tuple(layers[place] for place in kept), directions[kept]
-        sources = {one.layer: one.source_layer for one in maps.maps}
-    method = "same-shape" if maps is None else maps.method
-    carried, gaps = remeasured(layers, directions, cache, vector.metadata)
+        mapped, units = maps.directions(vector)
+        common = [layer for layer in mapped if layer in cache.layers]
+        if not common:
+            raise SteeringError(f"{cache!r} holds none of the layers the maps lead to: {mapped}")
+        units = units[[mapped.index(layer) for layer in common]]
+        sources = {each.layer: each.source_layer for each in maps.maps}
+    rows = [cache.layer_index(layer) for layer in common]
+    targets, baselines = (
+        einsum(units.double(), side[:, rows].double().mean(0), "layer d, layer d -> layer")
+        for side in (cache.instructed, cache.uninstructed)
+    )
+    gaps = targets - baselines
+    kept = [i for i, gap in enumerate(gaps.tolist()) if gap > 0]
+    if not kept:
+        raise SteeringError(
+            "the direction tells instructed from uninstructed prompts at no layer of "
+            f"{cache.metadata.get('model', 'the target model')}; there is nothing to transfer"
+        )
     own = difference_of_means(cache)
-    rows = [own.layer_index(layer) for layer in layers]
+    own_here = own.restricted_to(common)
     table = pd.DataFrame(
         {
-            "layer": layers,
-            "source_layer": [sources[layer] for layer in layers],
+            "layer": common,
+            "source_layer": [sources[layer] for layer in common],
             "gap": gaps.tolist(),
-            "own_gap": own.gaps[rows].tolist(),
-            "cosine_own": einsum(
-                directions, own.directions[rows], "layer d, layer d -> layer"
-            ).tolist(),
+            "own_gap": own_here.gaps.tolist(),
+            "cosine_own": einsum(units, own_here.directions, "layer d, layer d -> layer").tolist(),
             "usable": (gaps > 0).tolist(),
         }
     )
     if maps is not None:
         table = table.merge(maps.table[["layer", "r2", "r2_median", "cka"]], on="layer")
-    record = _record(vector, cache, maps, method)
-    return Transfer(with_metadata(carried, transfer=record), own, table, method, record)
-
-
-def _check_maps(vector: SteeringVector, cache: ResidualCache, maps: LayerMaps) -> None:
-    """Refuse maps that are from, or to, other weights than the vector's and the cache's."""
-    for side, metadata in (("source", vector.metadata), ("target", cache.metadata)):
-        for key in ("weights_hash", "configuration_hash"):
-            known, given = maps.metadata.get(f"{side}_{key}"), metadata.get(key)
-            if known is not None and given is not None and known != given:
-                of = "vector was made for" if side == "source" else "residuals are of"
-                raise SteeringError(
-                    f"the maps' {side} model is {maps.metadata.get(side)} ({known[:19]}), the {of} "
-                    f"{metadata.get('model')} ({given[:19]}); fit maps between these two models"
-                )
-    width = maps.maps[0].weights.shape[1]
-    if cache.d_model != width:
-        raise SteeringError(
-            f"the maps lead to a model with d_model {width}, the residuals have {cache.d_model}"
-        )
-
-
-def _record(
-    vector: SteeringVector, cache: ResidualCache, maps: LayerMaps | None, method: str
-) -> dict[str, Any]:
     known = ("model", "weights_hash", "configuration_hash", "data_hash", "position", "n_layers")
+    method = "same-shape" if maps is None else maps.method
     record: dict[str, Any] = {
         "method": method,
         "from": {key: vector.metadata.get(key) for key in known},
         "to": {key: cache.metadata.get(key) for key in known},
     }
     if maps is not None:
-        record["match"] = maps.match
-        record["maps"] = dict(maps.metadata)
-    return record
+        record |= {"match": maps.match, "maps": dict(maps.metadata)}
+    about = {key: vector.metadata[key] for key in _OF_THE_DIRECTION if key in vector.metadata}
+    carried = SteeringVector(
+        directions=units[kept].float(),
+        gaps=gaps[kept].float(),
+        targets=targets[kept].float(),
+        baselines=baselines[kept].float(),
+        layers=tuple(common[i] for i in kept),
+        metadata={**cache.metadata, **about, "transfer": record},
+    )
+    return Transfer(carried, own, table, method, record)
+
+
+# Of the vector's metadata, what stays true of the direction; the rest is the target cache's.
+_OF_THE_DIRECTION = ("estimator", "instruction")
+
+
+def _check_same_shape(vector: SteeringVector, cache: ResidualCache) -> None:
+    """Refuse residuals of a model of another width or depth, or without the vector's layers."""
+    target = str(cache.metadata.get("model", "the target model"))
+    advice = "between models of different shapes fit a map: give the source model as well"
+    if vector.d_model != cache.d_model:
+        raise SteeringError(
+            f"this vector has d_model {vector.d_model}, {target} {cache.d_model}; {advice}"
+        )
+    depths = vector.metadata.get("n_layers"), cache.metadata.get("n_layers")
+    if None not in depths and depths[0] != depths[1]:
+        raise SteeringError(
+            f"this vector was made for a model with {depths[0]} layers, {target} has {depths[1]}; "
+            f"{advice}"
+        )
+    if not set(vector.layers) & set(cache.layers):
+        raise SteeringError(
+            f"{vector!r} and {cache!r} have no layer in common; cache the vector's layers"
+        )
+
+
+def _check_maps(vector: SteeringVector, cache: ResidualCache, maps: LayerMaps) -> None:
+    """Refuse maps that are from, or to, other weights than the vector's and the cache's."""
+    for side, metadata in (("source", vector.metadata), ("target", cache.metadata)):
+        for key in ("weights_hash", "configuration_hash"):
+            known, actual = maps.metadata.get(f"{side}_{key}"), metadata.get(key)
+            if known is not None and actual is not None and known != actual:
+                of = "vector was made for" if side == "source" else "residuals are of"
+                raise SteeringError(
+                    f"the maps' {side} model is {maps.metadata.get(side)} ({known[:19]}), the {of} "
+                    f"{metadata.get('model')} ({actual[:19]}); fit maps between these two models"
+                )
+    width = maps.maps[0].weights.shape[1]
+    if cache.d_model != width:
+        raise SteeringError(
+            f"the maps lead to a model with d_model {width}, the residuals have {cache.d_model}"
+        )
