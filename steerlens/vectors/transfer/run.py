@@ -81,9 +81,9 @@ class Transfer(Result):
         return evidence_curves(self.table, kinds, title=f"{self.vector.name}: {self.method}")
 
     @property
-    def _best(self) -> Mapping[str, Any]:
+    def _best(self) -> Mapping[Any, Any]:
         usable = self.table[self.table.usable].to_dict("records")
-        return max(usable, key=lambda row: row["cosine_own"])
+        return max(usable, key=lambda row: float(row["cosine_own"]))
 
     def _card(self) -> Mapping[str, Any]:
         return self._around_layer(self._best["layer"])
