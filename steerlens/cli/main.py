@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     command = typer.main.get_command(application(shlex.join(["steerlens", *words])))
     try:
-        with command.make_context("steerlens", words[:]) as context:
-            command.invoke(context)
+        with command.make_context("steerlens", words[:]) as root:
+            command.invoke(root)
     except typer.Exit as finished:
         return finished.exit_code
     except typer.TyperException as error:

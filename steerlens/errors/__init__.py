@@ -1,7 +1,7 @@
-"""The package's errors: each is one sentence (what was given, what was expected, what to do).
+"""Errors: each is one sentence that says what was given, what was expected, and what to do.
 
-All derive from `SteerlensError`, itself a `ValueError`, so a caller may catch everything that bad
-input can cause with one `except`. The command line prints the sentence and exits with code 2.
+All derive from `SteerlensError`, itself a `ValueError`, so one `except` catches everything that bad
+input can cause. The command line prints the sentence and exits with code 2.
 """
 
 import difflib
@@ -25,7 +25,7 @@ class SteerlensError(ValueError):
 
 
 class SteerlensWarning(UserWarning):
-    """Something that works and may mislead; the sentence says what, and how to be sure."""
+    """Something that works but may mislead; the message says what, and how to check."""
 
 
 class UnknownNameError(SteerlensError, KeyError):
@@ -77,7 +77,7 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UnknownNameErro
 
 
 def first_line(error: BaseException) -> str:
-    """What another library says, as part of a sentence of ours: one line, without its full stop.
+    """The first line of another library's message, without its full stop, for use in a sentence.
 
     >>> first_line(ValueError("no such file.\\nTraceback …"))
     'no such file'

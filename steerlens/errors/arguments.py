@@ -1,8 +1,8 @@
-"""Arguments checked where they arrive: numbers that are numbers, texts that are texts.
+"""Checks of arguments where they arrive: numbers that are numbers, texts that are texts.
 
-Python's own rules let through what nobody means: ``True`` is the layer 1, NaN passes every
-comparison but the one that would catch it, and a string is a sequence of prompts. They also keep
-out what is meant: numpy's integers, and the 12.0 that a layer becomes in a table with gaps.
+Python lets through values nobody means: ``True`` is layer 1, NaN passes most comparisons, and a
+string is a sequence of prompts. It also refuses values that are meant: numpy's integers, and the
+12.0 that a layer becomes in a table with gaps.
 
 >>> whole_number("layer", 12.0)
 12
@@ -14,6 +14,7 @@ steerlens.errors.SteerlensError: layer must be a whole number; got True
 ('Hi.', 'Why?')
 """
 
+import contextlib
 import functools
 import inspect
 import math
@@ -50,26 +51,19 @@ def whole_number(
 ) -> int:
     """The value as an int: Python's and numpy's integers, and floats that are whole.
 
-    Args:
-        name: The argument's name.
-        value: What was given.
-        least: The smallest value allowed.
-        error: The kind of error to raise.
-
     Raises:
         SteerlensError: "layer must be a whole number; got True", "… of at least 1; got 0".
     """
-    found: int | None = None
-    if not isinstance(value, bool | np.bool_) and "bool" not in str(getattr(value, "dtype", "")):
+    number: int | None = None
+    if not _is_truth_value(value):
         try:
-            found = operator.index(value)
+            number = operator.index(value)
         except (TypeError, RuntimeError):  # RuntimeError: a tensor of several numbers
             if isinstance(value, Real) and math.isfinite(value) and float(value).is_integer():
-                found = int(float(value))
-    if found is None or (least is not None and found < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise error(f"{name} must be a whole number{bound}; got {_shown(value)}")
-    return found
+                number = int(float(value))
+    if number is None or (least is not None and number < least):
+        raise error(_out_of_bounds(name, "whole", value, least))
+    return number
 
 
 def finite_number(
@@ -80,26 +74,26 @@ def finite_number(
 ) -> float:
     """The value as a float: any real number but NaN and infinity, no truth value and no text.
 
-    Args:
-        name: The argument's name.
-        value: What was given.
-        least: The smallest value allowed.
-        error: The kind of error to raise.
-
     Raises:
         SteerlensError: "strength must be a finite number; got nan", "… of at least 0; got -1".
     """
-    found = math.nan
-    single = not isinstance(value, bool | np.bool_ | str | bytes) and getattr(value, "ndim", 0) == 0
-    if single and "bool" not in str(getattr(value, "dtype", "")):
-        try:
-            found = float(value)
-        except (TypeError, ValueError, OverflowError):
-            found = math.nan
-    if not math.isfinite(found) or (least is not None and found < least):
-        bound = "" if least is None else f" of at least {least:g}"
-        raise error(f"{name} must be a finite number{bound}; got {_shown(value)}")
-    return found
+    number = math.nan
+    is_single = not isinstance(value, str | bytes) and getattr(value, "ndim", 0) == 0
+    if is_single and not _is_truth_value(value):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            number = float(value)
+    if not math.isfinite(number) or (least is not None and number < least):
+        raise error(_out_of_bounds(name, "finite", value, least))
+    return number
+
+
+def _is_truth_value(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_) or "bool" in str(getattr(value, "dtype", ""))
+
+
+def _out_of_bounds(name: str, kind: str, value: Any, least: float | None) -> str:
+    bound = "" if least is None else f" of at least {least:g}"
+    return f"{name} must be a {kind} number{bound}; got {_shown(value)}"
 
 
 def unit_direction(name: str, direction: Any, error: type[SteerlensError] = SteerlensError) -> None:
@@ -148,14 +142,8 @@ def text(name: str, value: Any, error: type[SteerlensError] = SteerlensError) ->
 def texts(name: str, values: Any, error: type[SteerlensError] = SteerlensError) -> tuple[str, ...]:
     """Texts from any iterable of them, read once: a list, an array, a column, a generator.
 
-    Args:
-        name: The argument's name.
-        values: What was given.
-        error: The kind of error to raise.
-
     Raises:
-        SteerlensError: one string instead of several, a dictionary or a list of them (a chat),
-            anything that is no text; the message says which.
+        SteerlensError: One string instead of several, a chat of messages, or no text at all.
     """
     if isinstance(values, str):
         raise error(f"{name} is one string; give a list of strings")
@@ -169,12 +157,12 @@ Result = TypeVar("Result")
 
 
 def arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """A function whose plain arguments are what its annotations say, or are refused.
+    """Check a function's plain arguments against its annotations.
 
-    ``int`` takes whole numbers of any kind; ``float`` refuses truth values and what is no number
-    (bounds, NaN and infinity are the function's own matter, which knows what they would mean), and
-    ``str`` what is no text. A ``Sequence`` of them takes any iterable, once. Everything else is
-    passed on as it is.
+    ``int`` takes whole numbers of any kind. ``float`` refuses truth values and anything that is no
+    number; bounds, NaN and infinity are left to the function, which knows what they would mean.
+    ``str`` refuses anything that is no text. A ``Sequence`` of them takes any iterable, once.
+    Everything else is passed on unchanged.
 
     >>> @arguments
     ... def repeated(word: str, n: int = 1) -> str:
@@ -192,7 +180,9 @@ def arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Re
         for name, parameter in signature.parameters.items()
         if (door := _DOORS.get(str(_without_none(parameter.annotation)))) is not None
     }
-    optional = {name for name in doors if _takes_none(signature.parameters[name].annotation)}
+    optional = {
+        name for name in doors if type(None) in get_args(signature.parameters[name].annotation)
+    }
 
     @functools.wraps(function)
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -205,16 +195,10 @@ def arguments(function: Callable[Parameters, Result]) -> Callable[Parameters, Re
     return checked
 
 
-def _takes_none(annotation: Any) -> bool:
-    return type(None) in get_args(annotation)
-
-
 def _without_none(annotation: Any) -> Any:
-    """The annotation itself, or what it is beside None."""
-    if not _takes_none(annotation):
-        return annotation
-    others = [one for one in get_args(annotation) if one is not type(None)]
-    return others[0] if len(others) == 1 else annotation
+    """``T`` of ``T | None``; any other annotation unchanged."""
+    others = [part for part in get_args(annotation) if part is not type(None)]
+    return others[0] if len(others) == 1 and len(get_args(annotation)) == 2 else annotation
 
 
 def _real(name: str, value: Any) -> Any:
@@ -235,7 +219,7 @@ _DOORS: Mapping[str, Callable[[str, Any], Any]] = {
     str(str): text,
     str(Sequence[int]): lambda name, value: layer_numbers(value, name),
     str(Sequence[float]): lambda name, value: tuple(
-        _real(f"every one of {name}", one) for one in _several(name, value)
+        _real(f"every one of {name}", item) for item in _several(name, value)
     ),
     # One string may stand for a list of one; where it may not, the function says so.
     str(Sequence[str]): lambda name, value: value if isinstance(value, str) else texts(name, value),
@@ -243,8 +227,8 @@ _DOORS: Mapping[str, Callable[[str, Any], Any]] = {
 
 
 def _no_text(name: str, value: Any, expected: str) -> str:
-    one = value[0] if isinstance(value, list | tuple) and value else value
-    if isinstance(one, Mapping) and "role" in one:
+    first = value[0] if isinstance(value, list | tuple) and value else value
+    if isinstance(first, Mapping) and "role" in first:
         return (
             f"{name} is a chat of messages with roles; give {expected}, the user's message alone, "
             "which is put into the model's chat template here"

@@ -1,7 +1,4 @@
-"""Progress bars: drawn on standard error, by default only in a terminal.
-
-A bar in a file or a pipe is a thousand lines that nobody reads. Every function with an argument
-``progress`` means by ``None`` what `shown` says.
+"""Progress bars are drawn on standard error, and by default only in a terminal.
 
 >>> shown(True), shown(False)
 (True, False)
