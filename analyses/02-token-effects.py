@@ -55,7 +55,7 @@ run.effects.table[columns].round(3)
 # it reached them through attention.
 
 # %%
-run.effects.plot("travel")
+run.effects.plot("propagation")
 
 # %% [markdown]
 # ## What both streams would say at each layer

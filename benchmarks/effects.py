@@ -25,7 +25,7 @@ from steerlens.views.saving import page
 PROMPT = "Tell me about the history of Rome, in detail."
 LENGTHS = (8, 16, 32, 64, 128, 256)
 N_TOKENS, N_LAYERS = 2000, 30
-PICTURES = ("kl", "entropy_change", "travel", "survival", "shift", "norm_change", "lens")
+PICTURES = ("kl", "entropy_change", "propagation", "survival", "shift", "norm_change", "lens")
 
 
 def recording(dtype: str, lengths: tuple[int, ...], n_rounds: int) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from steerlens.effects import FreeEffects, OwnText, SteeredRun, TokenEffects, Travel, align
+from steerlens.effects import FreeEffects, Propagation, ScoredText, SteeredRun, TokenEffects, align
 from steerlens.effects.lens import LensReadout
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
@@ -51,7 +51,7 @@ def made_up_effects(
         suppressed=(fallen,) * n_tokens,
         mean_promoted=tuple((text, 0.1 / (1 + i)) for i, (text, _) in enumerate(ranked)),
         mean_suppressed=tuple((text, -0.1 / (1 + i)) for i, (text, _) in enumerate(fallen)),
-        travel=Travel(
+        propagation=Propagation(
             layers=layers,
             starts=(0,),
             projection_change=change,
@@ -87,10 +87,10 @@ def made_up_run(
         len(prompt) + len(steered), 4, words=[*prompt, *steered], n_prompt=len(prompt)
     )
 
-    def own(words: Sequence[str], is_steered: bool) -> OwnText:
+    def own(words: Sequence[str], is_steered: bool) -> ScoredText:
         whole = (*prompt, *words)
         values = torch.arange(len(whole), dtype=torch.float32)
-        return OwnText(
+        return ScoredText(
             tokens=whole,
             token_ids=tuple(known[word] for word in whole),
             n_prompt=len(prompt),

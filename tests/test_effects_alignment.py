@@ -28,15 +28,15 @@ def test_runs_shorter_than_asked_do_not_count_as_meeting():
     assert found.meets_at is None
     assert not found.ends_alike
     assert "do not meet again" in found.describe()
-    assert align([1, 5, 2, 3, 6], [1, 7, 2, 3, 8], min_run=2).meets_at == (2, 2)
+    assert align([1, 5, 2, 3, 6], [1, 7, 2, 3, 8], min_shared=2).meets_at == (2, 2)
 
 
 def test_a_text_that_goes_on_parts_where_the_other_ends():
     assert align([1, 2], [1, 2, 3]).parts_at == 2
     assert align([], []).ends_alike
     assert align([], []).similarity == 1.0
-    with pytest.raises(SteerlensError, match="min_run must be at least 1"):
-        align([1], [2], min_run=0)
+    with pytest.raises(SteerlensError, match="min_shared must be at least 1"):
+        align([1], [2], min_shared=0)
 
 
 @given(TOKENS, TOKENS)
@@ -44,7 +44,7 @@ def test_every_run_is_common_ordered_and_nothing_common_is_left_at_the_start(one
     found = align(one, other)
 
     ends = (0, 0)
-    for run in found.runs:
+    for run in found.spans:
         assert (
             one[run.baseline : run.baseline + run.length]
             == (other[run.steered : run.steered + run.length])

@@ -6,7 +6,7 @@ import torch
 from scipy.special import log_softmax, rel_entr
 from scipy.stats import entropy
 
-from steerlens.effects.distributions import compare, own_text
+from steerlens.effects.distributions import compare, score
 from steerlens.effects.streams import Stream
 
 N, VOCAB, N_PROMPT = 70, 40, 50
@@ -45,7 +45,7 @@ def test_mean_shifts_are_over_the_positions_that_predict_the_response(found):
 
 
 def test_own_text_is_the_baselines_half_of_the_comparison(found):
-    logprob, entropies = own_text(Stream({}, BASE.__getitem__), IDS)
+    logprob, entropies = score(Stream({}, BASE.__getitem__), IDS)
 
     torch.testing.assert_close(logprob, found.logprob_baseline, equal_nan=True)
     torch.testing.assert_close(entropies, found.entropy_baseline)

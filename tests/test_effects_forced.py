@@ -98,8 +98,8 @@ def test_strength_zero_changes_exactly_nothing(model, ids, vector, operation, ho
     assert effects.entropy_change.abs().max() == 0
     assert torch.equal(effects.logprob_steered[1:], effects.logprob_baseline[1:])
     assert torch.equal(effects.projection_after, effects.projection_baseline)
-    assert effects.travel.shift.abs().max() == 0
-    assert effects.travel.norm_change.abs().max() == 0
+    assert effects.propagation.shift.abs().max() == 0
+    assert effects.propagation.norm_change.abs().max() == 0
 
 
 def test_promoted_tokens_are_those_whose_probability_rose_most(
@@ -132,8 +132,8 @@ def test_interventions_at_two_layers_are_told_apart(model, ids, vector, hf_model
 
     effects = token_effects(model, ids[:12], ids[12:], both)
 
-    assert effects.travel.starts == (20, 10)
-    assert effects.travel.layers == tuple(range(10, 30))
+    assert effects.propagation.starts == (20, 10)
+    assert effects.propagation.layers == tuple(range(10, 30))
     assert effects.projection_after[0].abs().max() < 1e-2, "ablated"
     plain = by_hand(hf_model, ids).resid[20] @ vector.directions[20].double()
     torch.testing.assert_close(effects.projection_baseline[0].double(), plain, rtol=0, atol=5e-3)

@@ -79,7 +79,7 @@ def test_the_texts_part_and_meet_where_they_were_made_to(both):
     assert free.alignment.meets_at == (2, 4)
     frame = free.table
     assert frame.groupby("text").size().to_dict() == {"baseline": 15, "steered": 18}
-    runs = frame[frame.text == "steered"]["run"].tolist()[7:]
+    runs = frame[frame.text == "steered"]["span"].tolist()[7:]
     assert runs[:2] == [0, 0] and runs[4:9] == [1] * 5
     assert all(run is not run or str(run) == "<NA>" for run in (runs[2], runs[3]))
     assert "kl" not in frame, "distributions of different texts are not compared"

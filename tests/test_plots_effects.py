@@ -8,11 +8,11 @@ from plots_examples import made_up_effects, made_up_run
 from report_example import HOSTILE
 
 from steerlens.effects import TokenContributions
-from steerlens.effects.drawing import PICTURES
+from steerlens.effects.forced import PICTURES
 from steerlens.errors import SteerlensError, UnknownNameError
 from steerlens.views import Picture
 
-ALL = ("kl", "logprob_change", "projection_change", "entropy_change", *PICTURES)
+ALL = PICTURES
 
 
 class Tags(HTMLParser):
@@ -63,8 +63,8 @@ def test_no_tokens_of_response_and_hostile_ones_are_pictures_too(what):
 def test_maps_show_the_numbers_of_the_travel():
     effects = made_up_effects(12, 5)
 
-    drawn = torch.tensor(effects.plot("travel").data[0].z)
-    torch.testing.assert_close(drawn, effects.travel.projection_change[0])
+    drawn = torch.tensor(effects.plot("propagation").data[0].z)
+    torch.testing.assert_close(drawn, effects.propagation.projection_change[0])
     assert effects.plot("shift").data[0].zmin == 0.0
     torch.testing.assert_close(
         torch.tensor(effects.lens.plot().data[0].z), effects.lens.kl, check_stride=False
@@ -74,10 +74,10 @@ def test_maps_show_the_numbers_of_the_travel():
 def test_pictures_that_do_not_exist_are_refused_in_one_sentence():
     effects = made_up_effects(8, 3)
 
-    with pytest.raises(UnknownNameError, match="did you mean 'travel'"):
-        effects.plot("travl")
+    with pytest.raises(UnknownNameError, match="did you mean 'propagation'"):
+        effects.plot("propagatio")
     with pytest.raises(SteerlensError, match="intervention 1 does not exist; there are 1"):
-        effects.plot("travel", intervention=1)
+        effects.plot("propagation", intervention=1)
     with pytest.raises(UnknownNameError, match="unknown picture 'kl'"):
         made_up_run(["a"], ["b"]).plot("kl")
 

@@ -8,7 +8,7 @@ import torch
 from report_example import HOSTILE
 
 from steerlens.activations.cache import ResidualCache
-from steerlens.effects.propagation import Travel
+from steerlens.effects.propagation import Propagation
 from steerlens.errors import SteerlensError
 from steerlens.views import (
     kl_over_response,
@@ -104,7 +104,7 @@ def test_the_band_of_survival_is_the_percentiles_its_name_says():
     share = RNG.gamma(2.0, 0.5, (1, 2, 40))
     change = torch.tensor(share, dtype=torch.float32)
     flat = torch.ones(2, 40)
-    travel = Travel((3, 4), (3,), change, flat, flat, flat, change)
+    travel = Propagation((3, 4), (3,), change, flat, flat, flat, change)
 
     band, line = travel.plot().data[:2]
 

@@ -137,7 +137,7 @@ def test_without_a_browser_one_sentence_says_what_to_install(
 
 # How long they take to draw is measured by `benchmarks.effects`.
 @pytest.mark.parametrize(
-    "what", ["kl", "entropy_change", "travel", "survival", "shift", "norm_change", "lens"]
+    "what", ["kl", "entropy_change", "propagation", "survival", "shift", "norm_change", "lens"]
 )
 def test_a_figure_of_2000_tokens_by_30_layers_is_a_page_under_8_mb(what, tmp_path):
     path = made_up_effects(2000, 30).plot(what).save(tmp_path / "effects.html")

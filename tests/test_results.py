@@ -114,7 +114,7 @@ def plan() -> Plan:
         (maps, 3),
         (plan, 4),
         (lambda: compose_report([random_vector(3, 8, seed).at(1) for seed in (0, 1)]), 1),
-        (lambda: made_up_effects(6, 4).travel, 2),
+        (lambda: made_up_effects(6, 4).propagation, 2),
         (lambda: made_up_effects(6, 4, words=(HOSTILE,)).lens, 1),
     ],
 )

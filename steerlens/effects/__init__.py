@@ -6,8 +6,9 @@ in two modes that answer different questions:
 ==========  ========================================================================================
 **forced**  both models score the *same* text (prompt and steered response): `TokenEffects`, in
             ``run.effects``. Distributions are conditioned on the same tokens, so KL, changes of
-            log-probability and entropy, projections, and how the intervention travels through the
-            layers are comparable position by position. `steerlens.effects.forced` has the table.
+            log-probability and entropy, projections, and what later layers leave of the
+            intervention are comparable position by position. `steerlens.effects.forced` has the
+            table.
 **free**    each model scores its *own* text: `FreeEffects`, in ``run.free``. Where the two part,
             whether they meet again, and how sure each was; `steerlens.effects.free` says why
             differences between the two are not taken here.
@@ -22,29 +23,29 @@ were steered; the parts sum to the whole.
 | `forced`, `free` | the two modes |
 | `streams` | forward passes over a text, steered and not, with memory linear in its length |
 | `distributions` | next-token distributions compared |
-| `travel`, `lens` | over layers × positions: what is left, and what it would say |
+| `propagation`, `lens` | over layers × positions: what is left, and what it would say |
 | `alignment` | where two texts part and meet |
 | `contributions` | which positions changed a token |
 """
 
-from steerlens.effects.alignment import Alignment, Run, align, parts_at
+from steerlens.effects.alignment import Alignment, SharedSpan, align, parts_at
 from steerlens.effects.contributions import TokenContributions, token_contributions
 from steerlens.effects.forced import TokenEffects, token_effects
-from steerlens.effects.free import FreeEffects, OwnText
+from steerlens.effects.free import FreeEffects, ScoredText
 from steerlens.effects.lens import LensReadout
-from steerlens.effects.propagation import Travel
+from steerlens.effects.propagation import Propagation
 from steerlens.effects.run import SteeredRun, record_run, steer
 
 __all__ = [
     "Alignment",
     "FreeEffects",
     "LensReadout",
-    "OwnText",
-    "Run",
+    "Propagation",
+    "ScoredText",
+    "SharedSpan",
     "SteeredRun",
     "TokenContributions",
     "TokenEffects",
-    "Travel",
     "align",
     "parts_at",
     "record_run",

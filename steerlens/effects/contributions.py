@@ -20,9 +20,9 @@ Cost: one pass over the text before the token for each position (or run of `grou
 through the layers from the first steered one on, many in a batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.effects.forced import TokenEffects, decoder
+from steerlens.effects.forced import TokenEffects, decoder, token_table
 from steerlens.engine.batches import packs
 from steerlens.engine.choosing import running
 from steerlens.engine.forward import PassRow, run_rows
@@ -40,6 +40,10 @@ from steerlens.engine.reading import read
 from steerlens.errors import SteerlensError
 from steerlens.errors.arguments import arguments
 from steerlens.steering.rows import RowSteering
+from steerlens.views import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["TokenContributions", "token_contributions"]
 
@@ -48,7 +52,7 @@ _PASS_TOKENS = 4096
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TokenContributions:
+class TokenContributions(Result):
     """What the intervention at each earlier position added to one token's log-probability.
 
     Attributes:
@@ -95,16 +99,28 @@ class TokenContributions:
             }
         )
 
-    def plot(self) -> Any:
+    def plot(self) -> "go.Figure":
         """The text before the token, shaded by what each position added."""
-        from steerlens.effects.drawing import picture_of_contributions
+        from steerlens.views import prompt_and_response, text_figure
 
-        return picture_of_contributions(self)
+        table = token_table(self.tokens, self.n_prompt).assign(steered=False, contribution=0.0)
+        for (start, stop), value in zip(self.spans, self.contributions.tolist(), strict=True):
+            table.loc[start : stop - 1, ["steered", "contribution"]] = True, value
+        change = f"{self.change:+.2f}".replace("-", "−")
+        title = (
+            f"What made {self.target!r} more or less likely: {change} nats in all, by steered "
+            "position"
+        )
+        return text_figure(prompt_and_response(table), "contribution", title=title)
 
-    def _repr_html_(self) -> str:
-        from steerlens.effects.drawing import summary_of_contributions
-
-        return summary_of_contributions(self)
+    def _card(self) -> Mapping[str, Any]:
+        columns = ["start", "text", "role", "contribution", "share"]
+        facts = {
+            "log-probability, baseline": self.logprob_baseline,
+            "steered": self.logprob_steered,
+            "change (nats)": self.change,
+        }
+        return {"facts": facts, "table": self.table[columns], "largest": "contribution"}
 
     def __repr__(self) -> str:
         return (

@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from steerlens.effects.streams import Stream
 
-__all__ = ["Compared", "RankedTokens", "compare", "own_text"]
+__all__ = ["Compared", "Decode", "RankedTokens", "compare", "score"]
 
 N_RANKED = 5
 N_SHIFTED = 25
@@ -56,14 +56,9 @@ def compare(
     n_prompt: int,
     decode: Decode,
 ) -> Compared:
-    """Compare two streams over one text.
+    """Compare two streams over the token ids of one text.
 
-    Args:
-        baseline: The unsteered stream.
-        steered: The steered one.
-        tokens: Ids of the text.
-        n_prompt: How many are prompt; from the last of them on positions predict the response.
-        decode: A token's text.
+    Positions from the last of `n_prompt` on predict the response; `decode` gives a token's text.
     """
     n_tokens = len(tokens)
     ids = torch.tensor(list(tokens))
@@ -79,10 +74,9 @@ def compare(
         p, q = log_p.exp(), log_q.exp()
         entropy_baseline[rows] = _expected(p, log_p).neg_().cpu()
         entropy_steered[rows] = _expected(q, log_q).neg_().cpu()
-        following = ids[start + 1 : rows.stop + 1, None].to(log_p.device)
-        told = slice(start + 1, start + 1 + len(following))
-        logprob_baseline[told] = log_p[: len(following)].gather(-1, following)[:, 0].cpu()
-        logprob_steered[told] = log_q[: len(following)].gather(-1, following)[:, 0].cpu()
+        following = slice(start + 1, rows.stop + 1)
+        logprob_baseline[following] = _of_tokens(log_p, ids[following])
+        logprob_steered[following] = _of_tokens(log_q, ids[following])
         log_q -= log_p
         kl[rows] = _expected(q, log_q).clamp_min_(0.0).cpu()
         q -= p
@@ -106,7 +100,7 @@ def compare(
     )
 
 
-def own_text(
+def score(
     stream: Stream, tokens: Sequence[int]
 ) -> tuple[Float[Tensor, "pos"], Float[Tensor, "pos"]]:
     """Log-probability of each token (NaN for the first) and entropy after it, in nats."""
@@ -117,10 +111,17 @@ def own_text(
         rows = slice(start, min(start + _CHUNK, n_tokens))
         log_p = stream.logits(rows).float().log_softmax(-1)
         entropy[rows] = _expected(log_p.exp(), log_p).neg_().cpu()
-        following = ids[start + 1 : rows.stop + 1, None].to(log_p.device)
-        told = slice(start + 1, start + 1 + len(following))
-        logprob[told] = log_p[: len(following)].gather(-1, following)[:, 0].cpu()
+        following = slice(start + 1, rows.stop + 1)
+        logprob[following] = _of_tokens(log_p, ids[following])
     return logprob, entropy
+
+
+def _of_tokens(
+    logprob: Float[Tensor, "row vocab"], ids: Int[Tensor, "following"]
+) -> Float[Tensor, "following"]:
+    """The log-probability of the token that follows each row; the last may have none after it."""
+    chosen: Tensor = logprob[: len(ids)].gather(-1, ids[:, None].to(logprob.device))
+    return chosen[:, 0].cpu()
 
 
 def _expected(

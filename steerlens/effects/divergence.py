@@ -30,6 +30,7 @@ from steerlens.engine.scoring import ForcedRow, score_rows
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.steering.interventions import Steering
+from steerlens.views import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,7 +54,7 @@ _TOKENS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ResponseKL:
+class ResponseKL(Result):
     """KL of steered from unsteered predictions over unsteered responses.
 
     Attributes:
@@ -72,27 +73,19 @@ class ResponseKL:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a response token: prompt, position in its response, KL (nats)."""
-        return pd.DataFrame(
-            [
-                {"prompt": prompt, "position": position, "kl": float(kl)}
-                for prompt, row in enumerate(self.tokens)
-                for position, kl in enumerate(row)
-            ],
-            columns=["prompt", "position", "kl"],
-        )
+        """One row per response token: prompt, position in its response, KL (nats)."""
+        rows = [
+            (prompt, position, float(kl))
+            for prompt, row in enumerate(self.tokens)
+            for position, kl in enumerate(row)
+        ]
+        return pd.DataFrame(rows, columns=["prompt", "position", "kl"])
 
     def plot(self) -> "go.Figure":
         """Where in a response steering acts: KL over positions, with the spread over prompts."""
         from steerlens.views import kl_over_response
 
         return kl_over_response(self.table)
-
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        lengths = [len(row) for row in self.tokens]
-        return summary(repr(self), {"response tokens": sum(lengths)})
 
     def __repr__(self) -> str:
         return (

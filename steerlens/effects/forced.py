@@ -17,19 +17,18 @@ next-token distribution after token *t*:
 ``read``                    whether the vector was read at this position, where that is known
 ==========================  ======================================================================
 
-Beside them, over layers × positions, how far the intervention travels
+Beside them, over layers × positions, what is left of the intervention
 (`steerlens.effects.propagation`) and, at layers asked for, what both streams would say there
 (`steerlens.effects.lens`).
 
-Caveat: the effect at a position holds everything the intervention did to earlier positions too,
-through attention; it is not the effect of touching this position alone. `steerlens.effects.
-contributions` takes one token's effect apart by position.
+Caveat: the effect at a position includes what the intervention did to earlier positions, through
+attention. `steerlens.effects.contributions` takes one token's effect apart by position.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -40,27 +39,65 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.activations.cache import POSITIONS, check_layers
 from steerlens.effects.distributions import RankedTokens, compare
 from steerlens.effects.lens import LensReadout, read_through_lens
-from steerlens.effects.propagation import Travel, TravelRecorder
+from steerlens.effects.propagation import Propagation, PropagationRecorder
 from steerlens.effects.streams import Stream, both_streams
-from steerlens.errors import SteeringError, unknown_name
+from steerlens.errors import SteeringError, SteerlensError, unknown_name
 from steerlens.errors.arguments import arguments, whole_number
 from steerlens.steering.interventions import Steering
+from steerlens.views import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = [
+    "PICTURES",
     "TokenEffects",
     "check_steering",
     "decoder",
     "scored",
     "token_effects",
+    "token_table",
     "token_texts",
 ]
 
+# Pictures that shade the text, with what they show.
+_SHADED = {
+    "kl": "KL(steered‖baseline)",
+    "logprob_change": "change of log-probability",
+    "projection_change": "change of projection",
+    "entropy_change": "change of entropy",
+}
+_UNIT = "residual-stream units"
+# Maps over layers and tokens: quantity, unit, title.
+_MAPS = {
+    "propagation": (
+        "change of projection",
+        _UNIT,
+        "How the intervention propagates: change of projection on its direction",
+    ),
+    "survival": (
+        "share left",
+        "",
+        "How the intervention propagates: share of the change of projection left",
+    ),
+    "shift": (
+        "shift",
+        _UNIT,
+        "How far the steered stream is from the baseline's, along any direction",
+    ),
+    "norm_change": (
+        "change of norm",
+        _UNIT,
+        "How much longer (orange) or shorter (blue) steered residuals are",
+    ),
+}
+PICTURES = (*_SHADED, *_MAPS, "lens", "tokens", "curve")
 # A character has at most four bytes, and a token before or after it may share some of them.
 _LONGEST = 8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TokenEffects:
+class TokenEffects(Result):
     """Effects of one steering on one text that both models score (mode ``"forced"``).
 
     Attributes:
@@ -85,7 +122,7 @@ class TokenEffects:
         mean_promoted: Over the positions that predict the response, the tokens whose probability
             rose most in the mean, with that rise (a probability).
         mean_suppressed: Those whose probability fell most.
-        travel: What is left of the interventions at later layers.
+        propagation: What is left of the interventions at later layers.
         lens: Read-outs of both streams at the layers asked for; ``None`` when none were.
         interventions: A phrase for each intervention.
         steering: What was applied.
@@ -108,15 +145,11 @@ class TokenEffects:
     suppressed: tuple[RankedTokens, ...]
     mean_promoted: RankedTokens
     mean_suppressed: RankedTokens
-    travel: Travel
+    propagation: Propagation
     lens: LensReadout | None
     interventions: tuple[str, ...]
     steering: Steering
-
-    @property
-    def mode(self) -> str:
-        """``"forced"``: both models score the same text (see `FreeEffects` for the other)."""
-        return "forced"
+    mode: ClassVar[str] = "forced"
 
     @property
     def entropy_change(self) -> Float[Tensor, "pos"]:
@@ -125,63 +158,102 @@ class TokenEffects:
 
     @property
     def mean_kl(self) -> float:
-        """Mean of `kl` over the positions that predict the response, nats a token.
+        """Mean of `kl` over the positions that predict the response, nats per token.
 
         They begin at the last prompt token, which predicts the first response token, and end at
-        the last token of the response, which predicts that it ends or goes on. The prompt's other
-        positions say how it is read, not what is answered, and are left out.
+        the last token of the response, which predicts that it ends or goes on.
         """
         return float(self.kl[max(self.n_prompt - 1, 0) :].mean())
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a token; projections are those of the first intervention.
+        """One row per token; projections are those of the first intervention.
 
-        The column ``read`` is there where it is known where the vector was read.
+        The column ``read`` is there only where it is known where the vector was read.
         """
-        n_tokens = len(self.tokens)
-        role = ["prompt"] * self.n_prompt + ["response"] * (n_tokens - self.n_prompt)
-        frame = pd.DataFrame(
-            {
-                "position": range(n_tokens),
-                "token": self.tokens,
-                "role": role,
-                "steered": self.steered.any(dim=0).tolist(),
-                "kl": self.kl.tolist(),
-                "logprob_baseline": self.logprob_baseline.tolist(),
-                "logprob_steered": self.logprob_steered.tolist(),
-                "projection_before": self.projection_before[0].tolist(),
-                "projection_after": self.projection_after[0].tolist(),
-                "entropy_change": self.entropy_change.tolist(),
-                "promoted": self.promoted,
-                "suppressed": self.suppressed,
-            }
+        table = token_table(self.tokens, self.n_prompt).assign(
+            steered=self.steered.any(dim=0).tolist(),
+            kl=self.kl.tolist(),
+            logprob_baseline=self.logprob_baseline.tolist(),
+            logprob_steered=self.logprob_steered.tolist(),
+            projection_before=self.projection_before[0].tolist(),
+            projection_after=self.projection_after[0].tolist(),
+            entropy_change=self.entropy_change.tolist(),
+            promoted=pd.Series(self.promoted, dtype=object),
+            suppressed=pd.Series(self.suppressed, dtype=object),
         )
-        return frame if self.read is None else frame.assign(read=self.read.tolist())
+        return table if self.read is None else table.assign(read=self.read.tolist())
 
-    def plot(self, what: str = "kl", intervention: int = 0) -> Any:
+    def plot(self, what: str = "kl", intervention: int = 0) -> "go.Figure":
         """A picture of one side of the effects.
 
         Args:
             what: ``"kl"``, ``"logprob_change"``, ``"projection_change"`` or ``"entropy_change"``
-                shade the text; ``"travel"``, ``"survival"``, ``"shift"`` and ``"norm_change"`` are
-                maps over layers and tokens, ``"lens"`` one of the read-outs' KL; ``"curve"`` is the
-                share that survives over layers; ``"tokens"`` ranks what was promoted and
-                suppressed.
-            intervention: Which of several, for ``"travel"`` and ``"survival"``.
+                shade the text; ``"propagation"``, ``"survival"``, ``"shift"`` and
+                ``"norm_change"`` are maps over layers and tokens, ``"lens"`` one of the read-outs'
+                KL; ``"curve"`` is the share that survives over layers; ``"tokens"`` ranks what was
+                promoted and suppressed.
+            intervention: Which of several projections and their propagation are of.
 
         Raises:
             UnknownNameError: Another name.
             SteerlensError: No such intervention, or ``"lens"`` without read-outs.
         """
-        from steerlens.effects.drawing import picture
+        from steerlens import views
 
-        return picture(self, what, intervention)
+        if not 0 <= intervention < len(self.interventions):
+            raise SteerlensError(
+                f"intervention {intervention} does not exist; there are {len(self.interventions)}, "
+                "counted from 0"
+            )
+        name = self.interventions[intervention]
+        if what in _SHADED:
+            table = self.table.assign(
+                projection_before=self.projection_before[intervention].tolist(),
+                projection_after=self.projection_after[intervention].tolist(),
+            )
+            title = f"What steering does to each token: {_SHADED[what]}"
+            sections = views.prompt_and_response(table)
+            return views.text_figure(sections, what, title=title, subtitle=name)
+        if what in _MAPS:
+            quantity, unit, title = _MAPS[what]
+            values = getattr(
+                self.propagation, "projection_change" if what == "propagation" else what
+            )
+            per_intervention = values.ndim == 3
+            return views.layer_token_map(
+                self.tokens,
+                self.propagation.layers,
+                values[intervention] if per_intervention else values,
+                quantity,
+                unit=unit,
+                signed=what != "shift",
+                n_prompt=self.n_prompt,
+                title=title,
+                subtitle=name if per_intervention else "; ".join(self.interventions),
+            )
+        if what == "curve":
+            return self.propagation.plot(dict(enumerate(self.interventions)))
+        if what == "tokens":
+            return views.ranked_tokens(
+                self.mean_promoted,
+                self.mean_suppressed,
+                quantity="mean change of probability over the response",
+                title="Tokens that steering promotes and suppresses",
+            )
+        if what != "lens":
+            raise unknown_name("picture", what, PICTURES)
+        if self.lens is None:
+            raise SteerlensError(
+                "no layer was read through the logit lens; ask with lens_layers=[…]"
+            )
+        return self.lens.plot()
 
-    def _repr_html_(self) -> str:
-        from steerlens.effects.drawing import summary_of_effects
+    def _card(self) -> Mapping[str, Any]:
+        from steerlens.views import strip_excerpt
 
-        return summary_of_effects(self)
+        facts = {"steering": "; ".join(self.interventions), "largest KL": float(self.kl.max())}
+        return {"facts": facts, "table": None, "body": strip_excerpt(self.table)}
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -210,8 +282,8 @@ def token_effects(
         prompt_tokens: Ids of the rendered prompt.
         response_tokens: Ids of the response; scope ``response`` touches these.
         steering: The `Steering` to apply; anything else is refused in a sentence.
-        layers: Layers at which to record how the interventions travel; by default all from the
-            first steered one on. The steered layers are always among them.
+        layers: Layers at which to record what is left of the interventions; by default all from
+            the first steered one on. The steered layers are always among them.
         lens_layers: Layers to read through the logit lens; each costs about as much again as the
             comparison of the final distributions.
         read_at: Where the vector was read, to be marked: ``"last_prompt"``, ``"response_mean"``,
@@ -251,7 +323,7 @@ def scored(
     recorded = later if layers is None else {*check_layers(model, layers), *steering.layers}
     lens = check_layers(model, lens_layers) if lens_layers else ()
     read = _read_positions(read_at, n_prompt, len(ids))
-    recorder = TravelRecorder(steering, sorted(recorded), len(ids))
+    recorder = PropagationRecorder(steering, sorted(recorded), len(ids))
     decode = decoder(model)
     with both_streams(
         model,
@@ -278,12 +350,18 @@ def scored(
         projection_after=recorder.after,
         steered=_touched(steering, n_prompt, len(ids)),
         read=read,
-        travel=recorder.travel(),
+        propagation=recorder.propagation(),
         lens=readout,
         interventions=tuple(one.describe() for one in steering.interventions),
         steering=steering,
         **vars(compared),
     )
+
+
+def token_table(tokens: Sequence[str], n_prompt: int) -> pd.DataFrame:
+    """One row per token: position, token, role."""
+    roles = ["prompt"] * n_prompt + ["response"] * (len(tokens) - n_prompt)
+    return pd.DataFrame({"position": range(len(tokens)), "token": tokens, "role": roles})
 
 
 def check_steering(steering: object) -> None:

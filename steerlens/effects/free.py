@@ -11,28 +11,38 @@ log-probability are therefore not given here; they belong to forced mode
 (`steerlens.effects.forced`), where both models read the same text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
-from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.effects.alignment import MIN_RUN, Alignment, align, parts_at
-from steerlens.effects.distributions import own_text
-from steerlens.effects.forced import TokenEffects, token_texts
+from steerlens.effects.alignment import MIN_SHARED, Alignment, align, parts_at
+from steerlens.effects.distributions import score
+from steerlens.effects.forced import TokenEffects, token_table, token_texts
 from steerlens.effects.streams import Stream, other_ending
+from steerlens.errors import unknown_name
 from steerlens.steering.interventions import Steering
+from steerlens.views import Result
 
-__all__ = ["BaselineReader", "FreeEffects", "OwnText", "free_effects"]
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["BaselineReader", "FreeEffects", "ScoredText", "free_effects"]
+
+_SHADED = {
+    "surprisal": "surprisal",
+    "entropy": "entropy of the next token",
+    "projection": "projection on the direction",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OwnText:
+class ScoredText:
     """One response under the model that wrote it.
 
     Attributes:
@@ -56,19 +66,13 @@ class OwnText:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a token; the projection is that of the first intervention."""
-        n_tokens = len(self.tokens)
-        return pd.DataFrame(
-            {
-                "position": range(n_tokens),
-                "token": self.tokens,
-                "role": ["prompt"] * self.n_prompt + ["response"] * (n_tokens - self.n_prompt),
-                "steered": self.steered.any(dim=0).tolist(),
-                "logprob": self.logprob.tolist(),
-                "surprisal": (-self.logprob).tolist(),
-                "entropy": self.entropy.tolist(),
-                "projection": self.projection[0].tolist(),
-            }
+        """One row per token; the projection is that of the first intervention."""
+        return token_table(self.tokens, self.n_prompt).assign(
+            steered=self.steered.any(dim=0).tolist(),
+            logprob=self.logprob.tolist(),
+            surprisal=(-self.logprob).tolist(),
+            entropy=self.entropy.tolist(),
+            projection=self.projection[0].tolist(),
         )
 
     def __len__(self) -> int:
@@ -77,13 +81,13 @@ class OwnText:
     def __repr__(self) -> str:
         mean = float(self.logprob[max(self.n_prompt, 1) :].mean())
         return (
-            f"OwnText({self.n_prompt} prompt + {len(self) - self.n_prompt} response tokens, mean "
-            f"log-probability {mean:.3g} nats a response token)"
+            f"ScoredText({self.n_prompt} prompt + {len(self) - self.n_prompt} response tokens, "
+            f"mean log-probability {mean:.3g} nats per response token)"
         )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FreeEffects:
+class FreeEffects(Result):
     """Two responses, each under its own model (mode ``"free"``).
 
     Attributes:
@@ -93,36 +97,35 @@ class FreeEffects:
         interventions: A phrase for each intervention.
     """
 
-    baseline: OwnText
-    steered: OwnText
+    baseline: ScoredText
+    steered: ScoredText
     alignment: Alignment
     interventions: tuple[str, ...]
-
-    @property
-    def mode(self) -> str:
-        """``"free"``: each model scores its own text (see `TokenEffects` for the other)."""
-        return "free"
+    mode: ClassVar[str] = "free"
 
     @property
     def table(self) -> pd.DataFrame:
-        """Both texts, a row a token: ``text`` says whose, ``run`` numbers what they have in common.
+        """Both texts, one row per token: ``text`` says whose, ``span`` numbers what they share.
 
-        ``run`` counts the common runs of the responses from 0, however short; it is missing where a
-        token stands in one response only, and in the prompt.
+        ``span`` counts the spans in common from 0, however short; it is missing where a token
+        stands in one response only, and in the prompt.
         """
-        frames = []
-        for name, own in (("baseline", self.baseline), ("steered", self.steered)):
-            frame = own.table
-            run = pd.Series(pd.NA, index=frame.index, dtype="Int64")
-            for number, common in enumerate(self.alignment.runs):
-                start = own.n_prompt + getattr(common, name)
-                run.iloc[start : start + common.length] = number
-            frame.insert(0, "text", name)
-            frame["run"] = run
-            frames.append(frame)
-        return pd.concat(frames, ignore_index=True)
+        tables = []
+        for name, scored in self._texts:
+            table = scored.table
+            span = pd.Series(pd.NA, index=table.index, dtype="Int64")
+            for number, shared in enumerate(self.alignment.spans):
+                start = scored.n_prompt + getattr(shared, name)
+                span.iloc[start : start + shared.length] = number
+            table.insert(0, "text", name)
+            tables.append(table.assign(span=span))
+        return pd.concat(tables, ignore_index=True)
 
-    def plot(self, what: str = "surprisal") -> Any:
+    @property
+    def _texts(self) -> tuple[tuple[str, ScoredText], ...]:
+        return ("baseline", self.baseline), ("steered", self.steered)
+
+    def plot(self, what: str = "surprisal") -> "go.Figure":
         """Both texts, shaded, with marks where they part and meet again.
 
         Args:
@@ -131,14 +134,33 @@ class FreeEffects:
         Raises:
             UnknownNameError: Another name.
         """
-        from steerlens.effects.drawing import picture_of_texts
+        from steerlens.views import Section, prompt_and_response, text_figure
 
-        return picture_of_texts(self, what)
+        if what not in _SHADED:
+            raise unknown_name("picture", what, _SHADED)
+        sections = prompt_and_response(self.baseline.table)[:1]
+        for name, scored in self._texts:
+            ending = f" ({self.alignment.describe()})" if name == "steered" else ""
+            sections.append(
+                Section(
+                    f"{name} response{ending}",
+                    scored.table[scored.n_prompt :],
+                    parts_at=self.alignment.parts_at,
+                    meets_at=tuple(getattr(span, name) for span in self.alignment.meetings),
+                )
+            )
+        title = f"Two responses, each under the model that wrote it: {_SHADED[what]}"
+        return text_figure(sections, what, title=title, subtitle="; ".join(self.interventions))
 
-    def _repr_html_(self) -> str:
-        from steerlens.effects.drawing import summary_of_texts
+    def _card(self) -> Mapping[str, Any]:
+        from steerlens.views import excerpt
 
-        return summary_of_texts(self)
+        texts = (excerpt("".join(s.tokens[s.n_prompt :]), name) for name, s in self._texts)
+        facts = {
+            "steering": "; ".join(self.interventions),
+            "tokens in common": f"{self.alignment.similarity:.0%}",
+        }
+        return {"facts": facts, "table": None, "body": "".join(texts)}
 
     def __repr__(self) -> str:
         return f"FreeEffects({self.alignment.describe()})"
@@ -149,13 +171,6 @@ class BaselineReader:
 
     Both texts begin with the prompt, and often with some of the response; from there on only the
     baseline's own tokens are run.
-
-    Args:
-        model: The model.
-        prompt_tokens: Ids of the rendered prompt.
-        baseline_tokens: Ids of the unsteered response.
-        steered_tokens: Ids of the steered response.
-        steering: What was applied.
     """
 
     def __init__(
@@ -178,20 +193,16 @@ class BaselineReader:
         """Called with the baseline's stream over the steered text."""
         if self.begin == len(self.ids) - 1:
             return
-        ones, begin = self.steering.interventions, max(self.begin, 0)
-        layers = sorted({one.layer for one in ones})
-        own = other_ending(self.model, stream, begin, self.ids, layers)
-        projection = [
-            einsum(
-                own.resid[one.layer].float(),
-                one.unit.float().to(own.resid[one.layer].device),
-                "pos d, d -> pos",
-            )
-            for one in ones
-        ]
-        self.tail = (*own_text(own, self.ids[begin:]), torch.stack(projection).cpu())
+        parts, begin = self.steering.interventions, max(self.begin, 0)
+        layers = sorted({part.layer for part in parts})
+        baseline = other_ending(self.model, stream, begin, self.ids, layers)
+        projection = []
+        for part in parts:
+            resid = baseline.resid[part.layer].float()
+            projection.append(resid @ part.unit.float().to(resid.device))
+        self.tail = (*score(baseline, self.ids[begin:]), torch.stack(projection).cpu())
 
-    def own_text(self, effects: TokenEffects) -> OwnText:
+    def scored_text(self, effects: TokenEffects) -> ScoredText:
         """The baseline's response, its shared beginning taken from the effects."""
         parts = (
             effects.logprob_baseline,
@@ -210,7 +221,7 @@ class BaselineReader:
             )
         n_tokens = len(self.ids)
         logprob, entropy, projection = parts
-        return OwnText(
+        return ScoredText(
             tokens=token_texts(self.model, self.ids),
             token_ids=self.ids,
             n_prompt=self.n_prompt,
@@ -222,19 +233,13 @@ class BaselineReader:
 
 
 def free_effects(
-    reader: BaselineReader, effects: TokenEffects, min_run: int = MIN_RUN
+    reader: BaselineReader, effects: TokenEffects, min_shared: int = MIN_SHARED
 ) -> FreeEffects:
-    """Both responses side by side, from what forced mode and the reader have found.
-
-    Args:
-        reader: Has read the baseline's response.
-        effects: Effects over the prompt and the steered response.
-        min_run: Tokens in common that count as meeting again.
-    """
+    """Both responses side by side, from what forced mode and the reader have recorded."""
     n_prompt = effects.n_prompt
     return FreeEffects(
-        baseline=reader.own_text(effects),
-        steered=OwnText(
+        baseline=reader.scored_text(effects),
+        steered=ScoredText(
             tokens=effects.tokens,
             token_ids=effects.token_ids,
             n_prompt=n_prompt,
@@ -243,6 +248,6 @@ def free_effects(
             projection=effects.projection_after,
             steered=effects.steered,
         ),
-        alignment=align(reader.ids[n_prompt:], effects.token_ids[n_prompt:], min_run),
+        alignment=align(reader.ids[n_prompt:], effects.token_ids[n_prompt:], min_shared),
         interventions=effects.interventions,
     )

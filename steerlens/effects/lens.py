@@ -13,7 +13,7 @@ than the blocks themselves on small models, so layers are read only when asked f
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -25,14 +25,19 @@ from transformer_lens.tools.analysis import logit_readout
 from steerlens.effects.distributions import Decode, compare
 from steerlens.effects.streams import Stream
 from steerlens.errors import ModelError, SteerlensError
+from steerlens.views import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["LensReadout", "read_through_lens"]
 
 N_TOP = 5
+_NUMBERS = ("kl", "logprob_baseline", "logprob_steered", "entropy_baseline", "entropy_steered")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LensReadout:
+class LensReadout(Result):
     """Both streams read at some layers; all logarithms natural.
 
     Attributes:
@@ -79,30 +84,32 @@ class LensReadout:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a layer and position."""
-        n_layers, n_tokens = self.kl.shape
-        columns = ("kl", "logprob_baseline", "logprob_steered", "entropy_baseline")
-        return pd.DataFrame(
-            {
-                "layer": torch.tensor(self.layers).repeat_interleave(n_tokens).tolist(),
-                "position": list(range(n_tokens)) * n_layers,
-                **{name: getattr(self, name).flatten().tolist() for name in columns},
-                "entropy_steered": self.entropy_steered.flatten().tolist(),
-                "top_baseline": self._words(self.top_baseline),
-                "top_steered": self._words(self.top_steered),
-            }
+        """One row per layer and position."""
+        rows = [(layer, position) for layer in self.layers for position in range(self.kl.shape[1])]
+        table = pd.DataFrame(rows, columns=["layer", "position"])
+        for name in _NUMBERS:
+            table[name] = getattr(self, name).flatten().tolist()
+        for name in ("top_baseline", "top_steered"):
+            table[name] = self._words(getattr(self, name))
+        return table
+
+    def plot(self) -> "go.Figure":
+        """KL between both read-outs over layers and tokens."""
+        from steerlens.views import layer_token_map
+
+        return layer_token_map(
+            self.tokens,
+            self.layers,
+            self.kl,
+            "KL(steered‖baseline)",
+            unit="nats",
+            signed=False,
+            n_prompt=self.n_prompt,
+            title="Where the two streams begin to say different things (logit lens)",
         )
 
-    def plot(self) -> Any:
-        """KL between both read-outs over layers and tokens."""
-        from steerlens.effects.drawing import picture_of_lens
-
-        return picture_of_lens(self)
-
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        return summary(repr(self), table=self.table, largest="kl")
+    def _card(self) -> Mapping[str, Any]:
+        return {"largest": "kl"}
 
     def _words(self, ids: Int[Tensor, "layer pos top"]) -> list[tuple[str, ...]]:
         return [tuple(self.vocabulary[i] for i in row) for row in ids.flatten(0, 1).tolist()]
@@ -122,29 +129,17 @@ def read_through_lens(
 ) -> LensReadout:
     """Read the kept layers of two streams; to be called outside `fast_modules`.
 
-    Args:
-        model: The model.
-        baseline: The baseline's stream.
-        steered: The steered one.
-        ids: Ids of the text.
-        tokens: The text, token by token.
-        n_prompt: How many tokens are prompt.
-        decode: A token's text.
-
     Raises:
         ModelError: TransformerLens cannot read this architecture through its unembedding.
     """
     layers = tuple(sorted(baseline.resid))
     n_tokens = len(ids)
     tops = torch.zeros(2, len(layers), n_tokens, N_TOP, dtype=torch.long)
-    names = ("kl", "logprob_baseline", "logprob_steered", "entropy_baseline", "entropy_steered")
-    quantities: dict[str, list[Tensor]] = {name: [] for name in names}
+    compared = []
     for place, layer in enumerate(layers):
-        plain = Stream({}, _reader(model, baseline.resid[layer], tops[0, place]))
-        moved = Stream({}, _reader(model, steered.resid[layer], tops[1, place]))
-        found = compare(plain, moved, ids, 0, decode)
-        for name in names:
-            quantities[name].append(getattr(found, name))
+        unsteered = Stream({}, _reader(model, baseline.resid[layer], tops[0, place]))
+        changed = Stream({}, _reader(model, steered.resid[layer], tops[1, place]))
+        compared.append(compare(unsteered, changed, ids, 0, decode))
     return LensReadout(
         tokens=tokens,
         n_prompt=n_prompt,
@@ -152,7 +147,7 @@ def read_through_lens(
         top_baseline=tops[0],
         top_steered=tops[1],
         vocabulary={i: decode(i) for i in set(tops.flatten().tolist())},
-        **{name: torch.stack(values) for name, values in quantities.items()},
+        **{name: torch.stack([getattr(c, name) for c in compared]) for name in _NUMBERS},
     )
 
 

@@ -1,4 +1,4 @@
-r"""How an intervention travels: what of it is left at every later layer.
+r"""How an intervention propagates: what of it is left at every later layer.
 
 Over one text let :math:`x_{lt}` be the baseline's residual at layer *l* and token *t*,
 :math:`\tilde x_{lt}` the steered one (after the interventions of that layer). An intervention along
@@ -19,7 +19,7 @@ direction later; a share near 0 does not say that its effect is gone (the shift 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -29,15 +29,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlens.steering.interventions import Steering
+from steerlens.views import Result
 
-__all__ = ["Travel", "TravelRecorder"]
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
+__all__ = ["Propagation", "PropagationRecorder"]
+
+_SHARES = ("survival", "survival_low", "survival_high")
 # A projection moved by less than this share of the residual's norm was not moved: rounding.
 _MOVED = 1e-5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Travel:
+class Propagation(Result):
     """What is left of interventions over layers × positions, in residual-stream units.
 
     Attributes:
@@ -65,7 +70,7 @@ class Travel:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row an intervention and layer, from its own layer on, over the tokens it moved there.
+        """One row per intervention and layer from its own on, over the tokens it moved.
 
         ``survival`` is the median share, ``survival_low`` and ``survival_high`` the 10th and 90th
         percentile over tokens; ``projection_change``, ``shift``, ``norm_change`` are means, and
@@ -78,55 +83,51 @@ class Travel:
                 if layer < start:
                     continue
                 share = self.survival[number, place, moved].numpy()
-                low, middle, high = (
-                    np.quantile(share, (0.1, 0.5, 0.9)) if share.size else [np.nan] * 3
-                )
-                shift, norm = (
-                    self.shift[place, moved].mean(),
-                    self.norm_baseline[place, moved].mean(),
-                )
+                ends = np.quantile(share, (0.5, 0.1, 0.9)) if share.size else np.full(3, np.nan)
+                shift = float(self.shift[place, moved].mean())
+                change = self.projection_change[number, place, moved]
                 rows.append(
                     {
                         "intervention": number,
                         "layer": layer,
-                        "survival": float(middle),
-                        "survival_low": float(low),
-                        "survival_high": float(high),
-                        "projection_change": float(
-                            self.projection_change[number, place, moved].mean()
-                        ),
-                        "shift": float(shift),
-                        "relative_shift": float(shift / norm),
+                        **dict(zip(_SHARES, ends.tolist(), strict=True)),
+                        "projection_change": float(change.mean()),
+                        "shift": shift,
+                        "relative_shift": shift / float(self.norm_baseline[place, moved].mean()),
                         "norm_change": float(self.norm_change[place, moved].mean()),
                         "n_tokens": int(moved.sum()),
                     }
                 )
         return pd.DataFrame(rows)
 
-    def plot(self) -> Any:
-        """The share that survives over layers, median and 10th to 90th percentile over tokens."""
-        from steerlens.effects.drawing import picture_of_travel
+    def plot(self, names: dict[int, str] | None = None) -> "go.Figure":
+        """The share that survives over layers, median and 10th to 90th percentile over tokens.
 
-        return picture_of_travel(self)
+        Args:
+            names: Of the interventions, for the legend.
+        """
+        from steerlens.views import survival_curve
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
+        title = "Share of the intervention left at later layers"
+        return survival_curve(self.table, names, title=title)
 
+    def _card(self) -> dict[str, Any]:
         # Of several interventions what is left of each at the end; of one how it gets there.
-        ends = self.table.groupby("intervention").tail(1)
-        return summary(repr(self), table=self.table if len(ends) == 1 else ends)
+        return (
+            {} if len(self.starts) == 1 else {"table": self.table.groupby("intervention").tail(1)}
+        )
 
     def __repr__(self) -> str:
         last = self.table.groupby("intervention").tail(1)
         shares = ", ".join(f"{share:.2f}" for share in last.survival)
         return (
-            f"Travel({len(self.layers)} layers {self.layers[0]}–{self.layers[-1]}, "
+            f"Propagation({len(self.layers)} layers {self.layers[0]}–{self.layers[-1]}, "
             f"{self.shift.shape[1]} tokens, median share left at layer {self.layers[-1]}: {shares})"
         )
 
 
-class TravelRecorder:
-    """Fills a `Travel` while the steered pass runs; residuals are not kept.
+class PropagationRecorder:
+    """Fills a `Propagation` while the steered pass runs; residuals are not kept.
 
     Args:
         steering: What is applied.
@@ -136,18 +137,13 @@ class TravelRecorder:
 
     def __init__(self, steering: Steering, layers: Sequence[int], n_tokens: int) -> None:
         self.layers = tuple(sorted(set(layers)))
-        self.starts = tuple(one.layer for one in steering.interventions)
-        self.directions = torch.stack([one.unit.float() for one in steering.interventions])
+        self.starts = tuple(part.layer for part in steering.interventions)
+        self.directions = torch.stack([part.unit.float() for part in steering.interventions])
         n_layers, n_interventions = len(self.layers), len(self.starts)
-        kept = torch.float32
-        self.change = torch.zeros(n_interventions, n_layers, n_tokens, dtype=kept)
-        self.shift, self.norm_baseline, self.norm_steered = torch.zeros(
-            3, n_layers, n_tokens, dtype=kept
-        )
+        self.change = torch.zeros(n_interventions, n_layers, n_tokens)
+        self.shift, self.norm_baseline, self.norm_steered = torch.zeros(3, n_layers, n_tokens)
         # Projections at the interventions' own layers, as `TokenEffects` shows them.
-        self.baseline, self.before, self.after = torch.zeros(
-            3, n_interventions, n_tokens, dtype=kept
-        )
+        self.baseline, self.before, self.after = torch.zeros(3, n_interventions, n_tokens)
 
     def observe(
         self,
@@ -159,37 +155,34 @@ class TravelRecorder:
         """Called by `steerlens.effects.streams.both_streams` at each layer."""
         place = self.layers.index(layer)
         self.directions = self.directions.to(after.device)
-        plain, moved = baseline.float(), after.float()
-        difference = moved - plain
+        unsteered, steered = baseline.float(), after.float()
+        difference = steered - unsteered
         self.change[:, place] = self._project(difference).cpu()
         self.shift[place] = difference.norm(dim=-1).cpu()
-        self.norm_baseline[place] = plain.norm(dim=-1).cpu()
-        self.norm_steered[place] = moved.norm(dim=-1).cpu()
-        own = [number for number, start in enumerate(self.starts) if start == layer]
-        if own:
-            for store, resid in zip(
-                (self.baseline, self.before, self.after),
-                (plain, before.float(), moved),
-                strict=True,
-            ):
-                store[own] = self._project(resid)[own].cpu()
+        self.norm_baseline[place] = unsteered.norm(dim=-1).cpu()
+        self.norm_steered[place] = steered.norm(dim=-1).cpu()
+        here = [number for number, start in enumerate(self.starts) if start == layer]
+        if here:
+            self.baseline[here] = self._project(unsteered)[here].cpu()
+            self.before[here] = self._project(before.float())[here].cpu()
+            self.after[here] = self._project(steered)[here].cpu()
 
     def _project(self, resid: Float[Tensor, "pos d_model"]) -> Float[Tensor, "intervention pos"]:
         return einsum(self.directions, resid, "intervention d, pos d -> intervention pos")
 
-    def travel(self) -> Travel:
+    def propagation(self) -> Propagation:
         """What was recorded."""
-        own = [self.layers.index(start) for start in self.starts]
-        first = self.change[torch.arange(len(own)), own]
-        is_moved = first.abs() > _MOVED * self.norm_baseline[own]
+        places = [self.layers.index(start) for start in self.starts]
+        first = self.change[torch.arange(len(places)), places]
+        is_moved = first.abs() > _MOVED * self.norm_baseline[places]
         survival = self.change / torch.where(is_moved, first, torch.nan)[:, None]
-        before = torch.tensor(self.layers)[None] < torch.tensor(self.starts)[:, None]
-        return Travel(
+        below = torch.tensor(self.layers)[None] < torch.tensor(self.starts)[:, None]
+        return Propagation(
             layers=self.layers,
             starts=self.starts,
             projection_change=self.change,
             shift=self.shift,
             norm_baseline=self.norm_baseline,
             norm_steered=self.norm_steered,
-            survival=survival.masked_fill(before[..., None], torch.nan),
+            survival=survival.masked_fill(below[..., None], torch.nan),
         )

@@ -2,23 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.effects.alignment import MIN_RUN
+from steerlens.effects.alignment import MIN_SHARED
 from steerlens.effects.forced import TokenEffects, check_steering, scored
 from steerlens.effects.free import BaselineReader, FreeEffects, free_effects
 from steerlens.engine.generation import generate
 from steerlens.errors import ModelError, SteeringError
 from steerlens.errors.arguments import text
 from steerlens.steering.interventions import Steering
+from steerlens.views import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["SteeredRun", "record_run", "steer"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SteeredRun:
+class SteeredRun(Result):
     """One prompt answered without and with steering.
 
     Attributes:
@@ -47,14 +52,27 @@ class SteeredRun:
         """Where they meet again, in the baseline and in the steered response; often nowhere."""
         return self.free.alignment.meets_at
 
-    def plot(self, what: str = "surprisal") -> Any:
+    @property
+    def table(self) -> pd.DataFrame:
+        """`TokenEffects.table`: one row per token of the prompt and the steered response."""
+        return self.effects.table
+
+    def plot(self, what: str = "surprisal") -> "go.Figure":
         """Both responses, shaded; see `FreeEffects.plot`, and `effects.plot` for forced mode."""
         return self.free.plot(what)
 
-    def _repr_html_(self) -> str:
-        from steerlens.effects.drawing import summary_of_run
+    def _card(self) -> Mapping[str, Any]:
+        from steerlens.views import excerpt, strip_excerpt
 
-        return summary_of_run(self)
+        steered = self.table[self.table["role"] == "response"]
+        body = (
+            f"<div>{self.free.alignment.describe()}</div>"
+            f"{excerpt(self.baseline, 'baseline')}{excerpt(self.steered, 'steered')}"
+            '<div style="margin-top:.5em;font-size:.8em;opacity:.7">steered, shaded by what '
+            f"steering changed</div>{strip_excerpt(steered, parts_at=self.parts_at)}"
+        )
+        facts = {"steering": "; ".join(self.effects.interventions)}
+        return {"heading": f"Prompt: {self.prompt}", "facts": facts, "table": None, "body": body}
 
     def __repr__(self) -> str:
         parts = "the texts are equal" if self.parts_at is None else f"part at {self.parts_at}"
@@ -152,7 +170,7 @@ def record_run(
     layers: Sequence[int] | None = None,
     lens_layers: Sequence[int] = (),
     read_at: str | int | None = None,
-    min_run: int = MIN_RUN,
+    min_shared: int = MIN_SHARED,
 ) -> tuple[TokenEffects, FreeEffects]:
     """Both modes for two responses that exist already.
 
@@ -165,13 +183,13 @@ def record_run(
         layers: See `token_effects`.
         lens_layers: See `token_effects`.
         read_at: See `token_effects`.
-        min_run: Tokens in common that count as meeting again.
+        min_shared: Tokens in common that count as meeting again.
 
     Raises:
-        SteerlensError: As `token_effects`, or `min_run` is below 1.
+        SteerlensError: As `token_effects`, or `min_shared` is below 1.
     """
     reader = BaselineReader(model, prompt_tokens, baseline_tokens, steered_tokens, steering)
     effects = scored(
         model, prompt_tokens, steered_tokens, steering, layers, lens_layers, read_at, reader
     )
-    return effects, free_effects(reader, effects, min_run)
+    return effects, free_effects(reader, effects, min_shared)

@@ -25,6 +25,7 @@ from .text_figure import text_figure as text_figure
 from .theme import DARK as DARK
 from .theme import LIGHT as LIGHT
 from .theme import TEMPLATE as TEMPLATE
+from .tokens import strip_excerpt as strip_excerpt
 from .tokens import token_strip as token_strip
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "response_lengths",
     "save",
     "strength_sweep",
+    "strip_excerpt",
     "summary",
     "survival_curve",
     "text_figure",

@@ -40,7 +40,7 @@ class Result:
         raise NotImplementedError(f"{type(self).__name__} has no picture")
 
     def _card(self) -> Mapping[str, Any]:
-        """Arguments of `steerlens.views.summary` other than the heading, where they differ."""
+        """Arguments of `steerlens.views.summary` that differ from ``repr`` and the table."""
         return {}
 
     def _around_layer(self, layer: int) -> Mapping[str, Any]:
@@ -48,4 +48,4 @@ class Result:
         return {"around": self.table["layer"].tolist().index(layer)}
 
     def _repr_html_(self) -> str:
-        return summary(repr(self), **{"table": self.table, **self._card()})
+        return summary(**{"heading": repr(self), "table": self.table, **self._card()})

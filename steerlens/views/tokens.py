@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from itertools import groupby
 
+import pandas as pd
+
 from steerlens.views.numbers import MISSING, finite, show
 from steerlens.views.quantities import (
     LEVELS,
@@ -41,6 +43,7 @@ __all__ = [
     "details",
     "one_line",
     "strip_css",
+    "strip_excerpt",
     "strip_legend",
     "strip_limit",
     "token_strip",
@@ -49,6 +52,8 @@ __all__ = [
 
 AS_WRITTEN = "mathjax_ignore tex2jax_ignore"
 """Classes whose text MathJax 3 and 2 leave as it is."""
+# Tokens of a text in an excerpt.
+_MOST_PROMPT, _MOST_RESPONSE = 80, 240
 
 
 def token_strip(
@@ -102,6 +107,15 @@ def token_strip(
     style = f"<style>{strip_css()}</style>" if styled else ""
     below = _legend(shaded, rows, limit, parting is not None) if legend else ""
     return f'<div class="token-strip {AS_WRITTEN}">{style}{"".join(blocks)}{below}</div>'
+
+
+def strip_excerpt(table: pd.DataFrame, quantity: str = "kl", parts_at: int | None = None) -> str:
+    """A strip of the end of the prompt and the beginning of the response."""
+    prompt, response = table[table["role"] == "prompt"], table[table["role"] == "response"]
+    kept = pd.concat([prompt.tail(_MOST_PROMPT), response.head(_MOST_RESPONSE)])
+    rest = len(table) - len(kept)
+    more = f'<p style="opacity:.7">… {rest:,} tokens more; .plot() shows all</p>' if rest else ""
+    return token_strip(kept, quantity, parts_at=parts_at) + more
 
 
 def strip_limit(tokens: Rows, quantity: str = "kl") -> float:
