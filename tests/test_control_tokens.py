@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 import steerlens as sl
 from steerlens.errors import ModelError, UnknownNameError
 from steerlens.models.chat import render_prompt, tokenize_prompts
-from steerlens.models.control_tokens import control_tokens_of, literal_ids, rendered_ids
+from steerlens.models.control_tokens import control_tokens_of, escaped_ids, literal_ids
 from steerlens.models.loading import model_info
 from steerlens.tasks.pairs import ContrastPair, ContrastSet
 
@@ -172,7 +172,7 @@ def sentencepiece_like(prepend_scheme):
 def test_around_the_content_nothing_changes_with_a_sentencepiece_vocabulary(scheme, content):
     tokenizer = sentencepiece_like(scheme)
     text = f"{content}</s>{content}"
-    [ids] = rendered_ids(tokenizer, [[text]], lambda own: f"<s>a {own[0]} a</s> a", ["prompt 0"])
+    [ids] = escaped_ids(tokenizer, [[text]], lambda own: f"<s>a {own[0]} a</s> a", ["prompt 0"])
     assert [i for i in ids if i in (1, 2)] == [1, 2]
     pieces = "".join(tokenizer.convert_ids_to_tokens(ids))
     assert pieces.replace("▁", "") == f"<s>a{text}a</s>a".replace(" ", "")
@@ -192,7 +192,7 @@ def test_a_vocabulary_that_holds_the_token_as_a_piece_is_refused_with_a_sentence
         tokenizer_object=backend, eos_token="</s>", unk_token="<unk>"
     )
     with pytest.raises(ModelError, match="prompt 0 spells a control token, which the"):
-        rendered_ids(tokenizer, [["a</s>b"]], lambda own: own[0], ["prompt 0"])
+        escaped_ids(tokenizer, [["a</s>b"]], lambda own: own[0], ["prompt 0"])
 
 
 def test_texts_of_their_own_are_read_as_text_too():
@@ -239,7 +239,7 @@ class Letters(PreTrainedTokenizer):
 def test_a_tokenizer_written_in_python_reads_them_as_text_too():
     tokenizer = Letters()
     ids = {c: tokenizer.convert_tokens_to_ids(c) for c in "</s>abc "}
-    [found] = rendered_ids(tokenizer, [["a</s>b"]], lambda own: f"<s>{own[0]}</s>c", ["prompt 0"])
+    [found] = escaped_ids(tokenizer, [["a</s>b"]], lambda own: f"<s>{own[0]}</s>c", ["prompt 0"])
     assert found == [0, *(ids[c] for c in "a</s>b"), 1, ids["c"]]
     kept = tokenizer("<s>a</s>b</s>c", add_special_tokens=False)["input_ids"]
     assert kept == [0, ids["a"], 1, ids["b"], 1, ids["c"]]

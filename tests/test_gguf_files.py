@@ -55,7 +55,7 @@ def test_every_cut_of_a_file_is_refused(tmp_path: Path, share: float) -> None:
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (b"GGML" + bytes(40), "not a GGUF file; it begins with b'GGML'"),
+        (b"GGML" + bytes(40), "not a GGUF file .it begins with b'GGML'"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "version 50331648"),
         (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 0), "lies about the number of tensors"),
         (header(n_fields=2) + text("x") + struct.pack("<IIQ", 9, 0, 2**40) + bytes(9), "lies"),

@@ -83,7 +83,7 @@ class _Header:
     def check(self, architecture: str | None, max_bytes: int | None) -> None:
         magic = self.take(4, "magic")
         if magic != b"GGUF":
-            raise FileFormatError(f"{self.name} is not a GGUF file; it begins with {magic!r}")
+            raise FileFormatError(f"{self.name} is not a GGUF file (it begins with {magic!r})")
         version = self.number("<I", "version")
         if version not in (2, 3):
             raise FileFormatError(
@@ -128,7 +128,7 @@ class _Header:
         if n_bytes > self.left:
             raise FileFormatError(
                 f"{self.name} is truncated or lies about a length: {what[:60]!r} needs {n_bytes} "
-                f"bytes, {self.left} are left"
+                f"bytes, {self.left} are left; download it or write it again"
             )
         self.left -= n_bytes
 
@@ -143,7 +143,8 @@ class _Header:
         if n_items * least_bytes > self.left or self.items_left < 0:
             raise FileFormatError(
                 f"{self.name} is truncated or lies about the {what[:60]}: {n_items} do not fit "
-                f"into the {self.left} bytes that are left, or are too many"
+                f"into the {self.left} bytes that are left, or are too many; download it or write "
+                "it again"
             )
         return n_items
 
@@ -192,7 +193,7 @@ class _Header:
             if start + offset + n_bytes > self.size or total > self.size:
                 raise FileFormatError(
                     f"{self.name} is truncated or lies about a shape: the tensor {tensor[:60]!r} "
-                    f"of shape {shape} reaches beyond the file's end"
+                    f"of shape {shape} reaches beyond the file's end; download it or write it again"
                 )
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:

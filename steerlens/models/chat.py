@@ -1,11 +1,11 @@
 """Chat rendering: a user's message becomes the text, and the tokens, that a model reads.
 
 An instruction-tuned model reads its own chat template, generation marker included; a base model (no
-template) reads the plain format ``"Q: {text}\\nA:"``. Positions count from this rendered text, so
+template) reads the plain format ``"Q: {text}\\nA:"``. Positions count from the rendered text, so
 everything that reads or writes activations renders with `render_prompt` or `tokenize_prompts`.
 
 What a user typed is text: the ``<|im_end|>`` of a question about chat templates does not end the
-turn, unless ``control_tokens="keep"`` asks for it; see `steerlens.models.control_tokens`.
+turn, unless ``control_tokens="keep"`` asks for it (`steerlens.models.control_tokens`).
 
 >>> render_prompt(model, "Tell me about Rome.")[-14:]                        # doctest: +SKIP
 'm_start|>assistant\\n'
@@ -20,12 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import ModelError, first_line, unknown_name
 from steerlens.errors import arguments as checked
-from steerlens.models.control_tokens import (
-    check_control_tokens,
-    control_tokens_of,
-    holds_control_token,
-    rendered_ids,
-)
+from steerlens.models.control_tokens import escaped_ids
 from steerlens.models.identity import attached_tokenizer, model_info
 
 __all__ = ["end_token_ids", "render_prompt", "tokenize_prompts"]
@@ -37,14 +32,14 @@ CHAT_FORMATS = ("auto", "template", "plain")
 def render_prompt(
     model: TransformerBridge, text: str, chat_format: str = "auto", system: str | None = None
 ) -> str:
-    """The text the model reads for a user's message, up to where its answer begins.
+    """The text that the model reads for a user's message, up to where its answer begins.
 
     Args:
         model: The model whose format is used.
         text: The user's message.
-        chat_format: "template" (the model's chat template with generation marker), "plain"
-            (``"Q: {text}\\nA:"``), or "auto": the template if the model has one.
-        system: A system message; in the plain format it stands above, a blank line between.
+        chat_format: "template" (the model's chat template), "plain" (``"Q: {text}\\nA:"``), or
+            "auto": the template if the model has one.
+        system: A system message; in the plain format it comes first, then a blank line.
 
     Raises:
         ModelError: "the prompt is empty …", "… has no chat template …", or "the chat template of
@@ -62,11 +57,10 @@ def render_prompt(
 def _rendered(
     model: TransformerBridge, contents: Sequence[str], chosen: Literal["template", "plain"]
 ) -> str:
-    """The whole text of a user's message and, if there is one, the system message after it."""
     text, *system = contents
     if chosen == "plain":
         return "\n\n".join([*system, PLAIN_FORMAT.format(text=text)])
-    messages = [{"role": "system", "content": one} for one in system]
+    messages = [{"role": "system", "content": message} for message in system]
     messages.append({"role": "user", "content": text})
     try:
         rendered = attached_tokenizer(model).apply_chat_template(
@@ -90,19 +84,15 @@ def tokenize_prompts(
     """Token ids of each prompt as the model reads it, rendered, unpadded.
 
     A template writes its own special tokens, so none are added; in the plain format a BOS token
-    comes first where the model's tokenizer puts one.
+    comes first if the model's tokenizer puts one.
 
     Args:
         model: The model whose tokenizer and format are used.
-        prompts: Users' messages: a list, or anything else that gives strings (an array, a column
-            of a table, a generator).
+        prompts: Users' messages, in any iterable of strings.
         chat_format: As in `render_prompt`.
         control_tokens: "escape" reads a control token that a prompt spells ("<|im_end|>") as
-            text; "keep" lets it be one.
+            text; "keep" lets it act.
         system: As in `render_prompt`.
-
-    Returns:
-        One list of ids a prompt, in order.
 
     Raises:
         ModelError: "prompts is one string …", "entry 3 of prompts is …", "prompt 3 is empty …",
@@ -110,34 +100,24 @@ def tokenize_prompts(
             control token …", or as in `render_prompt`.
         UnknownNameError: "unknown chat_format …", "unknown control_tokens …".
     """
-    check_control_tokens(control_tokens)
-    given = checked.texts("prompts", prompts, ModelError)
+    texts = checked.texts("prompts", prompts, ModelError)
     more = [] if system is None else [checked.text("the system message", system, ModelError)]
-    for index, prompt in enumerate(given):
-        if re.search("[\ud800-\udfff]", prompt):
+    for index, text in enumerate(texts):
+        if re.search("[\ud800-\udfff]", text):
             raise ModelError(f"prompt {index} is not valid Unicode text; give it in UTF-8")
-        if not prompt.strip():
+        if not text.strip():
             raise ModelError(f"prompt {index} is empty; every prompt needs some text")
-    if not given:
-        return []
     chosen = _chosen_format(model, chat_format)
-    tokenizer = attached_tokenizer(model)
-    known = control_tokens_of(tokenizer) if control_tokens == "escape" else {}
-    special = [i for i, one in enumerate(given) if holds_control_token(known, [one, *more])]
-    rendered = [_rendered(model, [prompt, *more], chosen) for prompt in given]
-    tokens = [list(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]]
-    if special:
-        escaped = rendered_ids(
-            tokenizer,
-            [[given[i], *more] for i in special],
-            lambda contents: _rendered(model, contents, chosen),
-            [f"prompt {i}" for i in special],
-        )
-        for i, ids in zip(special, escaped, strict=True):
-            tokens[i] = ids
+    tokens = escaped_ids(
+        attached_tokenizer(model),
+        [[text, *more] for text in texts],
+        lambda contents: _rendered(model, contents, chosen),
+        [f"prompt {index}" for index in range(len(texts))],
+        control_tokens,
+    )
     info = model_info(model)
     if chosen == "plain" and info.prepends_bos:
-        tokens = [[int(tokenizer.bos_token_id), *ids] for ids in tokens]
+        tokens = [[int(attached_tokenizer(model).bos_token_id), *ids] for ids in tokens]
     for index, ids in enumerate(tokens):
         if len(ids) > info.context_length:
             raise ModelError(
@@ -150,19 +130,19 @@ def tokenize_prompts(
 def end_token_ids(model: TransformerBridge) -> frozenset[int]:
     """Ids of the tokens that end an answer.
 
-    The tokenizer's end-of-text token, those of the generation and model configurations (some
-    models list several), and the special token the chat template puts after an answer.
+    They are the end-of-text tokens of the tokenizer and of the generation and model configurations,
+    and the special token that the chat template puts after an answer.
     """
     tokenizer = attached_tokenizer(model)
     hf_model: Any = model.original_model
-    found: set[int] = set()
+    end: set[int] = set()
     for holder in (tokenizer, getattr(hf_model, "generation_config", None), hf_model.config):
         ids = getattr(holder, "eos_token_id", None)
         if ids is not None:
-            found.update([ids] if isinstance(ids, int) else ids)
+            end.update([ids] if isinstance(ids, int) else ids)
     if tokenizer.chat_template:
-        found |= _turn_end(tokenizer)
-    return frozenset(int(token) for token in found)
+        end |= _turn_end(tokenizer)
+    return frozenset(int(token) for token in end)
 
 
 def _chosen_format(model: TransformerBridge, chat_format: str) -> Literal["template", "plain"]:
@@ -178,7 +158,7 @@ def _chosen_format(model: TransformerBridge, chat_format: str) -> Literal["templ
 
 
 def _turn_end(tokenizer: Any) -> set[int]:
-    """The special token right after an answer in the chat template, if there is one."""
+    """The special token right after an answer in the chat template; empty if there is none."""
     answer = "steerlens"
     conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
     try:

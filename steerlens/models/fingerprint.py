@@ -1,9 +1,9 @@
-r"""What a model's tensors are at this moment: a fingerprint of all its weights and buffers.
+r"""A fingerprint of all the weights and buffers of a model, as they are at this moment.
 
-Results that are remembered are named by the model that made them. The hash of the file a model came
-from does not say what became of it since: an edit in place, another parameter, `load_state_dict`,
-TransformerLens's compatibility mode (which folds and centres weights). `fingerprint` reads every
-parameter and buffer, also buffers that no file holds (the frequencies of rotary positions).
+Remembered results are named by the model that made them. The hash of the file that a model came
+from does not show what became of it since: an edit in place, `load_state_dict`, TransformerLens's
+compatibility mode (which folds and centres weights). `fingerprint` reads every parameter and
+buffer, also buffers that no file holds (the frequencies of rotary positions).
 
 A tensor's bytes are read as 64-bit integers in rows of :math:`L = 4096`. Each of the :math:`L`
 columns is a polynomial in an odd multiplier, modulo :math:`2^{64}`,
@@ -11,25 +11,22 @@ columns is a polynomial in an odd multiplier, modulo :math:`2^{64}`,
 .. math:: c_j = \sum_{i=1}^{n} k^{\,n-i}\, w_{ij}
 
 and the SHA-256 of the columns, with names, dtypes and shapes, is the fingerprint. As :math:`k` is
-odd, a change of a single word always changes its column; where two words change places,
-:math:`k^{i}` tells them apart. Sums are exact, so the fingerprint is the same on every device and
-with any number of threads. SmolLM2 in float32 (538 MB) takes 0.12 to 0.16 s on one core, a third
-of what SHA-256 of the bytes would.
+odd, changing a single word always changes its column; where two words change places, :math:`k^{i}`
+tells them apart. Sums are exact, so the fingerprint is the same on every device and with any number
+of threads. SmolLM2 in float32 (538 MB) takes 0.12 to 0.16 s on one core, a third of SHA-256's time.
 
-Names are those in the Hugging Face model, whether or not the bridge's components stand in it at the
-moment. Tensors that only the bridge has (the parts of a joint query-key-value matrix) follow.
+Names are those in the Hugging Face model, whether or not the bridge's components stand in it.
+Tensors that only the bridge has (the parts of a joint query-key-value matrix) follow.
 
-**Caveat.** This finds changes, not forgeries. Of a weight quantised by bitsandbytes in 8 bits the
-scales are left out, which move to another place with the first forward pass. Frequencies that a
-model sets anew in each forward pass (dynamic and longrope positions) are read from the copy it
-keeps.
+**Caveat.** This finds changes, not forgeries. Of weights that bitsandbytes quantised in 8 bits the
+scales are left out, because they move with the first forward pass. Frequencies that a model sets
+anew in each forward pass (dynamic and longrope positions) are read from the copy that it keeps.
 
 >>> row = torch.arange(8192.0)
 >>> digest_of(row) == digest_of(row.clone()), digest_of(row) == digest_of(row.flip(0))
 (True, False)
 """
 
-import functools
 import hashlib
 import weakref
 from collections.abc import Container, Iterator
@@ -72,7 +69,7 @@ _CHANGING = ("dynamic", "longrope")
 def fingerprint(model: TransformerBridge) -> str:
     """The model's tensors as they are now, as 64 hexadecimal digits.
 
-    Not to be asked for while weights are rearranged (`is_rearranged`).
+    Not for a model whose weights are rearranged (`is_rearranged`).
     """
     digest = hashlib.sha256()
     # Tied weights are read once.
@@ -86,26 +83,22 @@ def fingerprint(model: TransformerBridge) -> str:
 
 
 class Stamp:
-    """What shows cheaply whether tensors may have changed since it was taken.
+    """Shows cheaply whether tensors may have changed since it was taken.
 
-    Torch counts the operations that write to a tensor. Edits of ``parameter.data`` are not counted,
-    so a stamp that still fits need not mean that all tensors are the same.
-
-    Args:
-        model: A hooked model.
+    Torch counts the operations that write to a tensor, but not edits of ``parameter.data``.
     """
 
     def __init__(self, model: TransformerBridge) -> None:
         self._switches = switches(model)
-        held = {id(one): one for one in _tensors(model)}
-        beside = [one for _, one in named_tensors(model) if id(one) not in held]
+        own = {id(tensor): tensor for tensor in _tensors(model)}
+        beside = [tensor for _, tensor in named_tensors(model) if id(tensor) not in own]
         # Not their ids, which a later tensor may get.
-        self._tensors = [(weakref.ref(one), _counted(one)) for one in held.values()]
-        self._beside = [(weakref.ref(one), _counted(one)) for one in beside]
+        self._tensors = [(weakref.ref(tensor), _counted(tensor)) for tensor in own.values()]
+        self._beside = [(weakref.ref(tensor), _counted(tensor)) for tensor in beside]
 
     def fits(self, model: TransformerBridge) -> bool:
         """Whether the model still has the same tensors, none of them written to."""
-        now = list({id(one): one for one in _tensors(model)}.values())
+        now = list({id(tensor): tensor for tensor in _tensors(model)}.values())
         return (
             self._switches == switches(model)
             and len(now) == len(self._tensors)
@@ -113,7 +106,7 @@ class Stamp:
                 ref() is tensor and counted == _counted(tensor)
                 for (ref, counted), tensor in zip(self._tensors, now, strict=True)
             )
-            # The bridge's own are not looked for again, which would take longer than all the rest.
+            # Looking for the bridge's own tensors again would take longer than all the rest.
             and all(
                 (tensor := ref()) is not None and counted == _counted(tensor)
                 for ref, counted in self._beside
@@ -121,25 +114,23 @@ class Stamp:
         )
 
     def __reduce__(self) -> tuple[Any, tuple[()]]:
-        """A copied or unpickled model has tensors of its own, which no stamp fits."""
+        """A copied model has tensors of its own, so it gets a stamp that fits nothing."""
         return _fits_nothing, ()
 
 
 def _fits_nothing() -> Stamp:
-    empty = Stamp.__new__(Stamp)
-    empty._switches, empty._tensors, empty._beside = {}, [], []
-    return empty
+    stamp = Stamp.__new__(Stamp)
+    stamp._switches, stamp._tensors, stamp._beside = {}, [], []
+    return stamp
 
 
 def _tensors(model: TransformerBridge) -> Iterator[Tensor]:
-    """Tensors of the Hugging Face model without their names; asked for often, so a plain loop."""
+    """Tensors of the Hugging Face model, without names: a plain loop, as it runs at every call."""
     waiting: list[nn.Module] = [model.original_model]
     while waiting:
         module = waiting.pop()
         for group in (parameters_of(module), buffers_of(module)):
-            for tensor in group.values():
-                if tensor is not None:
-                    yield tensor
+            yield from (tensor for tensor in group.values() if tensor is not None)
         inner = map(unwrapped, children_of(module).values())
         waiting += [child for child in inner if child is not None]
 
@@ -149,7 +140,7 @@ def _counted(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def switches(model: TransformerBridge) -> dict[str, bool]:
-    """What the bridge and the model can be switched to, and computes otherwise in."""
+    """Modes of bridge and model that change what is computed."""
     return {
         "compatibility_mode": bool(getattr(model, "compatibility_mode", False)),
         "weights_processed": weights_processed(model),
@@ -158,12 +149,12 @@ def switches(model: TransformerBridge) -> dict[str, bool]:
 
 
 def is_rearranged(model: TransformerBridge) -> bool:
-    """Whether the engine is at work: the bridge's parts are out of place, or a weight is packed."""
+    """Whether the engine is at work: components are out of place, or a weight is packed."""
     root = model.original_model
     wraps = any(is_component(module) for module in model.modules())
-    return (wraps and not any(is_component(one) for one in root.modules())) or any(
-        isinstance(one, nn.Linear) and one.weight.numel() == 0 and "forward" in vars(one)
-        for one in root.modules()
+    return (wraps and not any(is_component(module) for module in root.modules())) or any(
+        isinstance(module, nn.Linear) and module.weight.numel() == 0 and "forward" in vars(module)
+        for module in root.modules()
     )
 
 
@@ -184,7 +175,7 @@ def tensors_beside(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:
 
 
 def digest_of(tensor: Tensor) -> bytes:
-    """SHA-256 of a tensor's dtype, shape and columns; see the module's page."""
+    """SHA-256 of a tensor's dtype, shape and columns."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
     if (inside := tensors_inside(tensor)) is not None:
         names, settings = inside
@@ -210,27 +201,25 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 
 def _columns(raw: Tensor) -> Iterator[bytes]:
-    """The columns' polynomials, and what is left over as it is."""
-    n_rows = len(raw) // (_WORD * _LANES)
-    whole = n_rows * _WORD * _LANES
-    if n_rows:
-        yield _polynomials(raw[:whole]).cpu().numpy().tobytes()
+    """The columns' polynomials, then the bytes that fill no row."""
+    whole = len(raw) // (_WORD * _LANES) * (_WORD * _LANES)
+    if whole:
+        words = raw[:whole].view(torch.int64).view(-1, _LANES)
+        try:
+            polynomials = _polynomials(words)
+        except (NotImplementedError, RuntimeError, TypeError):
+            # Some devices have no products of 64-bit integers.
+            polynomials = _polynomials(words.cpu())
+        yield polynomials.cpu().numpy().tobytes()
     yield raw[whole:].cpu().numpy().tobytes()
 
 
-def _polynomials(raw: Tensor) -> Tensor:
-    words = raw.view(torch.int64).view(-1, _LANES)
-    try:
-        return _sums(words)
-    except (NotImplementedError, RuntimeError, TypeError):
-        if words.device.type == "cpu":
-            raise
-        return _sums(words.cpu())  # a device without products of 64-bit integers
-
-
-def _sums(words: Tensor) -> Tensor:
+def _polynomials(words: Tensor) -> Tensor:
     n_rows = _ROWS if words.device.type == "cpu" else _ROWS * _ROWS
-    powers = torch.tensor(_powers(n_rows + 1), device=words.device)
+    # The multiplier's powers 0, 1, …; 64-bit products wrap, as they should.
+    powers = words.new_full((n_rows + 1,), _MULTIPLIER)
+    powers[0] = 1
+    powers = powers.cumprod(0)
     sums = words.new_zeros(_LANES)
     for block in torch.split(words, n_rows):
         n = len(block)
@@ -238,20 +227,10 @@ def _sums(words: Tensor) -> Tensor:
     return sums
 
 
-@functools.cache
-def _powers(n: int) -> list[int]:
-    """The multiplier's powers 0, 1, … modulo 2^64, as signed numbers."""
-    values, power = [], 1
-    for _ in range(n):
-        values.append(power - (1 << 64) if power >> 63 else power)
-        power = power * _MULTIPLIER % (1 << 64)
-    return values
-
-
 def _of_the_model(
     root: nn.Module, modules: dict[int, str] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of the Hugging Face model by name; `modules` is told which modules were met."""
+    """Tensors of the Hugging Face model by name; the modules are noted in `modules`."""
     for name, module in _named_modules(root, {} if modules is None else modules):
         for key, tensor in _held(module):
             yield f"{name}.{key}" if name else key, tensor
@@ -260,18 +239,18 @@ def _of_the_model(
 def _named_modules(
     module: nn.Module, seen: dict[int, str], name: str = ""
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The model's own modules, the bridge's components left out, each once for each name."""
+    """The model's own modules without the bridge's components, once for each name."""
     seen[id(module)] = name
     yield name, module
     for key, child in children_of(module).items():
-        if (own := unwrapped(child)) is not None:
-            yield from _named_modules(own, seen, f"{name}.{key}" if name else key)
+        if (inner := unwrapped(child)) is not None:
+            yield from _named_modules(inner, seen, f"{name}.{key}" if name else key)
 
 
 def _beside(
     module: nn.Module, name: str, of_the_model: Container[int], met: set[int]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The bridge's modules that are none of the model's, which may stand among those that are."""
+    """The bridge's modules that are not the model's, wherever they stand."""
     met.add(id(module))
     if id(module) not in of_the_model:
         yield name, module
@@ -281,7 +260,7 @@ def _beside(
 
 
 def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A module's own parameters and buffers; those that are elsewhere, from there."""
+    """A module's own parameters and buffers, those that accelerate offloaded included."""
     changing = _changing(module)
     for group in (parameters_of(module), buffers_of(module)):
         for key, tensor in group.items():
@@ -295,16 +274,18 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _changing(module: nn.Module) -> set[str]:
-    """Buffers that forward passes write anew, and of which the module keeps the original."""
+    """Buffers that forward passes overwrite, and of which the module keeps the original."""
     kind = getattr(module, "rope_type", None)
     if kind is None:
         return set()
     kinds = (
-        {f"{layer}_": one for layer, one in kind.items()} if isinstance(kind, dict) else {"": kind}
+        {f"{layer}_": value for layer, value in kind.items()}
+        if isinstance(kind, dict)
+        else {"": kind}
     )
     return {
         f"{prefix}inv_freq"
-        for prefix, one in kinds.items()
-        if any(word in str(one) for word in _CHANGING)
+        for prefix, value in kinds.items()
+        if any(word in str(value) for word in _CHANGING)
         and hasattr(module, f"{prefix}original_inv_freq")
     }

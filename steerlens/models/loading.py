@@ -1,42 +1,24 @@
-"""Models: a reference becomes a hooked language model, and text becomes what it reads.
+"""Loading: a reference becomes a hooked language model.
 
-**References.** `load_model` takes one of four kinds of reference:
+`load_model` gives a ``TransformerBridge`` (transformer_lens) with its tokenizer attached and its
+weights in the order and scale that the model's authors gave them (nothing folded or centred). What
+a reference may be is in `steerlens.models.sources`, what results record of a model in
+`steerlens.models.identity`, where its weights go in `steerlens.models.placement`, and how text
+becomes what the model reads in `steerlens.models.chat`.
 
-=============  ====================================================================================
-packaged       ``smollm2-135m-instruct`` or ``gemma-3-270m``: weights that arrive as a Python
-               package (`PACKAGED` names the install commands). Without the package the name stands
-               for the model's hub id.
-``.gguf``      a GGUF file. De-quantised once, then kept (see `steerlens.models.weights`).
-folder         ``config.json`` and ``*.safetensors``. Pickled weights (``.bin``, ``.pt``) are
-               refused: reading them can run code.
-hub id         ``owner/name``. A whole local copy is used as it is; the hub is asked only without.
-=============  ====================================================================================
-
-The model comes back as a ``TransformerBridge`` (transformer_lens), its tokenizer attached, its
-weights in the order and scale the model's authors gave them (nothing folded or centred).
-
-**Precision.** Activations differ between float32 and bfloat16 in the third decimal, so the default
-is float32. ``dtype="auto"`` takes bfloat16 where the hardware computes it fast; `model_info` tells
-which it was, and why.
-
-**Chat format.** An instruction-tuned model reads its own chat template, generation marker
-included; a base model (no template) the plain format; see `steerlens.models.chat`. What results
-record of a model is in `steerlens.models.identity`, where its weights go in
-`steerlens.models.placement`.
+The default dtype is float32, because activations differ between float32 and bfloat16 in the third
+decimal. ``dtype="auto"`` takes bfloat16 where the hardware computes it fast.
 
 **Caveats.** The bridge runs attention in its eager form, which is slower than the fused one. The
-pad token is often the end-of-text token: build masks from lengths, never from token ids. Models
-whose code lives in their repository (``trust_remote_code``) are not loaded.
+pad token is often the end-of-text token, so masks must come from lengths, never from token ids.
+Models whose code lives in their repository (``trust_remote_code``) are not loaded.
 
 >>> model = load_model("smollm2-135m-instruct")                              # doctest: +SKIP
 >>> model_info(model).n_layers                                               # doctest: +SKIP
 30
->>> render_prompt(model, "Tell me about Rome.")[-14:]                        # doctest: +SKIP
-'m_start|>assistant\\n'
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +29,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import FileFormatError, ModelError, first_line
 from steerlens.models.chat import end_token_ids, render_prompt, tokenize_prompts
-from steerlens.models.identity import ModelInfo, describe_model, keep_info, model_info
+from steerlens.models.identity import ModelInfo, keep_source, model_info
 from steerlens.models.placement import (
     Placement,
     auto_dtype,
@@ -64,7 +46,7 @@ from steerlens.models.sources import (
     available_models,
     find_source,
 )
-from steerlens.models.weights import quiet_progress, read_model, without_advice
+from steerlens.models.weights import quiet_loading, read_model
 
 __all__ = [
     "PACKAGED",
@@ -95,22 +77,19 @@ def load_model(
         ref: A packaged name, a ``.gguf`` file, a model folder, or a hub id ``owner/name``.
         dtype: "float32", "bfloat16", "float16", a `torch.dtype`, or "auto" (see `auto_dtype`).
         device: Such as "cpu" or "cuda:1"; by default CUDA, else Apple's MPS, else the CPU.
-        device_map: Spreads the model over devices, as in `transformers` ("auto", or a mapping).
-            Give this or `device`.
-        max_memory: With `device_map`, how much of each device may be used: ``{0: "70GiB", "cpu":
-            "200GiB"}``. Parts that would have to stay on the disk are refused.
-        quantization_config: Weights are quantised while they are read; see
-            `steerlens.models.placement`.
+        device_map: Spreads the model over devices; see `steerlens.models.placement`. Give this or
+            `device`.
+        max_memory: With `device_map`, how much of each device may be used.
+        quantization_config: How weights are quantised while they are read.
 
     Returns:
         The bridge, in evaluation mode.
 
     Raises:
-        UnknownNameError: "unknown model …" for a name without a slash that is not packaged;
-            "unknown dtype …".
-        ModelError: A model, device or the hub that cannot be found or reached; a folder without
-            safetensors; an architecture without hooks; a weights cache that cannot be written.
-        FileFormatError: A file that is truncated, foreign, or not what its name says.
+        UnknownNameError: "unknown model …", "unknown dtype …".
+        ModelError: A model, device or the hub cannot be found or reached; a folder has no
+            safetensors; an architecture has no hooks; the weights cache cannot be written.
+        FileFormatError: A file is truncated, foreign, or not what its name says.
     """
     if device is not None and device_map is not None:
         raise ModelError("device and device_map both say where the model goes; give one of them")
@@ -123,28 +102,27 @@ def load_model(
     torch_dtype, dtype_reason = resolve_dtype(dtype, target)
     reference = str(ref)
     source = find_source(reference)
-    with quiet_progress(), without_advice():
+    with quiet_loading():
         hf_model, tokenizer = _load_folder(source.folder, reference, torch_dtype, options)
         model = _boot(hf_model, tokenizer, reference, torch_dtype, target)
     model.eval()
-    described = describe_model(model, reference, source.kind, source.weights_hash)
-    info = replace(described, dtype_reason=dtype_reason)
-    keep_info(model, info, Placement(device_map, max_memory, quantization_config))
+    placement = Placement(device_map, max_memory, quantization_config)
+    keep_source(model, source, dtype_reason, placement)
     return model
 
 
 def _load_folder(
     folder: Path, reference: str, dtype: torch.dtype, options: Mapping[str, Any]
 ) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder; every weight of the model must be in its files."""
+    """Model and tokenizer of a folder."""
     try:
         hf_model = read_model(
             folder,
             reference,
             dtype=dtype,
-            **options,
             local_files_only=True,
             use_safetensors=True,
+            **options,
         )
     except FileFormatError:
         raise
@@ -168,9 +146,8 @@ def _load_folder(
 def _boot(
     hf_model: Any, tokenizer: Any, reference: str, dtype: torch.dtype, device: torch.device | None
 ) -> TransformerBridge:
-    # Booting would swap the tokenizer for one that always adds BOS, after loading it a second
-    # time, unless it already claims to add it. The model's own habit is kept instead; the bridge
-    # finds it out and records it as cfg.tokenizer_prepends_bos.
+    # Booting replaces a tokenizer that does not claim to add BOS by one that always adds it. The
+    # model's own habit is kept instead; the bridge records it as cfg.tokenizer_prepends_bos.
     own_settings = dict(tokenizer.init_kwargs)
     tokenizer.init_kwargs["add_bos_token"] = True
     try:
@@ -180,7 +157,7 @@ def _boot(
             reference, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
         )
     except (ValueError, KeyError, RuntimeError, AssertionError) as error:
-        # AssertionError: what torch says of a kind of device it was not compiled for.
+        # AssertionError: a kind of device that torch was not compiled for.
         raise ModelError(f"{reference} cannot be set up: {first_line(error)}") from error
     finally:
         tokenizer.init_kwargs = own_settings

@@ -1,26 +1,19 @@
-"""Where a model's weights go, and in what form: the options `load_model` passes on, checked.
+"""Where a model's weights go and in what form: the options of `load_model`, checked.
 
 ``device_map``
     spreads the layers over devices, as in `transformers`: "auto", "balanced", "sequential", or a
     mapping from module to device.
 ``max_memory``
-    beside ``device_map``: how much of each device may be used, such as ``{0: "70GiB", "cpu":
-    "200GiB"}``. What fits nowhere else goes to the CPU. What would have to stay on the disk is
-    refused: its weights are not there to be read, hooked or recorded between two passes.
+    with ``device_map``: how much of each device may be used, such as ``{0: "70GiB", "cpu":
+    "200GiB"}``. Parts that would have to stay on the disk are refused, because their weights cannot
+    be read or hooked there.
 ``quantization_config``
     a `transformers` configuration (``BitsAndBytesConfig``, ``TorchAoConfig``, …) or the same as a
-    dictionary with ``quant_method``; weights are quantised while they are read. Each kind needs
-    its own library (bitsandbytes, torchao, …).
+    dictionary with ``quant_method``. Each kind needs its own library.
 
-**What works on quantised weights.** Residuals, steering, generation and everything made of them:
-the forward pass de-quantises inside. What reads weights as matrices (the components that write a
-direction, the vocabulary read-out of a quantised unembedding) does not.
-
-**dtype and device.** `auto_dtype` is what ``dtype="auto"`` stands for; `resolve_device` and
-`resolve_dtype` turn what the user said into torch's objects, or refuse it.
-
-A quantised model answers differently, so results name it: `quantization_name` becomes part of the
-model's dtype in runs and pieces.
+Everything made of residuals works on quantised weights, because the forward pass de-quantises.
+What reads weights as matrices (components, the vocabulary read-out) does not. A quantised model
+answers differently, so results name the quantisation (`quantization_name`).
 
 >>> placement_options(None, None, {"quant_method": "bitsandbytes", "load_in_4bit": True})[
 ...     "quantization_config"].load_in_4bit
@@ -64,13 +57,7 @@ _SIZE = re.compile(r"[0-9]+(\.[0-9]+)?\s*([KMGT]i?)?B", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Placement:
-    """What `load_model` was told beside reference, dtype and device; a worker is told the same.
-
-    Attributes:
-        device_map: How the model is spread over devices.
-        max_memory: How much of each device it may use.
-        quantization_config: How its weights are quantised.
-    """
+    """What `load_model` was told besides reference, dtype and device; workers are told the same."""
 
     device_map: str | Mapping[str, str | int] | None = None
     max_memory: Mapping[int | str, int | str] | None = None
@@ -85,14 +72,17 @@ def placement_options(
     """Arguments for `from_pretrained`; empty where everything has its default.
 
     Raises:
-        ModelError: ``max_memory`` without ``device_map``, of a device that is not here, or that is
+        ModelError: ``max_memory`` without ``device_map``, for a device that is not here, or that is
             no size; a ``device_map`` that leaves parts on the disk; a quantisation that
-            `transformers` does not know.
-        UnknownNameError: "unknown device_map …".
+            `transformers` cannot use.
+        UnknownNameError: "unknown device_map …", "unknown quant_method …".
     """
     options: dict[str, Any] = {}
-    if isinstance(device_map, str) and device_map not in _MAPS and not _is_device(device_map):
-        raise unknown_name("device_map", device_map, _MAPS)
+    if isinstance(device_map, str) and device_map not in _MAPS:
+        try:
+            torch.device(device_map)
+        except RuntimeError as error:
+            raise unknown_name("device_map", device_map, _MAPS) from error
     if isinstance(device_map, Mapping):
         refuse_disk(device_map, "the model")
     if device_map is not None:
@@ -104,7 +94,7 @@ def placement_options(
                 "act on; give device_map='auto' with it"
             )
         for device, size in max_memory.items():
-            _check_room(device, size)
+            _check_max_memory(device, size)
         options["max_memory"] = dict(max_memory)
     if quantization_config is not None:
         options["quantization_config"] = _quantization(quantization_config)
@@ -114,12 +104,8 @@ def placement_options(
 def refuse_disk(device_map: Mapping[str, Any], reference: str) -> None:
     """Refuse a model of which some weights stay on the disk.
 
-    Args:
-        device_map: Where each part of it is.
-        reference: What it is called.
-
     Raises:
-        ModelError: "… leaves 2 parts of … on the disk (…) …".
+        ModelError: "the device_map leaves 2 parts of … on the disk (…) …".
     """
     parts = [str(part) or "all of it" for part, device in device_map.items() if device == "disk"]
     if parts:
@@ -133,28 +119,24 @@ def refuse_disk(device_map: Mapping[str, Any], reference: str) -> None:
 
 
 def quantization_name(quantization_config: Any) -> str | None:
-    """A short name for a quantisation: its method, its bits, and a digest of unusual settings.
-
-    Args:
-        quantization_config: As given to `placement_options`, or what a loaded model's config has.
-    """
+    """A short name for a quantisation: its method, its bits, and a digest of unusual settings."""
     if quantization_config is None:
         return None
     config = _quantization(quantization_config)
-    record = _plain(config)
+    record = _settings(config)
     method = str(getattr(record.get("quant_method"), "value", record.get("quant_method")))
     bits = record.get("bits") or (
         4 if record.get("load_in_4bit") else 8 if record.get("load_in_8bit") else None
     )
     name = method if bits is None else f"{method}-{bits}bit"
     usual = {"quant_method": method, "load_in_4bit": bits == 4, "load_in_8bit": bits == 8}
-    if method == "bitsandbytes" and record == _plain(_quantization(usual)):
+    if method == "bitsandbytes" and record == _settings(_quantization(usual)):
         return name
     text = json.dumps(record, sort_keys=True, default=str)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _settings(config: Any) -> dict[str, Any]:
     record = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
     return {key: str(value) if key.endswith("dtype") else value for key, value in record.items()}
 
@@ -183,7 +165,7 @@ def _quantization(config: Any) -> Any:
         raise ModelError(f"quantization_config cannot be used: {first_line(error)}") from error
 
 
-def _check_room(device: int | str, size: int | str) -> None:
+def _check_max_memory(device: int | str, size: int | str) -> None:
     if isinstance(device, bool) or not isinstance(device, int):
         if device not in ("cpu", "disk", "mps"):
             raise ModelError(
@@ -201,19 +183,11 @@ def _check_room(device: int | str, size: int | str) -> None:
         )
 
 
-def _is_device(name: str) -> bool:
-    try:
-        torch.device(name)
-    except RuntimeError:
-        return False
-    return True
-
-
 def auto_dtype(device: str | torch.device) -> tuple[torch.dtype, str]:
-    """The dtype ``"auto"`` stands for on a device, and why.
+    """The dtype that ``"auto"`` stands for on a device, and why.
 
-    bfloat16 where the hardware multiplies it natively (a CPU with AVX512-BF16 or AMX-BF16, CUDA
-    from compute capability 8.0); elsewhere it is emulated and slower, so float32.
+    It is bfloat16 where the hardware multiplies it natively (a CPU with AVX512-BF16 or AMX-BF16,
+    CUDA from compute capability 8.0), else float32.
 
     Raises:
         ModelError: "unknown device …" or "… is not available here".
@@ -254,11 +228,11 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device | None) -> tuple[torch.dtype, str]:
-    """The dtype asked for, and why it is that one.
+    """The dtype asked for, and why.
 
     Raises:
         UnknownNameError: "unknown dtype …".
-        ModelError: A torch dtype that models do not run in.
+        ModelError: "dtype … is not one models run in …".
     """
     if dtype == "auto":
         return auto_dtype(device if device is not None else resolve_device(None))

@@ -1,17 +1,16 @@
 """References: which weights a name, path or hub id stands for.
 
-`find_source` turns any reference that `steerlens.models.loading.load_model` takes into an ordinary
-model folder (``config.json``, ``*.safetensors``, tokenizer files) and the hash of its weights:
+=============  ====================================================================================
+packaged       ``smollm2-135m-instruct`` or ``gemma-3-270m``: a GGUF file inside installed Python
+               packages, found without importing them. Without them, the model's hub id.
+``.gguf``      A GGUF file, converted once (see `steerlens.models.weights`).
+folder         ``config.json``, ``*.safetensors`` and tokenizer files, used in place. Pickled
+               weights (``.bin``, ``.pt``) are refused: reading them can run code.
+hub id         ``owner/name``: the local hub cache if the model is there whole, else a download.
+=============  ====================================================================================
 
-- a packaged name (`PACKAGED`): a GGUF file inside an installed Python package, found without
-  importing the package, converted once (`steerlens.models.weights`); without the package, its hub
-  id;
-- a ``.gguf`` file: converted once;
-- a folder: used in place. Pickled weights are refused, because reading a pickle can run code;
-- a hub id: the local hub cache if the model is there whole, else a download.
-
-**Caveat.** A whole local copy is used without asking the hub for a newer revision, so that a run
-gives the same model with and without a network. ``hf download owner/name`` fetches the newest.
+**Caveat.** A whole local copy is used without asking the hub for a newer revision, so a run gives
+the same model with and without a network. ``hf download owner/name`` fetches the newest.
 
 >>> "smollm2-135m-instruct" in PACKAGED
 True
@@ -52,7 +51,7 @@ Kind = Literal["packaged", "gguf", "folder", "hub", "given"]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-# Seconds the hub gets to answer at all; without a network the answer "no" comes at once.
+# Seconds the hub gets to answer at all.
 HUB_TIMEOUT = 5.0
 
 
@@ -94,11 +93,13 @@ class ModelSource:
     """Where a reference leads.
 
     Attributes:
+        reference: As it was given.
         folder: An ordinary model folder.
-        kind: Which kind of reference it was.
+        kind: Which kind of reference it is.
         weights_hash: ``"sha256:…"``, see `steerlens.models.identity.ModelInfo`.
     """
 
+    reference: str
     folder: Path
     kind: Kind
     weights_hash: str
@@ -109,10 +110,10 @@ class ModelListing:
     """One model that `load_model` knows of on this machine.
 
     Attributes:
-        name: The reference to give to `load_model`.
+        name: What to give to `load_model`.
         kind: "packaged", or "hub" for one in the local hub cache.
         installed: Whether its weights are on this machine.
-        cached: Whether it loads without a conversion or download.
+        cached: Whether it loads without a conversion.
         how: The command that installs it, or the path of its weights.
     """
 
@@ -135,7 +136,7 @@ def available_models() -> list[ModelListing]:
             listings.append(ModelListing(name, "packaged", True, cached, str(parts[0])))
     try:
         repos = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE).repos
-    except CacheNotFound:  # no hub cache on this machine, so nothing to add
+    except CacheNotFound:
         return listings
     for repo in sorted(repos, key=lambda repo: repo.repo_id):
         folders = [revision.snapshot_path for revision in repo.revisions]
@@ -146,14 +147,13 @@ def available_models() -> list[ModelListing]:
 
 
 def find_source(reference: str) -> ModelSource:
-    """The model folder a reference stands for; converts or downloads what is not there yet.
+    """The model folder that a reference stands for, converted or downloaded if need be.
 
     Raises:
-        UnknownNameError: "unknown model … (a hub id is owner/name, such as openai-community/gpt2)"
-            for a name that is neither packaged nor a path.
+        UnknownNameError: "unknown model … (a hub id is owner/name, such as openai-community/gpt2)".
         ModelError: "there is no file …", "… holds no *.safetensors file …", "… holds its weights
-            only as a pickle …", "… cannot be had from the hub …", and the cache's own.
-        FileFormatError: a GGUF file that is damaged, or another kind of file.
+            only as a pickle …", "… cannot be had from the hub …", or the weights cache's own.
+        FileFormatError: A GGUF file is damaged, or the file is of another kind.
     """
     if reference in PACKAGED:
         return _packaged_source(reference)
@@ -164,23 +164,22 @@ def find_source(reference: str) -> ModelSource:
         if not path.is_file():
             raise ModelError(f"there is no file {reference}; give the path of a .gguf file")
         folder, sha256 = weights_from_gguf([path], name=path.name)
-        return ModelSource(folder, "gguf", f"sha256:{sha256}")
+        return ModelSource(reference, folder, "gguf", f"sha256:{sha256}")
     if path.is_dir():
-        return ModelSource(path, "folder", _hash_folder(path, reference))
+        return ModelSource(reference, path, "folder", _hash_folder(path, reference))
     if path.is_file():
         raise FileFormatError(
             f"{reference} is a file but not a .gguf file; give the folder that holds the model"
         )
     if HUB_ID.fullmatch(reference) and not reference.startswith("."):
         folder = _fetch_from_hub(reference)
-        return ModelSource(folder, "hub", _hash_folder(folder, reference))
+        return ModelSource(reference, folder, "hub", _hash_folder(folder, reference))
     if "/" in reference or "\\" in reference:
         raise ModelError(f"there is no folder {reference}; give a folder, a .gguf file or a hub id")
     raise _unknown_model(reference)
 
 
 def _unknown_model(reference: str) -> UnknownNameError:
-    """A name without a slash: perhaps a packaged one mistyped, perhaps half of a hub id."""
     return UnknownNameError(
         f"{unknown_name('model', reference, PACKAGED)} (a hub id is owner/name, such as "
         "openai-community/gpt2)"
@@ -192,7 +191,7 @@ def _packaged_source(name: str) -> ModelSource:
     parts = _packaged_parts(packaged)
     if parts is not None:
         folder, sha256 = weights_from_gguf(parts, name=name)
-        return ModelSource(folder, "packaged", f"sha256:{sha256}")
+        return ModelSource(name, folder, "packaged", f"sha256:{sha256}")
     try:
         folder = _fetch_from_hub(packaged.hub_id)
     except ModelError as error:
@@ -200,20 +199,17 @@ def _packaged_source(name: str) -> ModelSource:
             f"the weights of {name} are not installed, and {packaged.hub_id} cannot be had from "
             f"the hub; run `{packaged.install}`"
         ) from error
-    return ModelSource(folder, "hub", _hash_folder(folder, name))
+    return ModelSource(name, folder, "hub", _hash_folder(folder, name))
 
 
 def _packaged_parts(packaged: PackagedModel) -> list[Path] | None:
-    """The installed pieces of the GGUF file, found without importing their packages."""
+    """The installed pieces of the GGUF file; None if one is missing."""
     paths = []
     for package, file in packaged.parts:
         spec = importlib.util.find_spec(package)
         folders = (spec.submodule_search_locations or []) if spec is not None else []
-        found = next((Path(f) / file for f in folders if (Path(f) / file).is_file()), None)
-        if found is None:
-            return None
-        paths.append(found)
-    return paths
+        paths += [path for folder in folders if (path := Path(folder, file)).is_file()][:1]
+    return paths if len(paths) == len(packaged.parts) else None
 
 
 def _fetch_from_hub(hub_id: str) -> Path:
@@ -247,23 +243,19 @@ def _fetch_from_hub(hub_id: str) -> Path:
     return Path(fetched)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
-
-
 def _folder_is_whole(folder: Path) -> bool:
     """Whether config, tokenizer and every safetensors file that the index names are there."""
     named = {"model.safetensors"}
     for index in folder.glob("*.safetensors.index.json"):
         named = set(re.findall(r'"([^"]+\.safetensors)"', index.read_text(encoding="utf-8")))
-    present = {path.name for path in _weight_files(folder)}
+    present = {path.name for path in folder.glob("*.safetensors")}
     has_tokenizer = any(folder.glob("tokenizer*")) or (folder / "vocab.json").is_file()
     return (folder / "config.json").is_file() and has_tokenizer and named <= present
 
 
 def _hash_folder(folder: Path, reference: str) -> str:
-    """The folder's ``weights_hash``, after the door check: a config and safetensors."""
-    files = _weight_files(folder)
+    """The folder's ``weights_hash``; a folder without config or safetensors is refused."""
+    files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickled = [p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
         if pickled:
