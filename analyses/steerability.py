@@ -188,7 +188,7 @@ def _evidence(model: Any, instruction: str, n_fit: int, n_held_out: int) -> pd.D
     task = sl.catalogue[instruction]
     pairs = sl.contrast_pairs(task, n=n_fit, split="fit")
     held_out = sl.contrast_pairs(task, n=n_held_out, split="select")
-    cache = sl.cache_residuals(model, pairs, progress=False)
+    cache = sl.cache_residuals(model, pairs, show_progress=False)
     kinds = ("separability", "probes", "causal")
     table = gather_evidence(model, cache, held_out, kinds, progress=False).ranking.table
     return table.select_dtypes("number")
@@ -297,12 +297,12 @@ def evidence_costs(
     pairs = sl.contrast_pairs(task, n=n_fit, split="fit")
     held_out = sl.contrast_pairs(task, n=n_held_out, split="select")
     prompts = [p.uninstructed for p in sl.contrast_pairs(task, n=n_prompts, split="report")]
-    cache = sl.cache_residuals(model, pairs, progress=False)
+    cache = sl.cache_residuals(model, pairs, show_progress=False)
     vector = sl.difference_of_means(cache)
     layers = steered_layers(model)
 
     def caching() -> Any:
-        return sl.cache_residuals(model, pairs, progress=False)
+        return sl.cache_residuals(model, pairs, show_progress=False)
 
     def recovery(horizon: int) -> Any:
         return causal_recovery(model, held_out, vector, horizons=(horizon,), progress=False)

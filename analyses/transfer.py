@@ -249,7 +249,7 @@ def _three(name: str, values: Sequence[float]) -> dict[str, float]:
 def vector_of(model: Any, instruction: str, n: int) -> tuple[SteeringVector, Any]:
     """The model's own vector, and the residuals it is from."""
     pairs = sl.contrast_pairs(instruction, n=n)
-    cache = sl.cache_residuals(model, pairs, progress=False)
+    cache = sl.cache_residuals(model, pairs, show_progress=False)
     return sl.difference_of_means(cache), cache
 
 

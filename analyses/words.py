@@ -121,7 +121,7 @@ def _vectors(model: Any, word: str) -> dict[str, sl.SteeringVector]:
             model,
             sl.contrast_pairs(name, n=n, split="fit", kwargs={argument: [word]}),
             batch_size=32,
-            progress=False,
+            show_progress=False,
         )
         for name, argument in ((_USE, "keywords"), (_AVOID, "forbidden_words"))
     }

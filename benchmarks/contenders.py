@@ -200,7 +200,7 @@ def _prompt_tokens(work: Work) -> tuple[list[list[int]], int]:
 
 def ours_caching(work: Work) -> int:
     """steerlens: last-prompt residuals of both sides at all layers."""
-    sl.cache_residuals(work.model, work.pairs, batch_size=32, progress=False)
+    sl.cache_residuals(work.model, work.pairs, batch_size=32, show_progress=False)
     return _prompt_tokens(work)[1]
 
 

@@ -32,7 +32,7 @@ def recording(dtype: str, lengths: tuple[int, ...], n_rounds: int) -> list[dict[
     """Seconds of a steered answer and of recording it, by length of the answer."""
     model = sl.load_model(dtype=dtype)
     pairs = sl.contrast_pairs(INSTRUCTION, n=16)
-    vector = sl.difference_of_means(sl.cache_residuals(model, pairs, progress=False))
+    vector = sl.difference_of_means(sl.cache_residuals(model, pairs, show_progress=False))
     steering = vector.at(layer=24, strength=1.5, scope="prompt")
     sl.steer(model, PROMPT, steering, max_new_tokens=8)  # the engine's check, once a model
     rows = []

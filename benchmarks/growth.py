@@ -27,7 +27,7 @@ def measure(work: Work) -> dict[str, list[dict[str, Any]]]:
     for stop in (1, 10, 20, 30):
         run = timed(
             lambda stop=stop: len(  # type: ignore[misc]
-                sl.cache_residuals(work.model, some, layers=range(stop), progress=False).layers
+                sl.cache_residuals(work.model, some, layers=range(stop), show_progress=False).layers
             )
         )
         layers.append({"layers cached": stop, "pairs/s": len(some) / run.seconds})

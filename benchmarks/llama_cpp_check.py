@@ -64,7 +64,7 @@ def compare(
     model = sl.load_model(DEFAULT_MODEL)
     [weights] = [one.how for one in sl.available_models() if one.name == DEFAULT_MODEL]
     pairs = sl.contrast_pairs(INSTRUCTION, n=32)
-    vector = sl.difference_of_means(sl.cache_residuals(model, pairs, progress=False))
+    vector = sl.difference_of_means(sl.cache_residuals(model, pairs, show_progress=False))
     rows = tokenize_prompts(model, [one.text for one in sl.base_queries("report")][:n_prompts])
 
     def log_probabilities() -> Any:

@@ -130,7 +130,7 @@ def measure(n_rows: int, n_new: int) -> dict[str, Scores]:
     """All paths' scores of the same tokens."""
     model, exact = sl.load_model(dtype="bfloat16"), sl.load_model(dtype="float32")
     pairs = sl.contrast_pairs(INSTRUCTION, n=32)
-    vector = sl.difference_of_means(sl.cache_residuals(exact, pairs, progress=False))
+    vector = sl.difference_of_means(sl.cache_residuals(exact, pairs, show_progress=False))
 
     def rows() -> list[Row]:
         return work(model, vector, n_rows, n_new)

@@ -16,11 +16,10 @@ import sys
 import time
 from pathlib import Path
 
-from steerlens.runs.folder import LOCK
-
 import steerlens as sl
 from steerlens.behaviour.plans.fitting import FitRecipe
 from steerlens.behaviour.search import SearchSettings, Stage, search
+from steerlens.runs.store import LOCK, MANIFEST, STORE
 from steerlens.workers import WorkerSettings
 
 INSTRUCTIONS = (

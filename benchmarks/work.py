@@ -79,7 +79,7 @@ def prepare(dtype: str, sizes: Sizes) -> Work:
     ).eval()
     queries = [query.text for split in ("report", "select") for query in sl.base_queries(split)]
     prompts = queries[: sizes.n_prompts]
-    fitted = sl.cache_residuals(model, sl.contrast_pairs(INSTRUCTION, n=32), progress=False)
+    fitted = sl.cache_residuals(model, sl.contrast_pairs(INSTRUCTION, n=32), show_progress=False)
     return Work(
         sizes=sizes,
         model=model,

@@ -25,7 +25,7 @@ PIECE_ROWS, BATCH, NEW_TOKENS = 24, 24, 96
 def asked(model: Any, rows: int, elsewhere: Any = None) -> tuple[float, list[Answer]]:
     """Seconds and answers; every second row is steered."""
     pairs = sl.contrast_pairs("detectable_format:title", n=max(2, rows // 2), split="fit")
-    vector = sl.difference_of_means(sl.cache_residuals(model, pairs[:8], progress=False))
+    vector = sl.difference_of_means(sl.cache_residuals(model, pairs[:8], show_progress=False))
     steering = vector.at(layer=24)
     questions = []
     for pair in pairs:

@@ -16,7 +16,7 @@ TITLE = "detectable_format:title"
 @pytest.fixture(scope="module")
 def title(model):
     pairs = sl.contrast_pairs(TITLE, n=16)
-    return sl.difference_of_means(sl.cache_residuals(model, pairs, progress=False))
+    return sl.difference_of_means(sl.cache_residuals(model, pairs, show_progress=False))
 
 
 @pytest.fixture(scope="module")

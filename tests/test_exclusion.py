@@ -33,7 +33,7 @@ PAIRS = ContrastSet(
 
 def _jobs(model: Any, n_new: int) -> dict[str, Callable[[], Any]]:
     """Calls that rearrange or hook a model, each giving plain values."""
-    vector = sl.difference_of_means(sl.cache_residuals(model, PAIRS, progress=False))
+    vector = sl.difference_of_means(sl.cache_residuals(model, PAIRS, show_progress=False))
     layer = model.cfg.n_layers // 2
     steerings = [None, vector.at(layer=layer), vector.at(layer=0, operation="add")]
     prompts = ["Where is Rome?", "Name a fruit.", "Who was Ada?"]
@@ -42,7 +42,7 @@ def _jobs(model: Any, n_new: int) -> dict[str, Callable[[], Any]]:
         return sl.generate(model, prompts, steerings, max_new_tokens=n_new, progress=False).tokens
 
     def cache() -> Any:
-        return sl.cache_residuals(model, PAIRS, progress=False).instructed.tolist()
+        return sl.cache_residuals(model, PAIRS, show_progress=False).instructed.tolist()
 
     def recovery() -> Any:
         curve = sl.first_token_recovery(model, PAIRS, vector, progress=False)
@@ -103,7 +103,7 @@ def test_two_models_in_two_threads_run_side_by_side(tiny_folder):
 
 
 def test_steering_applied_in_one_thread_does_not_steer_another(tiny_model):
-    vector = sl.difference_of_means(sl.cache_residuals(tiny_model, PAIRS, progress=False))
+    vector = sl.difference_of_means(sl.cache_residuals(tiny_model, PAIRS, show_progress=False))
     prompt = "Where is Rome?"
     expected = sl.generate(tiny_model, prompt, max_new_tokens=6).tokens
     found: list[Any] = []

@@ -164,9 +164,9 @@ def test_in_compatibility_mode_no_library_or_map_takes_a_model_for_the_loaded_on
 ):
     pairs = ContrastSet.from_prompts([f"{i}: yes" for i in range(4)], [f"{i}:" for i in range(4)])
     model = load_model(gpt2_folder, device="cpu")
-    loaded = sl.cache_residuals(model, pairs, progress=False)
+    loaded = sl.cache_residuals(model, pairs, show_progress=False)
     model.enable_compatibility_mode()
-    folded = sl.cache_residuals(model, pairs, progress=False)
+    folded = sl.cache_residuals(model, pairs, show_progress=False)
     # The residuals are others,
     change = (folded.instructed - loaded.instructed).norm() / loaded.instructed.norm()
     assert change > 0.05

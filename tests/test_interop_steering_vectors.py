@@ -24,7 +24,7 @@ N_NEW = 10
 @pytest.fixture(scope="module")
 def title(model: TransformerBridge) -> SteeringVector:
     pairs = sl.contrast_pairs("detectable_format:title", n=8)
-    return sl.difference_of_means(sl.cache_residuals(model, pairs, progress=False))
+    return sl.difference_of_means(sl.cache_residuals(model, pairs, show_progress=False))
 
 
 def test_steering_vectors_decodes_the_same_tokens_with_an_exported_vector(

@@ -39,7 +39,7 @@ def test_bars_are_shown_as_asked_else_in_a_terminal_only(monkeypatch: pytest.Mon
 
 def calls(tiny_model, folder: Path, progress: bool | None):
     """What has a bar of its own."""
-    vector = sl.difference_of_means(sl.cache_residuals(tiny_model, PAIRS, progress=progress))
+    vector = sl.difference_of_means(sl.cache_residuals(tiny_model, PAIRS, show_progress=progress))
     sl.generate(tiny_model, ["Hi."], max_new_tokens=2, progress=progress)
     sl.first_token_recovery(tiny_model, PAIRS, vector, layers=[1], progress=progress)
     reading_components(tiny_model, PAIRS, vector, 1, progress=progress)

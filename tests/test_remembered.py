@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from transformers.utils import chat_template_utils
 
 import steerlens as sl
-from steerlens.activations.pieces import ResidualPiece
+from steerlens.activations.pieces import residual_pieces
 from steerlens.activations.shards import ShardedResiduals, shard_residuals
 from steerlens.behaviour.answers import Answerer, Question
 from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
@@ -77,7 +77,7 @@ def evaluated(model, folder, resume=False):
 
 
 def cached(model, folder):
-    return shard_residuals(model, PAIRS, folder, pairs_per_shard=3, progress=False)
+    return shard_residuals(model, PAIRS, folder, pairs_per_shard=3, show_progress=False)
 
 
 def plain_residuals(root: LlamaForCausalLM, model, layer: int) -> torch.Tensor:
@@ -141,7 +141,7 @@ def test_a_piece_is_computed_from_the_tokens_it_is_named_by_whatever_the_day(own
     on(2)
     assert [one["text"] for one in answerer._generate(piece)] == list(expected)
     # Pieces of residuals are refused rather than mixed.
-    piece = ResidualPiece.of(own, PAIRS, "last_prompt", (0,), 4)
+    [piece] = residual_pieces(own, [PAIRS], "last_prompt", (0,), 4)
     on(3)
     with pytest.raises(SteerlensError, match="read as other tokens than when it was named"):
         piece.compute(own)

@@ -75,9 +75,11 @@ def test_shards_of_a_model_hold_what_caching_in_memory_gives(tiny_model, tmp_pat
     pairs = ContrastSet.from_prompts(
         [f"Name {i}. No commas." for i in range(9)], [f"Name {i}." for i in range(9)]
     )
-    shards = shard_residuals(tiny_model, pairs, tmp_path / "s", pairs_per_shard=4, progress=False)
+    shards = shard_residuals(
+        tiny_model, pairs, tmp_path / "s", pairs_per_shard=4, show_progress=False
+    )
     assert shards.sizes == (4, 5)  # one pair alone would be no shard
-    cache = sl.cache_residuals(tiny_model, pairs, progress=False)
+    cache = sl.cache_residuals(tiny_model, pairs, show_progress=False)
     together = torch.cat([one.instructed for one in shards])
     torch.testing.assert_close(together, cache.instructed, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
@@ -89,7 +91,7 @@ def test_shards_of_a_model_hold_what_caching_in_memory_gives(tiny_model, tmp_pat
 
 def test_interrupted_caching_goes_on_and_keeps_whole_shards(tiny_model, tmp_path, monkeypatch):
     pairs = ContrastSet.from_prompts([f"{i}: yes" for i in range(6)], [f"{i}:" for i in range(6)])
-    done = shard_residuals(tiny_model, pairs, tmp_path, pairs_per_shard=2, progress=False)
+    done = shard_residuals(tiny_model, pairs, tmp_path, pairs_per_shard=2, show_progress=False)
     (tmp_path / "index.json").unlink()
     with pytest.raises(FileFormatError, match="goes on where it was interrupted"):
         ShardedResiduals.open(tmp_path)
@@ -101,7 +103,7 @@ def test_interrupted_caching_goes_on_and_keeps_whole_shards(tiny_model, tmp_path
     monkeypatch.setattr(
         ResidualPiece, "compute", lambda *given: computed.append(1) or compute(*given)
     )
-    again = shard_residuals(tiny_model, pairs, tmp_path, pairs_per_shard=2, progress=False)
+    again = shard_residuals(tiny_model, pairs, tmp_path, pairs_per_shard=2, show_progress=False)
     assert len(computed) == 1
     assert broken.read_bytes() == whole
     assert again.metadata == done.metadata
@@ -208,7 +210,9 @@ def test_caching_other_pairs_into_the_folder_and_stopped_goes_on(
         )
 
     def cached(word: str) -> ShardedResiduals:
-        return shard_residuals(tiny_model, pairs(word), tmp_path, pairs_per_shard=2, progress=False)
+        return shard_residuals(
+            tiny_model, pairs(word), tmp_path, pairs_per_shard=2, show_progress=False
+        )
 
     old = cached("old")
     with monkeypatch.context() as patched, pytest.raises(Stopped):
@@ -223,7 +227,7 @@ def test_caching_other_pairs_into_the_folder_and_stopped_goes_on(
     )
     new = cached("new")
     assert len(computed) == 3 - n
-    whole = sl.cache_residuals(tiny_model, pairs("new"), progress=False)
+    whole = sl.cache_residuals(tiny_model, pairs("new"), show_progress=False)
     np.testing.assert_allclose(new.runs(1)[0], whole.instructed[:, 1].numpy(), atol=1e-5)
     assert new.metadata["data_hash"] == whole.metadata["data_hash"] != old.metadata["data_hash"]
 

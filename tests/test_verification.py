@@ -90,9 +90,9 @@ def test_a_verdict_is_of_the_dtype_the_model_has_now(tiny_folder, monkeypatch):
 def test_autocast_around_a_call_changes_nothing_and_spoils_no_verdict(tiny_folder):
     model, other = (load_model(tiny_folder, device="cpu") for _ in range(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = sl.cache_residuals(model, PAIRS, progress=False)
+        inside = sl.cache_residuals(model, PAIRS, show_progress=False)
         texts = sl.generate(model, "Where is Rome?", max_new_tokens=8)
-    expected = sl.cache_residuals(other, PAIRS, progress=False)
+    expected = sl.cache_residuals(other, PAIRS, show_progress=False)
     assert torch.equal(inside.instructed, expected.instructed)
     assert texts.tokens == sl.generate(other, "Where is Rome?", max_new_tokens=8).tokens
     assert texts.settings["attention"] == "sdpa"

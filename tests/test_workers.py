@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +22,7 @@ import torch
 from stored_pieces import stored_pieces, wait_for_pieces
 from test_search import SMALL, TITLE
 
+import steerlens as sl
 from steerlens.activations.shards import shard_residuals
 from steerlens.behaviour.answers import Answerer, Piece, Question
 from steerlens.behaviour.judge import Judge
@@ -26,16 +30,14 @@ from steerlens.behaviour.plans import Plan
 from steerlens.behaviour.search import search
 from steerlens.cli.main import main
 from steerlens.errors import SteerlensError
-from steerlens.models.loading import load_model, model_info
+from steerlens.models.loading import load_model
 from steerlens.models.placement import Placement
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
-from steerlens.tasks.pairs import ContrastSet
 from steerlens.workers import WorkerSettings
 from steerlens.workers.cluster import _check_resources, _start, connected
-from steerlens.workers.loading import judge_arguments, load_arguments
-from steerlens.workers.packing import pack, unpack
-from steerlens.workers.pool import Pool, worker_pool
+from steerlens.workers.pool import _compact, worker_pool
+from steerlens.workers.worker import ModelWorker, WorkerModels
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(
@@ -60,7 +62,7 @@ def pieces(n: int, n_rows: int = 4, n_tokens: int = 16) -> list[Piece]:
 
 
 def evaluation(tiny_folder: Path, data: Path, out: Path) -> list[str]:
-    """The command that answers 200 prompts, with and without their instruction, in 25 pieces."""
+    """The command that answers 96 prompts, with and without their instruction, in 12 pieces."""
     rows = [
         {
             "key": key,
@@ -69,7 +71,7 @@ def evaluation(tiny_folder: Path, data: Path, out: Path) -> list[str]:
             "instruction_id_list": ["punctuation:no_comma"],
             "kwargs": [{}],
         }
-        for key in range(200)
+        for key in range(96)
     ]
     (data / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     model = ["--model", str(tiny_folder), "--dtype", "float32", "--device", "cpu"]
@@ -105,21 +107,37 @@ def tiny(tiny_folder: Path):
     return load_model(tiny_folder, device="cpu")
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Sets torch's number of threads back, which a worker in this process changes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def pool(tiny):
     with worker_pool(tiny, TWO, Judge(tiny)) as found:
         yield found
 
 
-def test_a_direction_travels_once_and_comes_back_bit_by_bit():
-    first, other = steering(seed=1), steering(seed=2)
-    kept = {}
-    packed = pack([first, None, other, first + other], kept.setdefault)
-    assert len(kept) == 2
-    again = unpack(packed, kept)
-    assert again[1] is None
-    assert [len(one.interventions) for one in again if one] == [1, 1, 2]
-    assert torch.equal(again[3].interventions[1].direction, other.interventions[0].direction)
+def test_directions_are_sent_without_the_tensor_they_are_rows_of_and_once_per_piece():
+    all_layers = torch.nn.functional.normalize(torch.randn(1000, 64), dim=1)
+    row = Intervention(1, all_layers[3], 1.0, 2.0, "add", 1.0, "all")
+    general = Intervention(2, write=all_layers[4] * 3, read=all_layers[5], gate="relu")
+    one = Steering((row, general))
+    piece = Piece("a", (Question("x", one), Question("y"), Question("z", one)), 4, 4)
+
+    sent = pickle.loads(data := pickle.dumps(_compact(piece)))
+
+    assert 10 * len(data) < len(pickle.dumps(piece))
+    steerings = [question.steering for question in sent.questions]
+    assert steerings[0] is steerings[2] and steerings[1] is None
+    for ours, theirs in zip(steerings[0].interventions, one.interventions, strict=True):
+        assert ours.label == theirs.label
+        for name in ("direction", "write", "read"):
+            there, here = getattr(ours, name), getattr(theirs, name)
+            assert there is here is None or torch.equal(there, here)
 
 
 def test_without_ray_the_sentence_says_how_to_get_it(monkeypatch):
@@ -158,40 +176,66 @@ def test_a_cluster_of_another_version_is_refused(monkeypatch):
 
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(SteerlensError, match="another version of Ray or Python than this process"):
-        _start(ray, WorkerSettings(address="auto"))
+        _start(ray, "auto")
 
 
 def test_a_worker_larger_than_any_machine_is_refused():
     machines = [{"Alive": True, "Resources": {"CPU": 16.0, "GPU": 2.0}} for _ in range(4)]
-    cluster = SimpleNamespace(
-        cluster_resources=lambda: {"CPU": 64.0, "GPU": 8.0}, nodes=lambda: machines
-    )
+    cluster = SimpleNamespace(nodes=lambda: [*machines, {"Alive": False}])
     _check_resources(cluster, WorkerSettings(workers=4, cpus=8, gpus=2))
     _check_resources(cluster, WorkerSettings(workers=8, cpus=8, gpus=0.5))
-    with pytest.raises(SteerlensError, match="4 machines of the cluster, where 0 fit"):
+    with pytest.raises(SteerlensError, match="64 CPUs, 8 GPUs on 4 machines, room for 0 workers"):
         _check_resources(cluster, WorkerSettings(workers=2, cpus=1, gpus=4))
 
 
 def test_a_worker_is_told_what_the_driver_was_told(tiny):
+    def told(settings: WorkerSettings, judge: Judge | None = None) -> WorkerModels:
+        return WorkerModels.of(tiny, judge, settings)
+
     eight = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    told = Placement("auto", {0: "70GiB"}, eight)
-    info = model_info(tiny)
-    reference, options = load_arguments(info, told, WorkerSettings(gpus=1))
-    assert Path(reference).is_absolute()
-    assert options == {
-        "dtype": "float32",
-        "device_map": "auto",
-        "max_memory": {0: "70GiB"},
-        "quantization_config": eight,
-    }
-    # Its own map and room come first; without GPUs and without a map it computes on the CPU.
-    own = WorkerSettings(gpus=2, device_map="balanced", max_memory={1: "10GiB"})
-    _, options = load_arguments(info, told, own)
-    assert (options["device_map"], options["max_memory"]) == ("balanced", {1: "10GiB"})
-    assert load_arguments(info, Placement(), TWO)[1] == {"dtype": "float32", "device": "cpu"}
+    with pytest.MonkeyPatch.context() as patch:
+        placement = Placement("auto", {0: "70GiB"}, eight)
+        patch.setattr("steerlens.workers.worker.model_placement", lambda _: placement)
+        models = told(WorkerSettings(gpus=1))
+        assert Path(models.model.reference).is_absolute()
+        assert models.model_options == {
+            "dtype": "float32",
+            "device_map": "auto",
+            "max_memory": {0: "70GiB"},
+            "quantization_config": eight,
+        }
+        # Its own map and room come first.
+        own = WorkerSettings(gpus=2, device_map="balanced", max_memory={1: "10GiB"})
+        options = told(own).model_options
+        assert (options["device_map"], options["max_memory"]) == ("balanced", {1: "10GiB"})
+    # Without GPUs and without a map it computes on the CPU.
+    assert told(TWO).model_options == {"dtype": "float32", "device": "cpu"}
     # A judge is small: one device, the worker's first.
-    assert judge_arguments(info, own) == (reference, {"dtype": "float32"})
-    assert judge_arguments(info, TWO)[1] == {"dtype": "float32", "device": "cpu"}
+    assert told(own, Judge(tiny)).judge_options == {"dtype": "float32"}
+    assert told(TWO, Judge(tiny)).judge_options == {"dtype": "float32", "device": "cpu"}
+
+
+def test_a_worker_places_its_model_as_the_driver(tiny_folder, threads):
+    room = {"cpu": "1GiB"}
+    model = load_model(tiny_folder, device_map="auto", max_memory=room)
+    member = ModelWorker(WorkerModels.of(model, None, ONE)).prepare()
+    assert (member["device_map"], member["max_memory"]) == ("auto", room)
+
+
+def test_a_worker_of_other_versions_loads_nothing(tiny):
+    models = WorkerModels.of(tiny, None, ONE)
+    worker = ModelWorker(replace(models, versions={**models.versions, "torch": "0.1"}))
+    with pytest.raises(SteerlensError, match=r"has torch .*, the driver 0\.1; install the same"):
+        worker.prepare()
+    assert worker._model is None
+
+
+@pytest.mark.parametrize("which", ["model", "judge"])
+def test_a_worker_with_other_models_is_refused_before_work_starts(tiny, which, threads):
+    models = WorkerModels.of(tiny, Judge(tiny), ONE)
+    other = replace(getattr(models, which), weights_hash="another")
+    with pytest.raises(SteerlensError, match=r"holds another .* \(weights_hash .*driver's another"):
+        ModelWorker(replace(models, **{which: other})).prepare()
 
 
 @needs_ray
@@ -200,8 +244,6 @@ def test_workers_answer_as_this_process_does(tiny, pool):
     local = Answerer(tiny)
     for piece, records in pool.answers(asked):
         assert records == local._generate(piece)
-    # The same direction in every row of every piece was sent once.
-    assert pool.sent.n_directions == 1
 
 
 @needs_ray
@@ -212,62 +254,29 @@ def test_workers_judge_as_this_process_does(tiny, pool):
 
 
 @needs_ray
-def test_a_piece_wanted_twice_is_computed_once(pool):
-    [piece] = pieces(1, n_tokens=64)
-    assert pool._task(piece) is pool._task(piece)
-    assert len(list(pool.answers([piece]))) == 1
-
-
-@needs_ray
 def test_a_poisonous_piece_is_set_aside_and_the_others_are_finished(pool):
     bad = Piece("poison", (Question("Hi", steering(width=7)),), 4, 4)
     found = []
-    with pytest.raises(SteerlensError, match=r"1 of 3 pieces were set aside, the first is poison"):
+    with pytest.raises(SteerlensError, match=r"1 of 3 pieces .*, the first is poison: .*d_model 7"):
         for piece, _ in pool.answers([bad, *pieces(2)]):
             found.append(piece.name)
     assert sorted(found) == ["piece-0", "piece-1"]
-    assert "d_model 7" in pool.set_aside["poison"]
 
 
 @needs_ray
 def test_a_killed_worker_costs_its_piece_only(tiny, pool):
     asked = pieces(8, n_rows=16, n_tokens=80)
     found = {}
-    before = pool.lost
+    before = pool.n_lost
     for piece, records in pool.answers(asked):
         if not found:
             os.kill(pool.members[0]["pid"], signal.SIGKILL)
         assert piece.name not in found
         found[piece.name] = records
-    assert pool.lost == before + 1
+    assert pool.n_lost == before + 1
     local = Answerer(tiny)
     for piece in asked:
         assert found[piece.name] == local._generate(piece)
-
-
-@needs_ray
-def test_a_piece_that_kills_every_worker_is_given_up(pool, monkeypatch):
-    [piece] = pieces(1, n_rows=32, n_tokens=100)
-    sent = Pool._sent
-
-    def and_killed(self, actor, one):
-        reference = sent(self, actor, one)
-        threading.Timer(0.02, self._ray.kill, [actor]).start()
-        return reference
-
-    monkeypatch.setattr(Pool, "_sent", and_killed)
-    with pytest.raises(SteerlensError, match=r"its worker died .* after 3 attempts"):
-        list(pool.answers([piece]))
-    monkeypatch.setattr(Pool, "_sent", sent)
-    assert len(list(pool.answers(pieces(2)))) == 2
-
-
-@needs_ray
-def test_workers_of_other_versions_are_refused(pool, monkeypatch):
-    other = {**pool.members[0]["versions"], "torch": "0.1"}
-    monkeypatch.setattr("steerlens.workers.starting.own_versions", lambda: other)
-    with pytest.raises(SteerlensError, match=r"has torch .*, this process 0\.1; install the same"):
-        pool._ready([pool._made()])
 
 
 @needs_ray
@@ -277,22 +286,8 @@ def test_fewer_resources_than_asked_leave_no_run_folder(pool, tiny_folder, tmp_p
     asked = ["--engine", "ray", "--workers", "1", "--worker-gpus", "512"]
     assert main([*command, *asked]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "1 workers of 512 GPUs need 512, the cluster has" in said
+    assert "1 workers of 1 CPUs and 512 GPUs do not fit on the cluster, which has" in said
     assert not (tmp_path / "out").exists()
-
-
-@needs_ray
-def test_ray_is_started_here_whatever_cluster_is_around(monkeypatch):
-    # Ray itself would look for this cluster, and fail or join it.
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    code = (
-        "from steerlens.workers import WorkerSettings\n"
-        "from steerlens.workers.cluster import connected\n"
-        "with connected(WorkerSettings(workers=1, cpus=0.5)) as ray:\n"
-        "    print('nodes', len(ray.nodes()))\n"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
-    assert ran.stdout.strip().endswith("nodes 1"), ran.stderr[-800:]
 
 
 @needs_ray
@@ -306,21 +301,14 @@ def test_a_model_workers_cannot_have_is_refused(tiny_folder, tmp_path):
 
 
 @needs_ray
-def test_workers_place_their_model_as_the_driver_and_cache_what_it_caches(
-    tiny_folder, tmp_path, monkeypatch
-):
-    room = {"cpu": "1GiB"}
-    model = load_model(tiny_folder, device_map="auto", max_memory=room)
-    pairs = ContrastSet.from_prompts(
+def test_workers_cache_what_this_process_caches(tiny, pool, tmp_path, monkeypatch):
+    pairs = sl.ContrastSet.from_prompts(
         [f"Name {i}. No commas." for i in range(9)], [f"Name {i}." for i in range(9)]
     )
-    sharded = partial(shard_residuals, model, pairs, pairs_per_shard=4, progress=False)
+    sharded = partial(shard_residuals, tiny, pairs, pairs_per_shard=4, show_progress=False)
     here = sharded(tmp_path / "here")
-    with worker_pool(model, ONE) as pool:
-        [told] = pool.members.values()
-        assert (told["device_map"], told["max_memory"]) == ("auto", room)
-        monkeypatch.setattr("steerlens.activations.shards.executor", lambda *_: nullcontext(pool))
-        there = sharded(tmp_path / "there", workers=ONE)
+    monkeypatch.setattr("steerlens.activations.shards.executor", lambda *_: nullcontext(pool))
+    there = sharded(tmp_path / "there", workers=ONE)
     assert there.metadata == here.metadata and there.groups == here.groups
     for ours, theirs in zip(here, there, strict=True):
         # A worker's other number of threads sums in another order.
@@ -332,7 +320,8 @@ def test_workers_place_their_model_as_the_driver_and_cache_what_it_caches(
 def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
     tiny_folder, tmp_path, monkeypatch
 ):
-    # Given an evaluation by two workers, one of which is killed, then the driver itself,
+    # Given an evaluation by two workers, one of which is killed, then the driver itself. Its Ray is
+    # started on this machine, whatever cluster RAY_ADDRESS names: there is none,
     local, out = tmp_path / "local", tmp_path / "ray"
     assert main(evaluation(tiny_folder, tmp_path, local)) == 0
     by_ray = [*evaluation(tiny_folder, tmp_path, out), "--engine", "ray", "--worker-cpus", "0.5"]
@@ -340,7 +329,7 @@ def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
         [sys.executable, "-m", "steerlens.cli.main", *by_ray],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "RAY_ADDRESS": "127.0.0.1:1"},
     )
     try:
         wait_for_pieces(driver, out, 1)
@@ -375,7 +364,12 @@ def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
 
 
 @needs_ray
-def test_a_search_by_workers_writes_the_plan_of_a_local_one(model, tmp_path):
+def test_a_search_by_workers_writes_the_plan_of_a_local_one(tiny_folder, tmp_path):
+    # The tiny model, with room for the catalogue's prompts.
+    shutil.copytree(tiny_folder, folder := tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    model = load_model(folder, device="cpu")
     names = [TITLE, "punctuation:no_comma"]
     search(model, names, tmp_path / "local", SMALL, progress=False)
     search(model, names, tmp_path / "ray", SMALL, progress=False, workers=TWO)
@@ -384,4 +378,5 @@ def test_a_search_by_workers_writes_the_plan_of_a_local_one(model, tmp_path):
         if path.name not in ("manifest.json", "run.sqlite", ".lock"):
             there = tmp_path / "ray" / path.relative_to(tmp_path / "local")
             assert there.read_bytes() == path.read_bytes()
+    assert any(path.suffix == ".safetensors" for path in local)
     assert Plan.load(tmp_path / "ray").data == Plan.load(tmp_path / "local").data

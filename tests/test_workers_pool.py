@@ -9,21 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from steerlens.behaviour.answers import Piece, Question
-from steerlens.behaviour.judge import Judge
+from steerlens.behaviour.judge import Judge, JudgePiece
 from steerlens.errors import SteerlensError
-from steerlens.models.identity import model_identity
 from steerlens.runs import Run
 from steerlens.runs.executors import executor
-from steerlens.steering.interventions import Steering
-from steerlens.steering.operations import Intervention
 from steerlens.workers import WorkerSettings
 from steerlens.workers.cluster import _start
-from steerlens.workers.equality import SAME_LIBRARIES, own_versions
-from steerlens.workers.packing import Sent, unpack, unpack_prompts
 from steerlens.workers.pool import Pool
+from steerlens.workers.worker import (
+    SAME_LIBRARIES,
+    WorkerModels,
+    check_versions,
+    installed_versions,
+)
 
 Record = dict[str, Any]
 
@@ -51,61 +51,44 @@ class FakeRay:
         RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError
     )
 
-    def __init__(self, answer: Callable[..., Any], versions: dict[str, str] | None = None) -> None:
+    def __init__(self, answer: Callable[..., Any]) -> None:
         self.answer = answer
-        self.versions = versions or own_versions()
-        self.put_objects: list[Any] = []
-        self.n_made = self.n_loaded = 0
-        self.killed: list[Any] = []
+        self.n_made = 0
         self.lets_in = True
-
-    def put(self, value: Any) -> Any:
-        self.put_objects.append(value)
-        return value
 
     def get(self, reference: Any, timeout: float | None = None) -> Any:
         return [one() for one in reference] if isinstance(reference, list) else reference()
 
     def kill(self, actor: Any) -> None:
-        self.killed.append(actor)
+        pass
 
     def remote(self, **_options: Any) -> Callable[[type], Any]:
         return lambda _class: SimpleNamespace(remote=self._made)
 
-    def _made(self, _threads: int) -> Any:
+    def _made(self, _models: Any) -> Any:
         self.n_made += 1
 
         def later(call: Callable[..., Any]) -> Any:
             return SimpleNamespace(remote=lambda *given: lambda: call(*given))
 
-        return SimpleNamespace(
-            introduce=later(self._introduce),
-            load=later(self._load),
-            answer=later(self.answer),
-            judge=later(lambda piece: [2.0] * len(piece.texts)),
-        )
+        return SimpleNamespace(prepare=later(self._prepare), compute=later(self._compute))
 
-    def _introduce(self) -> Record:
+    def _prepare(self) -> Record:
         if not self.lets_in:
             raise RayError("no room on the cluster")
-        return {"versions": self.versions, "threads": 1, "machine": "node-7", "pid": 1}
+        return {"machine": "node-7", "pid": 1}
 
-    def _load(self, _reference: str, _options: Any, judge: Any) -> Record:
-        self.n_loaded += 1
-        return dict(self.loads) | ({} if judge is None else {"judge": self.judges})
-
-    loads: Record
-    judges: Record
+    def _compute(self, piece: Any) -> Any:
+        return [2.0] * len(piece.texts) if isinstance(piece, JudgePiece) else self.answer(piece)
 
 
 @pytest.fixture
 def made(tiny_model):
     """A function that starts a pool of two workers on a fake Ray."""
 
-    def make(fake: FakeRay, judge: Judge | None = None, judges: str | None = None) -> Pool:
-        fake.loads = model_identity(tiny_model).compared
-        fake.judges = fake.loads | ({} if judges is None else {"weights_hash": judges})
-        pool = Pool(fake, tiny_model, WorkerSettings(workers=2), judge)
+    def make(fake: FakeRay) -> Pool:
+        settings = WorkerSettings(workers=2)
+        pool = Pool(fake, WorkerModels.of(tiny_model, None, settings), settings)
         pool.start()
         return pool
 
@@ -135,8 +118,8 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
     return found["value"]
 
 
-def answered(prompts: Any, *_rest: Any) -> list[Record]:
-    return [{"text": "", "n_tokens": 1, "finish_reason": "stop"}] * len(prompts)
+def answered(piece: Piece) -> list[Record]:
+    return [{"text": "", "n_tokens": 1, "finish_reason": "stop"}] * len(piece.questions)
 
 
 def test_with_no_worker_left_all_pieces_and_later_ones_get_an_error_at_once(made):
@@ -152,7 +135,7 @@ def test_with_no_worker_left_all_pieces_and_later_ones_get_an_error_at_once(made
         within(20, lambda: list(pool.answers(pieces(2))))
     # A piece that is asked for by a caller who had begun before is refused as well.
     with pytest.raises(SteerlensError, match="no worker is left"):
-        within(20, pool._task(pieces(1)[0]).done.result)
+        within(20, pool._submitted(pieces(1)[0]).result)
     pool.close()
 
 
@@ -160,15 +143,15 @@ def test_a_worker_that_fails_for_reasons_of_its_own_is_replaced_and_that_is_said
     """A device that has failed once fails for every piece after, faster than others compute."""
     broken = iter([True, True])
 
-    def answer(prompts: Any, *rest: Any) -> Any:
+    def answer(piece: Piece) -> Any:
         if next(broken, False):
             raise RayTaskError(RuntimeError("CUDA error: device-side assert\nmore"))
-        return answered(prompts, *rest)
+        return answered(piece)
 
     fake = FakeRay(answer)
     pool = made(fake)
     assert len(within(20, lambda: list(pool.answers(pieces(4))))) == 4
-    assert (pool.lost, fake.n_made, pool.set_aside) == (2, 4, {})
+    assert (pool.n_lost, fake.n_made) == (2, 4)
     assert caplog.text.count("was lost (RuntimeError: CUDA error: device-side assert)") == 2
     pool.close()
 
@@ -181,7 +164,7 @@ def test_an_error_of_this_package_costs_no_worker(made):
     pool = made(fake)
     with pytest.raises(SteerlensError, match=r"2 of 2 pieces were set aside.*no such layer"):
         within(20, lambda: list(pool.answers(pieces(2))))
-    assert (pool.lost, fake.n_made) == (0, 2)
+    assert (pool.n_lost, fake.n_made) == (0, 2)
     pool.close()
 
 
@@ -192,73 +175,77 @@ def test_a_closed_pool_refuses_pieces_at_once(made):
     with pytest.raises(SteerlensError, match="the workers have been stopped"):
         within(20, lambda: list(pool.answers(pieces(1))))
     with pytest.raises(SteerlensError, match="the workers have been stopped"):
-        within(20, pool._task(pieces(1)[0]).done.result)
+        within(20, pool._submitted(pieces(1)[0]).result)
 
 
 def test_who_waits_when_the_pool_is_closed_gets_an_error(made):
-    begun, end = threading.Event(), threading.Event()
+    begun, killed = threading.Event(), threading.Event()
 
-    def slow(*given: Any) -> Any:
+    def slow(_piece: Piece) -> Any:
         begun.set()
-        end.wait(20)
-        return answered(*given)
+        killed.wait(20)
+        raise RayError("the actor was killed")
 
-    pool = made(FakeRay(slow))
-    task = pool._task(pieces(1)[0])
+    fake = FakeRay(slow)
+    fake.kill = lambda _actor: killed.set()
+    pool = made(fake)
+    future = pool._submitted(pieces(1)[0])
     assert begun.wait(20)
-    closing = threading.Thread(target=pool.close)
-    closing.start()
-    with pytest.raises(SteerlensError, match="the run was stopped"):
-        task.done.result(timeout=60)
-    end.set()
-    closing.join(20)
-    assert not closing.is_alive()
+    pool.close()
+    with pytest.raises(SteerlensError, match="the workers have been stopped"):
+        future.result(timeout=20)
+    assert fake.n_made == 2
 
 
-@pytest.mark.parametrize("library", SAME_LIBRARIES)
-def test_other_versions_are_refused_before_any_model_is_loaded(library, made):
-    fake = FakeRay(answered, {**own_versions(), library: "0.0.1"})
-    own = own_versions()[library]
-    words = f"node-7 has {library} 0.0.1, this process {own}; install the same on every machine"
-    with pytest.raises(SteerlensError, match=re.escape(words)):
-        made(fake)
-    assert (fake.n_made, fake.n_loaded) == (2, 0)
+def test_a_piece_that_kills_every_worker_is_given_up_and_the_others_are_finished(made):
+    def answer(piece: Piece) -> Any:
+        if piece.name == "piece-1":
+            raise RayError("killed")
+        return answered(piece)
 
-
-def test_workers_with_another_judge_are_refused_before_work_starts(tiny_model, made):
-    words = "the worker on node-7 holds another .* \\(weights_hash another, here"
+    fake = FakeRay(answer)
+    pool = made(fake)
+    found = []
+    words = r"1 of 4 pieces .* is piece-1: its worker died \(killed\), after 3 attempts"
     with pytest.raises(SteerlensError, match=words):
-        made(FakeRay(answered), Judge(tiny_model), "another")
-    pool = made(FakeRay(answered), Judge(tiny_model))
+        for piece, _ in pool.answers(pieces(4)):
+            found.append(piece.name)
+    assert sorted(found) == ["piece-0", "piece-2", "piece-3"]
+    assert (pool.n_lost, fake.n_made) == (3, 5)
+    assert len(within(20, lambda: list(pool.answers(pieces(1))))) == 1
+    pool.close()
+
+
+def test_responses_to_judge_go_to_workers(tiny_model, made):
+    pool = made(FakeRay(answered))
     piece = Judge(tiny_model).piece(["The sea is wide.", "Yes."], 64)
     assert within(20, lambda: list(pool.perplexities([piece]))) == [(piece, [2.0, 2.0])]
     pool.close()
 
 
-def test_prompts_and_directions_are_put_into_the_store_once(made):
+def test_workers_that_do_not_start_are_told_with_the_reason(made):
     fake = FakeRay(answered)
-    pool = made(fake)
-    for _ in range(2):
-        within(20, lambda: list(pool.answers(pieces(3))))
-    pool.close()
-    texts = [text for bundle in fake.put_objects for text in bundle]
-    assert sorted(texts) == ["Hi", "Name 0.", "Name 1.", "Name 2."]
+    fake.lets_in = False
+    with pytest.raises(SteerlensError, match="a worker cannot be started: no room on the cluster"):
+        made(fake)
+
+    def late(*_given: Any, timeout: float) -> Any:
+        raise GetTimeoutError
+
+    fake.get = late
+    with pytest.raises(
+        SteerlensError, match=r"has not loaded .* within 600 s; is the cluster busy"
+    ):
+        made(fake)
 
 
-def test_what_is_sent_names_everything_a_worker_needs():
-    direction = torch.nn.functional.normalize(torch.arange(4.0), dim=0)
-    one = Steering((Intervention(1, direction, 1.0, 2.0, "add", 1.0, "all"),))
-    put: list[Any] = []
-    sent = Sent(lambda value: put.append(value) or value)
-    first = Piece("a", (Question("x", one), Question("y"), Question("x")), 4, 4)
-    second = Piece("b", (Question("z", one), Question("y", one)), 4, 4)
-    for piece in (first, second, first):
-        places, packed, named = sent.packed(piece)
-        seen = {k: v if isinstance(v, tuple) else torch.from_numpy(v) for k, v in named.items()}
-        assert unpack_prompts(places, seen) == [question.prompt for question in piece.questions]
-        given = [question.steering is not None for question in piece.questions]
-        assert [steering is not None for steering in unpack(packed, seen)] == given
-    assert len(put) == 3 and sent.n_directions == 1
+@pytest.mark.parametrize("library", SAME_LIBRARIES)
+def test_other_versions_are_refused(library):
+    versions = installed_versions()
+    check_versions("node-7", versions, versions)
+    words = f"node-7 has {library} 0.0.1, the driver {versions[library]}; install the same on every"
+    with pytest.raises(SteerlensError, match=re.escape(words)):
+        check_versions("node-7", {**versions, library: "0.0.1"}, versions)
 
 
 def test_settings_that_cannot_be_are_refused():
@@ -278,8 +265,8 @@ def test_settings_that_cannot_be_are_refused():
 def test_ray_never_joins_a_cluster_it_was_not_told_of():
     told: list[Record] = []
     fake = SimpleNamespace(init=lambda **options: told.append(options))
-    _start(fake, WorkerSettings())
-    _start(fake, WorkerSettings(address="10.0.0.1:6379"))
+    _start(fake, None)
+    _start(fake, "10.0.0.1:6379")
     assert [one["address"] for one in told] == ["local", "10.0.0.1:6379"]
 
 
@@ -289,9 +276,9 @@ def test_a_cluster_that_does_not_let_us_in_is_told_from_none_at_all():
 
     fake = SimpleNamespace(init=refuse)
     with pytest.raises(SteerlensError, match=r"cannot join .* at 10\.0\.0\.1:6379 .*a token"):
-        _start(fake, WorkerSettings(address="10.0.0.1:6379"))
+        _start(fake, "10.0.0.1:6379")
     with pytest.raises(SteerlensError, match="no Ray cluster at auto"):
-        _start(fake, WorkerSettings(address="auto"))
+        _start(fake, "auto")
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Caching residual-stream activations of both sides of contrast pairs.
 
-For a contrast pair *i* and a layer *l* the cache keeps one vector a side: the output of block *l*
+For a contrast pair *i* and a layer *l* the cache keeps one vector per side: the output of block *l*
 (hook ``blocks.{l}.hook_out``) read at one **position** of the rendered chat prompt:
 
 =================  ==============================================================================
@@ -11,11 +11,11 @@ an ``int``         that token of the rendered prompt; negative counts from its e
 ``"last_response"``  the last token of a given response, from which the model ends it or goes on
 =================  ==============================================================================
 
-Identical prompts run once; beginnings that prompts share (the chat preamble, both sides of a pair
-up to the instruction) are run once as well; only the asked position of the asked layers is kept,
-and blocks above the last asked one, and the unembedding, are not run. When something else on the
-model is hooked, prompts run whole, in left-padded batches sorted by length, through the bridge's
-own forward pass. Vectors are stored in float32 whatever the model computes in.
+Identical prompts run once, and so do beginnings that prompts share (the chat preamble, both sides
+of a pair up to the instruction). Blocks above the last requested layer, and the unembedding, are
+not run. When something else on the model is hooked, prompts run whole, in left-padded batches
+sorted by length, through the bridge's own forward pass. Vectors are stored in float32 whatever the
+model computes in.
 
 Caveat: padding changes the order of floating-point sums, so batched and single runs agree to
 about 1e-5 relative in float32 and 1e-2 in bfloat16.
@@ -43,17 +43,19 @@ from steerlens.activations.positions import (
     POSITIONS,
     SIDES,
     Position,
-    prompt_lengths,
-    rows_and_spans,
+    check_pairs,
+    rows_to_read,
 )
 from steerlens.engine.capture import residuals_at
+from steerlens.engine.paths import slots_for
 from steerlens.engine.residuals import Span
-from steerlens.errors import ActivationError, FileFormatError, PairsError
+from steerlens.errors import ActivationError, FileFormatError
 from steerlens.errors.arguments import layer_numbers, whole_number
 from steerlens.files import library_versions, read_tensors, write_tensors
 from steerlens.models.loading import model_info
 from steerlens.tasks.notices import about_pairs, warn_of_pairs
 from steerlens.tasks.pairs import ContrastSet
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -66,11 +68,13 @@ __all__ = [
     "check_layers",
 ]
 
-_FILE_KIND = "residual-cache"
+FILE_KIND = "residual-cache"
+# Of a default batch: more prompts run no faster on two cores, and would change the last digits.
+MOST_PROMPTS = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ResidualCache:
+class ResidualCache(Result):
     """Residual vectors of both sides of contrast pairs.
 
     Attributes:
@@ -120,19 +124,20 @@ class ResidualCache:
         n_pairs, n_layers, _ = instructed.shape
         if n_pairs < 2:
             raise ActivationError(f"at least 2 pairs are needed to compare sides; got {n_pairs}")
-        named = layer_numbers(range(n_layers) if layers is None else layers, error=ActivationError)
-        numbers = range(n_pairs) if groups is None else groups
-        grouped = layer_numbers(numbers, "groups", ActivationError)
-        if len(named) != n_layers or len(grouped) != n_pairs:
+        layers = range(n_layers) if layers is None else layers
+        groups = range(n_pairs) if groups is None else groups
+        layers = layer_numbers(layers, error=ActivationError)
+        groups = layer_numbers(groups, "groups", ActivationError)
+        if len(layers) != n_layers or len(groups) != n_pairs:
             raise ActivationError(
                 f"expected {n_layers} layer numbers and {n_pairs} groups; "
-                f"got {len(named)} and {len(grouped)}"
+                f"got {len(layers)} and {len(groups)}"
             )
         return cls(
-            instructed=_stored(instructed, "instructed", named),
-            uninstructed=_stored(uninstructed, "uninstructed", named),
-            layers=named,
-            groups=grouped,
+            instructed=_stored(instructed, "instructed", layers),
+            uninstructed=_stored(uninstructed, "uninstructed", layers),
+            layers=layers,
+            groups=groups,
             metadata=dict(metadata or {}),
         )
 
@@ -155,7 +160,7 @@ class ResidualCache:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a layer, in residual-stream units.
+        """One row per layer, in residual-stream units.
 
         ``instructed`` and ``uninstructed`` are the median norms of the two sides, each with the
         10th and 90th percentile over pairs (``…_low``, ``…_high``); ``gap`` is the distance of the
@@ -175,11 +180,9 @@ class ResidualCache:
 
         return norm_curves(self.table)
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        known = [key for key in ("instruction", "position", "model") if key in self.metadata]
-        return summary(repr(self), {key: self.metadata[key] for key in known})
+    def _card(self) -> Mapping[str, Any]:
+        known = self.metadata.keys() & {"instruction", "position", "model"}
+        return {"table": None, "facts": {key: self.metadata[key] for key in sorted(known)}}
 
     def save(self, path: str | Path) -> Path:
         """Write the cache as one safetensors file with its provenance, atomically."""
@@ -189,12 +192,12 @@ class ResidualCache:
             "layers": torch.tensor(self.layers),
             "groups": torch.tensor(self.groups),
         }
-        return write_tensors(path, _FILE_KIND, tensors, {"metadata": dict(self.metadata)})
+        return write_tensors(path, FILE_KIND, tensors, {"metadata": dict(self.metadata)})
 
     @classmethod
     def load(cls, path: str | Path) -> "ResidualCache":
         """Read a cache that `save` wrote; `FileFormatError` when the file is anything else."""
-        tensors, record = read_tensors(path, _FILE_KIND)
+        tensors, record = read_tensors(path, FILE_KIND)
         try:
             return cls.from_tensors(
                 tensors["instructed"],
@@ -219,12 +222,12 @@ def cache_residuals(
     pairs: Any,
     position: Position = "last_prompt",
     layers: Iterable[int] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     chat_format: str = "auto",
-    progress: bool | None = None,
+    show_progress: bool | None = None,
     control_tokens: str = "escape",
 ) -> ResidualCache:
-    """Run the model over both sides of the pairs and keep one residual vector a side and layer.
+    """Run the model over both sides of the pairs and keep one residual vector per side and layer.
 
     Args:
         model: A hooked model.
@@ -232,9 +235,9 @@ def cache_residuals(
             responses.
         position: Where the residual is read; see the module's table.
         layers: Layers to keep; all by default. Negative numbers count from the last layer.
-        batch_size: Prompts a forward pass.
+        batch_size: Prompts per forward pass; by default 16, or what memory allows.
         chat_format: ``"auto"``, ``"template"`` or ``"plain"``; see `steerlens.models.loading`.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        show_progress: Show a progress bar on standard error; by default only in a terminal.
         control_tokens: ``"escape"`` reads control tokens that a prompt or a response spells as
             text, ``"keep"`` lets them act; see `steerlens.models.control_tokens`.
 
@@ -249,7 +252,7 @@ def cache_residuals(
         ModelError: A prompt longer than the model's context.
     """
     cache = residuals_of(
-        model, pairs, position, layers, batch_size, chat_format, progress, control_tokens
+        model, pairs, position, layers, batch_size, chat_format, show_progress, control_tokens
     )
     warn_of_pairs(cache.metadata)
     return cache
@@ -260,40 +263,41 @@ def residuals_of(
     pairs: Any,
     position: Position,
     layers: Iterable[int] | None,
-    batch_size: int,
+    batch_size: int | None,
     chat_format: str,
-    progress: bool | None,
-    control_tokens: str,
+    show_progress: bool | None,
+    control_tokens: str = "escape",
 ) -> ResidualCache:
     """`cache_residuals` without its warnings, for parts of a set of pairs."""
-    if not isinstance(pairs, ContrastSet):
-        raise PairsError(
-            f"pairs must be a ContrastSet; got {type(pairs).__name__}; see ContrastSet.from_prompts"
-        )
-    chosen = check_layers(model, layers)
+    check_pairs(pairs)
+    layers = check_layers(model, layers)
     if not isinstance(position, str):
         position = whole_number("position", position, error=ActivationError)
-    batch_size = whole_number("batch_size", batch_size, least=1, error=ActivationError)
-    rows, spans = rows_and_spans(model, pairs, position, chat_format, control_tokens)
-    distinct: dict[tuple[tuple[int, ...], Span], int] = {}
-    places = [
-        distinct.setdefault((tuple(r), s), len(distinct)) for r, s in zip(rows, spans, strict=True)
-    ]
+    if batch_size is not None:
+        batch_size = whole_number("batch_size", batch_size, least=1, error=ActivationError)
+    rows = rows_to_read(model, pairs, position, chat_format, control_tokens)
+    # Each distinct row runs once.
+    numbers: dict[tuple[tuple[int, ...], Span], int] = {}
+    reads = [(tuple(tokens), span) for tokens, span in zip(rows.tokens, rows.spans, strict=True)]
+    index = torch.tensor([numbers.setdefault(read, len(numbers)) for read in reads])
+    if batch_size is None:
+        longest = max(map(len, rows.tokens))
+        batch_size = min(MOST_PROMPTS, slots_for(model, longest, len(numbers)))
     residuals = residuals_at(
         model,
-        [list(tokens) for tokens, _ in distinct],
-        [span for _, span in distinct],
-        chosen,
+        [list(tokens) for tokens, _ in numbers],
+        [span for _, span in numbers],
+        layers,
         batch_size=batch_size,
-        progress=progress,
-    )
-    gathered = residuals[torch.tensor(places)]
-    lengths = prompt_lengths(model, pairs, chat_format, control_tokens)
+        progress=show_progress,
+    )[index]
+    n_pairs = len(pairs)
+    lengths = rows.prompt_lengths
     info = model_info(model, exact=True)
     return ResidualCache.from_tensors(
-        gathered[: len(pairs)],
-        gathered[len(pairs) :],
-        layers=chosen,
+        residuals[:n_pairs],
+        residuals[n_pairs:],
+        layers=layers,
         groups=pairs.query_groups,
         metadata={
             "model": info.reference,
@@ -305,16 +309,24 @@ def residuals_of(
             "chat_format": info.chat_format if chat_format == "auto" else chat_format,
             "control_tokens": control_tokens,
             "position": position,
-            "n_pairs": len(pairs),
-            "n_prompts_run": len(distinct),
-            **about_pairs(pairs, *lengths),
-            "data_hash": pairs.data_hash,
-            "instruction": pairs.instruction_id,
-            "split": pairs.split,
-            "seed": pairs.seed,
+            "n_prompts_run": len(numbers),
+            **metadata_of_pairs(pairs, lengths),
             "versions": library_versions(),
         },
     )
+
+
+def metadata_of_pairs(pairs: ContrastSet, prompt_lengths: Sequence[int]) -> dict[str, Any]:
+    """What a cache records of its pairs, given the tokens of each row's prompt."""
+    n_pairs = len(pairs)
+    return {
+        "n_pairs": n_pairs,
+        **about_pairs(pairs, prompt_lengths[:n_pairs], prompt_lengths[n_pairs:]),
+        "data_hash": pairs.data_hash,
+        "instruction": pairs.instruction_id,
+        "split": pairs.split,
+        "seed": pairs.seed,
+    }
 
 
 def check_layers(model: TransformerBridge, layers: Iterable[int] | None) -> tuple[int, ...]:
@@ -345,13 +357,9 @@ def repeated_pairs(
 ) -> tuple[int, ...]:
     """A number for each pair; pairs whose residuals are the same to the last bit share one."""
     numbers: dict[bytes, int] = {}
-    found = []
-    for sides in zip(instructed.numpy(), uninstructed.numpy(), strict=True):
-        digest = hashlib.blake2b(digest_size=16)
-        for side in sides:
-            digest.update(np.ascontiguousarray(side).data)
-        found.append(numbers.setdefault(digest.digest(), len(numbers)))
-    return tuple(found)
+    sides = zip(instructed.numpy(), uninstructed.numpy(), strict=True)
+    digests = [hashlib.sha256(plus.tobytes() + minus.tobytes()).digest() for plus, minus in sides]
+    return tuple(numbers.setdefault(digest, len(numbers)) for digest in digests)
 
 
 def _stored(

@@ -1,8 +1,8 @@
 """Caching residuals in pieces that are named by what they are, and computed anywhere.
 
-`shard_residuals` keeps a piece a shard, workers compute pieces for a driver. A piece's name is made
-of the model's identity (`steerlens.models.identity`) and the token ids that are run, so another
-chat template, a changed weight or a template that writes today's date is another piece.
+`shard_residuals` makes one piece per shard; workers compute pieces for a driver. A piece's name is
+made of the model's identity (`steerlens.models.identity`) and the token ids that are run. Another
+chat template, a changed weight or a template that writes the date makes another piece.
 """
 
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import ResidualCache, residuals_of
-from steerlens.activations.positions import Position, rows_and_spans
+from steerlens.activations.positions import Position, rows_to_read
 from steerlens.engine.remembered import naming_key
 from steerlens.errors import ActivationError
 from steerlens.models.identity import digest_of_rows
 from steerlens.runs.json_text import piece_name
 from steerlens.tasks.pairs import ContrastSet
 
-__all__ = ["ResidualPiece"]
+__all__ = ["ResidualPiece", "residual_pieces"]
 
 
 @dataclass(frozen=True, eq=False)
 class ResidualPiece:
-    """Contrast pairs run together: the unit of caching that is named, and computed anywhere.
+    """Contrast pairs run together.
 
     Attributes:
         name: Made of everything the residuals depend on; see `steerlens.runs.piece_name`.
         pairs: The pairs.
         position: As for `cache_residuals`.
         layers: The layers kept, none of them negative.
-        batch_size: Prompts a forward pass.
+        batch_size: Prompts per forward pass; None as for `cache_residuals`.
         chat_format: See `steerlens.models.loading`.
         tokens: Hash of the token ids that `name` stands for.
     """
@@ -40,68 +40,12 @@ class ResidualPiece:
     pairs: ContrastSet
     position: Position
     layers: tuple[int, ...]
-    batch_size: int
+    batch_size: int | None
     chat_format: str
     tokens: str
 
-    @classmethod
-    def of(
-        cls,
-        model: TransformerBridge,
-        pairs: ContrastSet,
-        position: Position,
-        layers: tuple[int, ...],
-        batch_size: int,
-        chat_format: str = "auto",
-        **more: Any,
-    ) -> "ResidualPiece":
-        """The piece of these pairs on this model.
-
-        Args:
-            model: A hooked model.
-            pairs: As for `cache_residuals`.
-            position: As for `cache_residuals`.
-            layers: As `check_layers` gives them.
-            batch_size: Prompts a forward pass.
-            chat_format: See `steerlens.models.loading`.
-            more: What else is done with the residuals, for the name.
-
-        Raises:
-            SteerlensError: As `cache_residuals`, of prompts and positions.
-        """
-        return cls.several(model, [pairs], position, layers, batch_size, chat_format, **more)[0]
-
-    @classmethod
-    def several(
-        cls,
-        model: TransformerBridge,
-        parts: Sequence[ContrastSet],
-        position: Position,
-        layers: tuple[int, ...],
-        batch_size: int,
-        chat_format: str = "auto",
-        **more: Any,
-    ) -> "list[ResidualPiece]":
-        """As `of`, for several sets of pairs; the model's weights are read once."""
-        key = naming_key(model)
-        pieces = []
-        for pairs in parts:
-            tokens = _tokens_read(model, pairs, position, chat_format)
-            content = {
-                **key,
-                "tokens": tokens,
-                "data": pairs.data_hash,
-                "position": position,
-                "layers": list(layers),
-                "chat_format": chat_format,
-                **more,
-            }
-            name = piece_name(content)
-            pieces.append(cls(name, pairs, position, layers, batch_size, chat_format, tokens))
-        return pieces
-
     def compute(self, model: TransformerBridge) -> ResidualCache:
-        """Run the model over the pairs; every engine comes down to this call.
+        """Run the model over the pairs; both engines call this.
 
         Raises:
             ActivationError: "the prompts of this piece are now read as other tokens …".
@@ -119,14 +63,54 @@ class ResidualPiece:
             self.layers,
             self.batch_size,
             self.chat_format,
-            progress=False,
-            control_tokens="escape",
+            show_progress=False,
         )
+
+
+def residual_pieces(
+    model: TransformerBridge,
+    parts: Sequence[ContrastSet],
+    position: Position,
+    layers: tuple[int, ...],
+    batch_size: int | None = None,
+    chat_format: str = "auto",
+    **more: Any,
+) -> list[ResidualPiece]:
+    """A piece for each set of pairs; the model's weights are read once.
+
+    Args:
+        model: A hooked model.
+        parts: Sets of pairs, each as for `cache_residuals`.
+        position: As for `cache_residuals`.
+        layers: As `check_layers` gives them.
+        batch_size: Prompts per forward pass; None as for `cache_residuals`.
+        chat_format: See `steerlens.models.loading`.
+        more: What else is done with the residuals, for the name.
+
+    Raises:
+        SteerlensError: As `cache_residuals`, of prompts and positions.
+    """
+    key = naming_key(model)
+    pieces = []
+    for pairs in parts:
+        tokens = _tokens_read(model, pairs, position, chat_format)
+        content = {
+            **key,
+            "tokens": tokens,
+            "data": pairs.data_hash,
+            "position": position,
+            "layers": list(layers),
+            "chat_format": chat_format,
+            **more,
+        }
+        name = piece_name(content)
+        pieces.append(ResidualPiece(name, pairs, position, layers, batch_size, chat_format, tokens))
+    return pieces
 
 
 def _tokens_read(
     model: TransformerBridge, pairs: ContrastSet, position: Position, chat_format: str
 ) -> str:
     """Hash of the token ids that are run for some pairs, and of where each row is read."""
-    rows, spans = rows_and_spans(model, pairs, position, chat_format, "escape")
-    return digest_of_rows([*rows, *spans])
+    rows = rows_to_read(model, pairs, position, chat_format)
+    return digest_of_rows([*rows.tokens, *rows.spans])

@@ -1,6 +1,7 @@
 """Where residuals are read: the token rows of both sides of pairs, and a span in each."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -9,87 +10,102 @@ from steerlens.errors import ActivationError, PairsError, unknown_name
 from steerlens.models.control_tokens import literal_ids
 from steerlens.models.identity import attached_tokenizer
 from steerlens.models.loading import model_info, tokenize_prompts
-from steerlens.tasks.pairs import ContrastPair, ContrastSet
+from steerlens.tasks.pairs import ContrastSet
 
-__all__ = ["POSITIONS", "SIDES", "Position", "prompt_lengths", "rows_and_spans"]
+__all__ = ["POSITIONS", "SIDES", "Position", "RowsToRead", "rows_to_read"]
 
 Position = str | int
 SIDES = ("instructed", "uninstructed")
-_OF_RESPONSES = ("response_mean", "last_response")
-POSITIONS = ("last_prompt", *_OF_RESPONSES)
+RESPONSE_POSITIONS = ("response_mean", "last_response")
+POSITIONS = ("last_prompt", *RESPONSE_POSITIONS)
 
 
-def rows_and_spans(
+class RowsToRead(NamedTuple):
+    """All instructed rows, then all uninstructed ones.
+
+    Attributes:
+        tokens: Token ids of each row.
+        spans: Half-open range of tokens that each row is read at.
+        prompt_lengths: Tokens of each rendered prompt.
+    """
+
+    tokens: list[list[int]]
+    spans: list[Span]
+    prompt_lengths: list[int]
+
+
+def rows_to_read(
     model: TransformerBridge,
     pairs: ContrastSet,
     position: Position,
-    chat_format: str,
-    control_tokens: str,
-) -> tuple[list[list[int]], list[Span]]:
-    """Token rows (all instructed, then all uninstructed) and the span each is read at."""
-    rows = _prompts(model, pairs, chat_format, control_tokens)
-    if position == "last_prompt":
-        return rows, [(len(row) - 1, len(row)) for row in rows]
-    if position in _OF_RESPONSES:
-        which = [(side, i) for side in SIDES for i in range(len(pairs))]
-        responses = literal_ids(
-            attached_tokenizer(model),
-            [_response(pairs, side, i, str(position)) for side, i in which],
-            [f"the {side} response of pair {i}" for side, i in which],
-            control_tokens,
-        )
-        whole = [p + r for p, r in zip(rows, responses, strict=True)]
-        _check_context(model, whole, len(pairs))
-        if position == "last_response":
-            return whole, [(len(row) - 1, len(row)) for row in whole]
-        return whole, [(len(p), len(row)) for p, row in zip(rows, whole, strict=True)]
-    if isinstance(position, str):
-        raise unknown_name("position", str(position), POSITIONS)
-    for i, row in enumerate(rows):
-        if not -len(row) <= position < len(row):
-            raise ActivationError(
-                f"position {position} is out of range for the {SIDES[i // len(pairs)]} prompt of "
-                f"pair {i % len(pairs)}, which has {len(row)} tokens"
-            )
-    return rows, [(position % len(row), position % len(row) + 1) for row in rows]
-
-
-def prompt_lengths(
-    model: TransformerBridge,
-    pairs: ContrastSet,
     chat_format: str = "auto",
     control_tokens: str = "escape",
-) -> tuple[list[int], list[int]]:
-    """Tokens of each instructed and of each uninstructed prompt, rendered."""
-    rows = _prompts(model, pairs, chat_format, control_tokens)
+) -> RowsToRead:
+    """The token rows of both sides of pairs, and the span that each is read at.
+
+    Raises:
+        ActivationError: A position out of range, or a row longer than the model's context.
+        PairsError: No `ContrastSet`; a position in responses, and a pair without them.
+        UnknownNameError: A position that does not exist.
+    """
+    check_pairs(pairs)
+    sides = [(side, i) for side in SIDES for i in range(len(pairs))]
+    prompts = [getattr(pairs[i], side) for side, i in sides]
+    rows = tokenize_prompts(model, prompts, chat_format, control_tokens)
     lengths = [len(row) for row in rows]
-    return lengths[: len(pairs)], lengths[len(pairs) :]
+    if position == "last_prompt":
+        return RowsToRead(rows, [(n - 1, n) for n in lengths], lengths)
+    if position in RESPONSE_POSITIONS:
+        rows = _with_responses(model, rows, pairs, sides, str(position), control_tokens)
+        if position == "last_response":
+            return RowsToRead(rows, [(len(row) - 1, len(row)) for row in rows], lengths)
+        spans = [(n, len(row)) for n, row in zip(lengths, rows, strict=True)]
+        return RowsToRead(rows, spans, lengths)
+    if isinstance(position, str):
+        raise unknown_name("position", position, POSITIONS)
+    for (side, i), n in zip(sides, lengths, strict=True):
+        if not -n <= position < n:
+            raise ActivationError(
+                f"position {position} is out of range for the {side} prompt of pair {i}, which has "
+                f"{n} tokens"
+            )
+    return RowsToRead(rows, [(position % n, position % n + 1) for n in lengths], lengths)
 
 
-def _prompts(
-    model: TransformerBridge, pairs: ContrastSet, chat_format: str, control_tokens: str
-) -> list[list[int]]:
-    """Token ids of all instructed prompts, then of all uninstructed ones."""
-    prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
-    return tokenize_prompts(model, prompts, chat_format, control_tokens)
-
-
-def _response(pairs: ContrastSet, side: str, i: int, position: str) -> str:
-    pair: ContrastPair = pairs[i]
-    text = pair.instructed_response if side == "instructed" else pair.uninstructed_response
-    if not text:
+def check_pairs(pairs: Any) -> None:
+    """Refuse what is no `ContrastSet`."""
+    if not isinstance(pairs, ContrastSet):
         raise PairsError(
-            f"position {position!r} needs a response on both sides; pair {i} has no {side}_response"
+            f"pairs must be a ContrastSet; got {type(pairs).__name__}; see ContrastSet.from_prompts"
         )
-    return text
 
 
-def _check_context(model: TransformerBridge, rows: Sequence[Sequence[int]], n_pairs: int) -> None:
-    """Refuse rows (all instructed, then all uninstructed) that the model cannot read."""
+def _with_responses(
+    model: TransformerBridge,
+    prompts: Sequence[list[int]],
+    pairs: ContrastSet,
+    sides: Sequence[tuple[str, int]],
+    position: str,
+    control_tokens: str,
+) -> list[list[int]]:
+    """Token ids of each prompt and its response."""
+    texts = []
+    for side, i in sides:
+        text = getattr(pairs[i], f"{side}_response")
+        if not text:
+            raise PairsError(
+                f"position {position!r} needs a response on both sides; pair {i} has no "
+                f"{side}_response"
+            )
+        texts.append(text)
+    names = [f"the {side} response of pair {i}" for side, i in sides]
+    responses = literal_ids(attached_tokenizer(model), texts, names, control_tokens)
+    rows = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
     limit = model_info(model).context_length
-    for i, row in enumerate(rows):
+    for (side, i), row in zip(sides, rows, strict=True):
         if len(row) > limit:
             raise ActivationError(
-                f"{SIDES[i // n_pairs]} prompt and response of pair {i % n_pairs} have "
-                f"{len(row)} tokens together; the model's context holds {limit}"
+                f"{side} prompt and response of pair {i} have {len(row)} tokens together; the "
+                f"model's context holds {limit}"
             )
+    return rows

@@ -2,23 +2,20 @@
 
 A folder holds
 
-- ``shard-00000.safetensors``, …: the residuals of so many pairs each, two tensors ``instructed`` and
-  ``uninstructed`` of shape ``[layer pair d_model]``. Layers come first, so that the runs of one
-  layer stand together in the file and are read (memory-mapped) without the others;
-- ``index.json``, written last, and taken away before a shard is written again: layers, base query
-  of each pair, shards with a hash of each, and provenance.
+- ``shard-00000.safetensors``, …: two tensors ``instructed`` and ``uninstructed`` of shape
+  ``[layer pair d_model]`` for some of the pairs. Layers come first, so that one layer is read
+  (memory-mapped) without the others;
+- ``index.json``, written last, and deleted before a shard is written again: layers, base query of
+  each pair, shards with a hash of each, and provenance.
 
-`shard_residuals` fills the folder from a model, `write_shards` from activations computed elsewhere;
-`ShardedResiduals.open` reads it, and `steerlens.attribution.rank_layers` takes it in place of a
-`ResidualCache`. Ranking holds one layer of all pairs in float32, 8 · pairs · d_model bytes, and
-never all layers: 20,000 pairs of 30 layers × 576 are 2.8 GB, a layer of them 92 MB.
+`shard_residuals` fills the folder from a model, `write_shards` from activations computed elsewhere.
+`steerlens.attribution.rank_layers` takes `ShardedResiduals` in place of a `ResidualCache`. Ranking
+holds one layer of all pairs in float32, 8 · pairs · d_model bytes: 20,000 pairs of 30 layers × 576
+are 2.8 GB, a layer of them 92 MB.
 
-A caching run that is killed goes on where it was: a shard that was made from the same token ids, by
-the same model (`steerlens.models.identity`), is kept. Without ``index.json`` the folder is not opened.
-
-A shard is a piece, named by what it is made of, so shards can be computed by workers (`workers`, as
-for `steerlens.behaviour.search.search`). The numbers are those of this process computing with as many threads
-as a worker; other numbers of threads add in another order, which moves the last digits.
+A caching run that is killed goes on where it was: a shard made from the same token ids by the same
+model (`steerlens.models.identity`) is kept. Shards can be computed by workers; another number of
+threads adds in another order, which moves the last digits.
 
 **dtype.** ``"float32"`` keeps what the model gave. A model that computes in bfloat16 loses nothing
 with ``"bfloat16"`` at single positions; elsewhere rounding to 8 bits of mantissa (bfloat16) or 11
@@ -45,30 +42,29 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations.cache import ResidualCache, check_layers
-from steerlens.activations.pieces import ResidualPiece
-from steerlens.activations.positions import Position, prompt_lengths
+from steerlens.activations.cache import ResidualCache, check_layers, metadata_of_pairs
+from steerlens.activations.pieces import ResidualPiece, residual_pieces
+from steerlens.activations.positions import Position, check_pairs, rows_to_read
 from steerlens.activations.shard_files import (
-    INDEX,
     check_shard,
     read_layer,
     read_shard,
     shard_path,
     shard_record,
-    take_mark_away,
     write_shard,
 )
-from steerlens.errors import ActivationError, FileFormatError, PairsError, unknown_name
+from steerlens.errors import ActivationError, FileFormatError, SteerlensError, unknown_name
 from steerlens.errors.arguments import arguments
+from steerlens.errors.progress import shown
 from steerlens.files import check_writable, write_text
 from steerlens.models.loading import model_info
 from steerlens.models.placement import DTYPES
 from steerlens.runs.executors import Workers, check_workers, executor
-from steerlens.tasks.notices import about_pairs, warn_of_pairs
-from steerlens.tasks.pairs import ContrastSet
+from steerlens.tasks.notices import warn_of_pairs
 
 __all__ = ["ShardedResiduals", "shard_residuals", "write_shards"]
 
+INDEX = "index.json"
 SCHEMA = "steerlens-shards/1"
 Array = np.ndarray
 
@@ -99,7 +95,7 @@ class ShardedResiduals:
 
     @classmethod
     def open(cls, folder: str | Path) -> "ShardedResiduals":
-        """Open a folder of shards; each shard's header is checked, no residual is read.
+        """Open a folder of shards; headers are checked, no residual is read.
 
         Raises:
             FileFormatError: No index (caching was interrupted; the same call goes on with it), or a
@@ -177,13 +173,10 @@ class ShardedResiduals:
         start = 0
         for number, size in enumerate(self.sizes):
             whole = read_shard(shard_path(self.folder, number), self._content(number))
-            sides = [values.transpose(0, 1) for values in whole]
+            instructed, uninstructed = (values.transpose(0, 1) for values in whole)
+            groups = self.groups[start : start + size]
             yield ResidualCache.from_tensors(
-                sides[0],
-                sides[1],
-                layers=self.layers,
-                groups=self.groups[start : start + size],
-                metadata=self.metadata,
+                instructed, uninstructed, self.layers, groups, self.metadata
             )
             start += size
 
@@ -205,14 +198,14 @@ def shard_residuals(
     folder: str | Path,
     position: Position = "last_prompt",
     layers: Sequence[int] | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     chat_format: str = "auto",
     pairs_per_shard: int = 1024,
     dtype: str = "float32",
-    progress: bool | None = None,
+    show_progress: bool | None = None,
     workers: Workers | None = None,
 ) -> ShardedResiduals:
-    """`cache_residuals` into a folder, so many pairs at a time; goes on after an interruption.
+    """`cache_residuals` into a folder, shard by shard; goes on after an interruption.
 
     Args:
         model: A hooked model.
@@ -220,52 +213,61 @@ def shard_residuals(
         folder: New, or one that the same call has begun to fill.
         position: Where the residual is read; see `steerlens.activations.cache`.
         layers: Layers to keep; all by default.
-        batch_size: Prompts a forward pass.
+        batch_size: Prompts per forward pass; by default 16, or what memory allows.
         chat_format: See `steerlens.models.loading`.
         pairs_per_shard: Pairs held in memory at once; 1,024 of 30 layers × 576 are 142 MB.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` on the disk.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        show_progress: Show a progress bar on standard error; by default only in a terminal.
         workers: Compute shards in Ray workers instead of here; this process writes them.
 
     Raises:
-        ActivationError: As `cache_residuals`; fewer than 2 pairs a shard; values beyond `dtype`.
+        ActivationError: As `cache_residuals`; fewer than 2 pairs per shard; values beyond `dtype`.
         UnknownNameError: "unknown dtype …".
         SteerlensError: "cannot write …"; workers that cannot be had.
     """
-    if not isinstance(pairs, ContrastSet):
-        raise PairsError(
-            f"pairs must be a ContrastSet; got {type(pairs).__name__}; see ContrastSet.from_prompts"
-        )
+    check_pairs(pairs)
     check_workers(workers)
-    chosen = check_layers(model, layers)
-    _check_sizes(dtype, pairs_per_shard)
+    layers = check_layers(model, layers)
+    _check_dtype(dtype)
+    if pairs_per_shard < 2:
+        raise ActivationError(f"pairs_per_shard must be at least 2; got {pairs_per_shard}")
     check_writable(Path(folder) / INDEX)
     bounds = _bounds(len(pairs), pairs_per_shard)
     parts = [pairs[start:stop] for start, stop in bounds]
-    how = (position, chosen, batch_size, chat_format)
-    missing, numbers_of, metadata = _missing(model, parts, folder, how, dtype)
-    disable = None if progress is None else not progress
+    pieces = residual_pieces(model, parts, position, layers, batch_size, chat_format, stored=dtype)
+    metadata: Mapping[str, Any] = {}
+    # Equal shards are one piece.
+    missing: dict[str, ResidualPiece] = {}
+    numbers: dict[str, list[int]] = {}
+    for number, piece in enumerate(pieces):
+        record = shard_record(shard_path(folder, number))
+        if record.get("made_from") == piece.name:
+            metadata = record["metadata"]
+        else:
+            missing[piece.name] = piece
+            numbers.setdefault(piece.name, []).append(number)
+    n_kept = len(pieces) - sum(map(len, numbers.values()))
+    hidden = not shown(show_progress)
     with (
         executor(model, workers if missing else None) as pool,
-        tqdm(total=len(bounds), desc="caching", unit="shard", disable=disable) as bar,
+        tqdm(total=len(pieces), desc="caching", unit="shard", disable=hidden) as bar,
     ):
-        bar.update(len(bounds) - sum(map(len, numbers_of.values())))
-        for piece, cache in _cached(model, missing, pool):
-            metadata = dict(cache.metadata)
-            take_mark_away(folder)
-            for number in numbers_of[piece.name]:
-                made = {"made_from": piece.name, "metadata": metadata}
-                write_shard(shard_path(folder, number), cache, dtype, made)
+        bar.update(n_kept)
+        for piece, cache in _computed(model, list(missing.values()), pool):
+            metadata = cache.metadata
+            _remove_index(folder)
+            record = {"made_from": piece.name, "metadata": dict(metadata)}
+            for number in numbers[piece.name]:
+                write_shard(shard_path(folder, number), cache, dtype, record)
                 bar.update()
-    groups = pairs.query_groups
-    # Of all pairs, and not of those in the shard that was made last.
-    about = {"instruction": pairs.instruction_id, "split": pairs.split, "seed": pairs.seed}
-    about |= about_pairs(pairs, *prompt_lengths(model, pairs, chat_format))
-    metadata = {**metadata, **about, "n_pairs": len(pairs), "data_hash": pairs.data_hash}
+    # What the shard that was made last says of its pairs is said of all pairs instead.
+    lengths = rows_to_read(model, pairs, "last_prompt", chat_format).prompt_lengths
+    metadata = {**metadata, **metadata_of_pairs(pairs, lengths)}
+    metadata.pop("n_prompts_run", None)
     warn_of_pairs(metadata)
-    metadata.pop("n_prompts_run", None)  # of one shard only
     sizes = [stop - start for start, stop in bounds]
-    return _write_index(folder, chosen, groups, model_info(model).d_model, dtype, sizes, metadata)
+    d_model = model_info(model).d_model
+    return _write_index(folder, layers, pairs.query_groups, d_model, dtype, sizes, metadata)
 
 
 def write_shards(
@@ -276,7 +278,7 @@ def write_shards(
     metadata: Mapping[str, Any] | None = None,
     dtype: str = "float32",
 ) -> ShardedResiduals:
-    """Write activations computed elsewhere, a shard a block; one block is held at a time.
+    """Write activations computed elsewhere, one shard per block; one block is held at a time.
 
     Args:
         folder: The folder; made if it does not exist.
@@ -289,57 +291,30 @@ def write_shards(
     Raises:
         ActivationError: As `ResidualCache.from_tensors`, or blocks that do not fit each other.
     """
-    _check_sizes(dtype)
-    shape: tuple[int, int] | None = None
+    _check_dtype(dtype)
+    d_model: int | None = None
     sizes: list[int] = []
     for number, block in enumerate(blocks):
         cache = ResidualCache.from_tensors(*block, layers)
-        own = (len(cache.layers), cache.d_model)
-        if shape is not None and own != shape:
+        if d_model is not None and (cache.layers, cache.d_model) != (layers, d_model):
             raise ActivationError(
-                f"block {number} has {own[0]} layers of width {own[1]}, those before {shape[0]} "
-                f"of {shape[1]}"
+                f"block {number} has {len(cache.layers)} layers of width {cache.d_model}, those "
+                f"before {len(layers or ())} of {d_model}"
             )
-        shape, layers = own, cache.layers
+        layers, d_model = cache.layers, cache.d_model
         if not sizes:
-            take_mark_away(folder)
+            _remove_index(folder)
         write_shard(shard_path(folder, number), cache, dtype, {})
         sizes.append(cache.n_pairs)
-    if shape is None:
+    if d_model is None:
         raise ActivationError("no block of residuals was given; give at least one")
     groups = list(range(sum(sizes)) if groups is None else map(int, groups))
     if len(groups) != sum(sizes):
-        raise ActivationError(f"expected {sum(sizes)} groups, one a pair; got {len(groups)}")
-    return _write_index(folder, layers or (), groups, shape[1], dtype, sizes, metadata or {})
+        raise ActivationError(f"expected {sum(sizes)} groups, one per pair; got {len(groups)}")
+    return _write_index(folder, layers or (), groups, d_model, dtype, sizes, metadata or {})
 
 
-def _missing(
-    model: TransformerBridge,
-    parts: Sequence[ContrastSet],
-    folder: str | Path,
-    how: tuple[Position, tuple[int, ...], int, str],
-    dtype: str,
-) -> tuple[list[ResidualPiece], dict[str, list[int]], dict[str, Any]]:
-    """Pieces that no shard in the folder is made from, their numbers, and the others' metadata."""
-    position, chosen, batch_size, chat_format = how
-    pieces: dict[str, ResidualPiece] = {}
-    numbers_of: dict[str, list[int]] = {}
-    metadata: dict[str, Any] = {}
-    named = ResidualPiece.several(
-        model, parts, position, chosen, batch_size, chat_format, stored=dtype
-    )
-    for number, piece in enumerate(named):
-        path = shard_path(folder, number)
-        record = shard_record(path) if path.exists() else {}
-        if record.get("made_from") == piece.name:
-            metadata = record["metadata"]
-        else:
-            numbers_of.setdefault(piece.name, []).append(number)
-            pieces[piece.name] = piece
-    return list(pieces.values()), numbers_of, metadata
-
-
-def _cached(
+def _computed(
     model: TransformerBridge, pieces: Sequence[ResidualPiece], pool: Any
 ) -> Iterator[tuple[ResidualPiece, ResidualCache]]:
     if pool is not None:
@@ -349,11 +324,20 @@ def _cached(
         yield piece, piece.compute(model)
 
 
-def _check_sizes(dtype: str, pairs_per_shard: int = 2) -> None:
+def _check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    if pairs_per_shard < 2:
-        raise ActivationError(f"pairs_per_shard must be at least 2; got {pairs_per_shard}")
+
+
+def _remove_index(folder: str | Path) -> None:
+    """Before the first shard is written: the folder is not whole until the new index stands."""
+    path = Path(folder) / INDEX
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SteerlensError(
+            f"cannot write {path}: {error.strerror}; choose another place"
+        ) from error
 
 
 def _bounds(n_pairs: int, pairs_per_shard: int) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import Position, ResidualCache, check_layers
-from steerlens.activations.pieces import ResidualPiece
+from steerlens.activations.pieces import residual_pieces
 from steerlens.behaviour.answer_pieces import (
     Answer,
     Asked,
@@ -174,7 +174,7 @@ class Answerer:
             SteerlensError: As `cache_residuals`; or a piece that workers could not compute.
         """
         layers = check_layers(self.model, None)
-        piece = ResidualPiece.of(self.model, pairs, position, layers, batch_size)
+        [piece] = residual_pieces(self.model, [pairs], position, layers, batch_size)
         if self.elsewhere is None:
             with self.alone:
                 return piece.compute(self.model)

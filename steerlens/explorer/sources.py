@@ -56,7 +56,7 @@ def vector_of(model: TransformerBridge, source: str, n_pairs: int) -> SteeringVe
             )
         asked = [query.text for query in base_queries("fit")[:n_pairs]]
         pairs = ContrastSet.from_prompts([f"{text} {source}" for text in asked], asked)
-    return difference_of_means(cache_residuals(model, pairs, progress=False))
+    return difference_of_means(cache_residuals(model, pairs, show_progress=False))
 
 
 def read_at(vector: SteeringVector, n_prompt: int) -> str | int | None:

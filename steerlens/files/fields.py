@@ -1,9 +1,8 @@
-"""Fields of records that people write: a misspelt one is refused, a foreign one is told of.
+"""Fields of records that people write: a misspelt one is refused, an unknown one is told of.
 
-A file of pairs or prompts has fields that are needed and fields that are optional. A needed one
-that is misspelt is missed; an optional one (``instructed_reponse``) would be dropped in silence,
-and with it the experiment. So an unknown field whose name is close to that of a field the record
-lacks is refused (`misspelt_field`), and any other is ignored with one warning a file (`Foreign`).
+A misspelt optional field (``instructed_reponse``) would be dropped in silence, and the experiment
+with it. So an unknown field whose name is close to that of a field the record lacks is refused
+(`misspelt_field`); any other is ignored with one warning per file (`Foreign`).
 
 >>> misspelt_field({"instructed": "a", "base-query": "b"}, ("instructed", "base_query"))
 ('base-query', ['base_query'])
@@ -23,7 +22,7 @@ __all__ = ["Foreign", "misspelt_field"]
 # Misspellings of optional fields (a letter left out, doubled, swapped or wrong; another case; a
 # hyphen for the underscore; a plural) have a ratio of at least 0.83; "id", "source", "category",
 # "split", "label", "question" and "response" have at most 0.6 to any field of ours.
-_CLOSE = 0.7
+CLOSE = 0.7
 
 
 def misspelt_field(
@@ -37,12 +36,12 @@ def misspelt_field(
         foreign: Fields of other tools' files, known to have none here.
     """
     names = [str(name) for name in record]
-    lacking = {_plain(name): name for name in known if name not in names}
+    lacking = {_normalised(name): name for name in known if name not in names}
     for name in names:
         if name not in known and name not in foreign:
-            near = difflib.get_close_matches(_plain(name), lacking, n=3, cutoff=_CLOSE)
+            near = difflib.get_close_matches(_normalised(name), lacking, n=3, cutoff=CLOSE)
             if near:
-                return name, [lacking[one] for one in near]
+                return name, [lacking[match] for match in near]
     return None
 
 
@@ -61,35 +60,24 @@ class Foreign:
     ignored: dict[str, None] = field(default_factory=dict)
 
     def check(self, record: Mapping[Any, Any], where: str, error: type[SteerlensError]) -> None:
-        """Look at one record.
-
-        Args:
-            record: The record.
-            where: Where it stands, for the message ("pairs.jsonl, line 3").
-            error: The kind of error to raise.
+        """Look at one record; `where` is its place for the message ("pairs.jsonl, line 3").
 
         Raises:
-            SteerlensError: "pairs.jsonl, line 3: unknown field 'base-query'; did you mean …?".
+            SteerlensError: Of the kind `error`: "pairs.jsonl, line 3: unknown field 'base-query';
+                did you mean …?".
         """
-        found = misspelt_field(record, self.known, self.foreign)
-        if found is not None:
-            name, near = found
-            meant = " or ".join(repr(one) for one in near)
+        misspelt = misspelt_field(record, self.known, self.foreign)
+        if misspelt is not None:
+            name, near = misspelt
             raise error(
-                f"{where}: unknown field {name!r}; did you mean {meant}? Rename it, or leave it "
-                "out if it is something else"
+                f"{where}: unknown field {name!r}; did you mean {' or '.join(map(repr, near))}? "
+                "Rename it, or leave it out if it is something else"
             )
-        names = (str(name) for name in record)
-        self.ignored |= dict.fromkeys(
-            name for name in names if name not in self.known and name not in self.foreign
-        )
+        names = map(str, record)
+        self.ignored |= dict.fromkeys(n for n in names if n not in {*self.known, *self.foreign})
 
     def warn(self, source: str) -> None:
-        """One warning that names what was ignored, if anything was.
-
-        Args:
-            source: What held the fields.
-        """
+        """Warn once of what was ignored in this source, if anything was."""
         if self.ignored:
             names = ", ".join(map(repr, list(self.ignored)[:6]))
             names += ", …" if len(self.ignored) > 6 else ""
@@ -101,5 +89,5 @@ class Foreign:
             )
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return name.strip().casefold().replace("-", "_").replace(" ", "_")

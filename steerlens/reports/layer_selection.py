@@ -218,7 +218,7 @@ def _measure(model: TransformerBridge, task: Task, settings: ReportSettings) -> 
     seed, batch_size = settings.seed, settings.batch_size
     pairs = contrast_pairs(task, n=settings.n_pairs, seed=seed, split="fit")
     held_out = contrast_pairs(task, n=settings.n_recovery, seed=seed, split="select")
-    cache = cache_residuals(model, pairs, batch_size=batch_size, progress=False)
+    cache = cache_residuals(model, pairs, batch_size=batch_size, show_progress=False)
     vector, placebo = difference_of_means(cache), random_direction(cache, seed=seed)
     # Not the last layer: what is set there moves the first token's logits almost directly, so its
     # recovery is high, but no later layer can carry the task on.

@@ -1,19 +1,15 @@
-"""Pieces of a run computed in several processes, on this machine or many, through Ray.
+"""Pieces of a run computed by Ray actors, on this machine or on many.
 
-``--engine ray`` (or `WorkerSettings`) gives `search` and `evaluate` workers, each a Ray actor that
-holds the model, and the judge. The driver, the process that was started, cuts the work into pieces
-as ever, keeps the run folder to itself, and fits vectors; what workers send back is written by the
-driver alone.
-A piece is the unit computed alike by both engines (`steerlens.behaviour.answers.answer_rows`): in
-float32 the files are byte for byte those of ``--engine local``.
+``--engine ray`` (or `WorkerSettings`) gives `search` and `evaluate` workers, each of which holds
+the model and the judge. The driver, the process that was started, cuts the work into pieces, fits
+vectors, and alone writes the run folder. A piece is computed by the same function in both engines
+(`steerlens.behaviour.answers.answer_rows`): in float32 the files are byte for byte those of
+``--engine local``.
 
-- Directions and prompts go through the object store once each (`steerlens.workers.packing`).
-- Libraries are compared before a worker loads its model (`steerlens.workers.equality`).
-- Workers that cannot be had leave no new run folder behind.
-- A worker that dies costs the piece it was at: another takes its place, the piece is tried again,
-  three times at most. A piece that fails each time is set aside and named at the end; the others
-  are finished and kept.
-- No Ray Data: its read tasks want a logical CPU beside the actors', and hang when there is none.
+A worker compares its libraries with the driver's before it loads the model, and the model's hash
+before it computes. Workers that cannot be had leave no new run folder behind. A worker that dies
+costs the piece it was computing: another takes its place, and the piece is tried three times at
+most. A piece that fails each time is named at the end; the others are finished and kept.
 
 Ray is an extra (``pip install 'steerlens[ray]'``) and imported only when it is asked for.
 """

@@ -1,11 +1,11 @@
-"""Ray, started here or found at an address, and every way in which it cannot be had."""
+"""Ray, started on this machine or found at an address, and every way in which it cannot be had."""
 
 import importlib.util
 import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["check_available", "connected"]
 
-_CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
 
 
 def check_available(settings: "WorkerSettings") -> None:
-    """Say at the door, before a run folder is made, what needs no cluster to be known.
+    """Refuse, before a run folder is made, what can be refused without a cluster.
 
     Raises:
         SteerlensError: Ray is not installed; nobody listens at the address; fewer CPUs here.
@@ -53,7 +53,7 @@ def connected(settings: "WorkerSettings") -> Iterator[Any]:
             Python there; fewer CPUs or GPUs than asked for.
     """
     check_available(settings)
-    # Nothing is reported to anyone, and no dashboard is started.
+    # Nothing is reported to anyone.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray leaves accelerators of actors without GPUs visible from its next release on.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -61,7 +61,7 @@ def connected(settings: "WorkerSettings") -> Iterator[Any]:
 
     already = ray.is_initialized()
     if not already:
-        _start(ray, settings)
+        _start(ray, settings.address)
     try:
         _check_resources(ray, settings)
         yield ray
@@ -70,27 +70,31 @@ def connected(settings: "WorkerSettings") -> Iterator[Any]:
             ray.shutdown()
 
 
-def _start(ray: Any, settings: "WorkerSettings") -> None:
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if settings.address is None:
-        try:
-            # Without an address Ray would join a cluster it finds: one that runs here, or that
-            # RAY_ADDRESS names.
-            ray.init(address="local", include_dashboard=False, **quiet)
-        except Exception as error:  # Ray has many kinds for "could not start", some of them private
-            raise SteerlensError(f"Ray cannot be started here: {first_line(error)}") from error
-        return
+def _start(ray: Any, address: str | None) -> None:
+    # Without an address Ray would join a cluster it finds, here or named by RAY_ADDRESS.
+    where = (
+        {"address": "local", "include_dashboard": False}
+        if address is None
+        else {"address": address}
+    )
     try:
-        ray.init(address=settings.address, **quiet)
-    except RuntimeError as error:
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # some of Ray's kinds are private
+        reason = first_line(error)
+        if address is None:
+            raise SteerlensError(f"Ray cannot be started here: {reason}") from error
         if "ersion mismatch" in str(error):
             raise SteerlensError(
-                f"the cluster at {settings.address} runs another version of Ray or Python than "
-                f"this process ({first_line(error)}); use the same on both sides"
+                f"the cluster at {address} runs another version of Ray or Python than this process "
+                f"({reason}); use the same on both sides"
             ) from error
-        raise _refused(settings.address, error) from error
-    except (ConnectionError, ValueError, OSError, ImportError) as error:
-        raise _refused(settings.address, error) from error
+        if address in ("auto", "local"):
+            raise _unreachable(address, error) from error
+        raise SteerlensError(
+            f"cannot join the Ray cluster at {address} ({reason}); this machine must be a node of "
+            "it ('ray start --address ...'; 'auto' then finds it), and a cluster that asks for a "
+            "token wants RAY_AUTH_MODE=token set"
+        ) from error
 
 
 def _check_listening(address: str) -> None:
@@ -99,7 +103,7 @@ def _check_listening(address: str) -> None:
     if address in ("auto", "local") or not host:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise _unreachable(address, error) from error
 
@@ -111,42 +115,22 @@ def _unreachable(address: str, error: Exception) -> SteerlensError:
     )
 
 
-def _refused(address: str, error: Exception) -> SteerlensError:
-    """Somebody listens there, but Ray does not get in."""
-    if address in ("auto", "local"):
-        return _unreachable(address, error)
-    return SteerlensError(
-        f"cannot join the Ray cluster at {address} ({first_line(error)}); this machine must be a "
-        "node of it ('ray start --address ...'; 'auto' then finds it), and a cluster that asks for "
-        "a token wants RAY_AUTH_MODE=token set"
-    )
-
-
 def _check_resources(ray: Any, settings: "WorkerSettings") -> None:
-    have = ray.cluster_resources()
-    for kind, each in (("CPU", settings.cpus), ("GPU", settings.gpus)):
-        asked, there = settings.workers * each, have.get(kind, 0.0)
-        if asked > there:
-            raise SteerlensError(
-                f"{settings.workers} workers of {each:g} {kind}s need {asked:g}, the cluster has "
-                f"{there:g}; ask for fewer with --workers or --worker-{kind.lower()}s"
-            )
-    # A worker lives on one machine: 8 GPUs on 4 machines hold no worker of 4.
-    machines = [one.get("Resources", {}) for one in ray.nodes() if one.get("Alive", True)]
-    room = sum(_fitting(one, settings) for one in machines)
-    if room < settings.workers:
+    """A worker lives on one machine: 8 GPUs on 4 machines hold no worker of 4."""
+    asked = {"CPU": settings.cpus, "GPU": settings.gpus}
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    n_fitting = sum(
+        min(
+            (int(machine.get(kind, 0) / n + 1e-9) for kind, n in asked.items() if n),
+            default=settings.workers,
+        )
+        for machine in machines
+    )
+    if n_fitting < settings.workers:
+        has = ", ".join(f"{sum(m.get(kind, 0) for m in machines):g} {kind}s" for kind in asked)
         raise SteerlensError(
             f"{settings.workers} workers of {settings.cpus:g} CPUs and {settings.gpus:g} GPUs do "
-            f"not fit on the {len(machines)} machines of the cluster, where {room} fit; a worker "
-            "lives on one machine: ask for fewer or smaller ones"
+            f"not fit on the cluster, which has {has} on {len(machines)} machines, room for "
+            f"{n_fitting} workers (each lives on one machine); ask for fewer with --workers, or "
+            "for smaller ones with --worker-cpus and --worker-gpus"
         )
-
-
-def _fitting(resources: Mapping[str, float], settings: "WorkerSettings") -> int:
-    """How many workers a machine with these resources holds."""
-    rooms = [
-        int(resources.get(kind, 0.0) / each + 1e-9)
-        for kind, each in (("CPU", settings.cpus), ("GPU", settings.gpus))
-        if each > 0
-    ]
-    return min(rooms, default=settings.workers)

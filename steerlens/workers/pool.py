@@ -1,32 +1,28 @@
-"""The driver's side: pieces go to actors, results come back, losses are made good.
+"""The driver's side: pieces go to workers, results come back, lost workers are replaced.
 
-Each actor has a thread here that takes pieces from one queue, sends one, waits, and hands the
-records over. So a piece is never with two workers, and the queue is all the scheduling there is:
-who is fast takes more. Several callers may ask at once (a search of several instructions does); a
-piece that two of them want is computed once. A caller has at most two pieces a worker on their way,
-so results that nobody has taken yet do not pile up.
+A pool has a thread for each worker. A thread takes the next piece and an idle worker, sends the
+one to the other and waits, so a piece is with one worker at a time and a fast worker takes more.
+Several callers may ask at once, as a search of several tasks does. Each has at most two pieces per
+worker on their way, so that results do not pile up in the driver.
 
-Pieces are of three kinds: questions (`steerlens.behaviour.answers.Piece`), whose result is records,
-contrast pairs (`steerlens.activations.pieces.ResidualPiece`), whose result is a `ResidualCache`,
-and responses to judge (`steerlens.behaviour.judge.JudgePiece`), whose result is their
-perplexities.
+A worker that dies (killed, out of memory, its machine gone) is replaced, and its piece tried again.
+So is one that raises an error that is not this package's: a device that has failed once fails for
+every piece after. A piece that raises an error of this package is set aside at once, because it
+would raise it anywhere. When no worker can be replaced any more, and after `Pool.close`, every
+caller gets an error.
 
-When an actor dies (killed, out of memory, its machine gone), its thread makes a new one and puts
-the piece back at the end of the queue, where another worker may have better luck. So it does when
-an actor raises an error that is not this package's: a device that has failed once fails at once
-for every piece after. After `WorkerSettings.max_attempts` the piece is set aside. A piece that
-raises one of this package's own errors is set aside at once: it would raise it anywhere. Each loss
-is said in the log (`logging`, which prints warnings by default). When no actor can be replaced any
-more, and after `Pool.close`, whoever asks gets an error at once.
+Ray's own restarts (``max_restarts``) are not used: they wait without end for a machine that is
+gone, and do not say why a worker was lost.
 """
 
+import copy
 import logging
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -39,27 +35,19 @@ from steerlens.behaviour.answers import Piece, Records
 from steerlens.behaviour.judge import Judge, JudgePiece
 from steerlens.engine.outside import outside_change
 from steerlens.errors import SteerlensError, first_line
-from steerlens.models.identity import model_identity, model_info, model_placement
+from steerlens.models.identity import model_info
+from steerlens.steering.interventions import Steering
 from steerlens.workers.cluster import connected
-from steerlens.workers.loading import judge_arguments, load_arguments
-from steerlens.workers.packing import Sent
-from steerlens.workers.starting import ready
+from steerlens.workers.worker import ModelWorker, WorkerModels
 
 if TYPE_CHECKING:
     from steerlens.workers.settings import WorkerSettings
 
 __all__ = ["Pool", "worker_pool"]
 
-_log = logging.getLogger(__name__)
-AnyPiece = Piece | ResidualPiece | JudgePiece
-_AHEAD = 2
+PIECES_AHEAD = 2
 
-
-@dataclass(eq=False)
-class _Task:
-    piece: AnyPiece
-    done: "Future[Any]" = field(default_factory=Future)
-    attempts: int = 0
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -75,28 +63,13 @@ def worker_pool(
 
     Raises:
         SteerlensError: See `steerlens.workers.cluster.connected` and
-            `steerlens.workers.starting.ready`; a model that was not made by `load_model`.
+            `steerlens.workers.worker.ModelWorker.prepare`; a model that `load_model` did not make,
+            or that has been changed since.
     """
-    for one in [model] + ([judge.model] if judge is not None else []):
-        info = model_info(one, exact=True)
-        if info.kind == "given":
-            raise SteerlensError(
-                f"workers cannot load {info.reference}, which was not made by load_model; load it "
-                "by name or folder, or use --engine local"
-            )
-        if (change := outside_change(one)) is not None:
-            raise SteerlensError(
-                f"workers load {info.reference} without {change}; take it off, or use "
-                "--engine local"
-            )
-        if info.edited:
-            raise SteerlensError(
-                f"workers load {info.reference} as it was, and its weights have been changed here "
-                "since (by hand, or by compatibility mode); save the changed model in a folder and "
-                "load that, or use --engine local"
-            )
+    for loaded in (model, judge.model) if judge is not None else (model,):
+        _check_can_be_loaded(loaded)
     with connected(settings) as ray:
-        pool = Pool(ray, model, settings, judge)
+        pool = Pool(ray, WorkerModels.of(model, judge, settings), settings)
         try:
             pool.start()
             yield pool
@@ -105,64 +78,41 @@ def worker_pool(
 
 
 class Pool:
-    """Actors with their threads; made by `worker_pool`.
+    """Workers with their threads; made by `worker_pool`.
 
     Attributes:
         members: What each worker said of itself when it was ready: machine, process, versions.
-        lost: Actors that died, or failed, and had to be replaced.
-        set_aside: Pieces given up, with what was last said of each.
-        sent: What the object store has been given.
+        n_lost: Workers that died, or failed, and had to be replaced.
     """
 
-    def __init__(
-        self,
-        ray: Any,
-        model: TransformerBridge,
-        settings: "WorkerSettings",
-        judge: Judge | None = None,
-    ) -> None:
-        from steerlens.workers.actor import ModelWorker
-
+    def __init__(self, ray: Any, models: WorkerModels, settings: "WorkerSettings") -> None:
         self._ray = ray
-        info = model_info(model)
-        self._model = model_identity(model)
+        self._models = models
         self._settings = settings
-        self._judge = None if judge is None else model_identity(judge.model)
-        reading = None if judge is None else judge_arguments(judge.info, settings)
-        self._load = (*load_arguments(info, model_placement(model), settings), reading)
-        # max_restarts stays 0: a new actor is made here, where its loading can be watched.
         self._class = ray.remote(num_cpus=settings.cpus, num_gpus=settings.gpus)(ModelWorker)
-        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._open: dict[str, _Task] = {}
+        self._actors: list[Any] = []
+        # Numbers of workers; None once nothing more can be computed.
+        self._idle: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._threads = ThreadPoolExecutor(settings.workers)
         self._lock = threading.Lock()
-        self._closed = False
+        self._n_serving = settings.workers
         # Why nothing more can be computed, as soon as that is so.
         self._refusal: str | None = None
-        self._actors: list[Any] = []
-        self._threads: list[threading.Thread] = []
-        self._serving = settings.workers
-        self.members: dict[int, dict[str, Any]] = {}
-        self.lost = 0
-        self.set_aside: dict[str, str] = {}
-        self.sent = Sent(ray.put)
+        self.members: list[dict[str, Any]] = []
+        self.n_lost = 0
 
     @property
     def described(self) -> dict[str, Any]:
         """Who computes, for the run's manifest."""
-        machines = [
-            {key: value for key, value in self.members[number].items() if key != "pid"}
-            for number in sorted(self.members)
-        ]
-        return {"engine": "ray", "ray": str(self._ray.__version__), "workers": machines}
+        workers = [{k: v for k, v in member.items() if k != "pid"} for member in self.members]
+        return {"engine": "ray", "ray": str(self._ray.__version__), "workers": workers}
 
     def start(self) -> None:
-        """Load the model in every worker, and check that it is the driver's."""
-        self._actors = [self._made() for _ in range(self._settings.workers)]
-        self.members.update(enumerate(self._ready(self._actors)))
+        """Load the model in every worker, and compare it with the driver's."""
+        self._actors = [self._class.remote(self._models) for _ in range(self._settings.workers)]
+        self.members = self._prepared(self._actors)
         for number in range(self._settings.workers):
-            thread = threading.Thread(target=self._serve, args=(number,), daemon=True)
-            thread.start()
-            self._threads.append(thread)
+            self._idle.put(number)
 
     def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
         """Each piece with its records, as they are finished.
@@ -176,203 +126,180 @@ class Pool:
     def residuals(
         self, pieces: Sequence[ResidualPiece]
     ) -> Iterator[tuple[ResidualPiece, ResidualCache]]:
-        """Each piece with its residuals, as they are finished.
-
-        Raises:
-            SteerlensError: As `answers`.
-        """
-        for piece, (instructed, uninstructed, groups, metadata) in self._computed(pieces):
+        """Each piece with its residuals, as they are finished; raises as `answers`."""
+        for piece, (*sides, groups, metadata) in self._computed(pieces):
+            # What comes from the object store is read-only.
+            instructed, uninstructed = (torch.from_numpy(side.copy()) for side in sides)
+            layers = piece.layers
             yield (
                 piece,
-                ResidualCache.from_tensors(
-                    torch.from_numpy(instructed.copy()),
-                    torch.from_numpy(uninstructed.copy()),
-                    layers=piece.layers,
-                    groups=groups,
-                    # A worker may have the model from another path.
-                    metadata={**metadata, "model": self._model.reference},
-                ),
+                ResidualCache.from_tensors(instructed, uninstructed, layers, groups, metadata),
             )
 
     def perplexities(
         self, pieces: Sequence[JudgePiece]
     ) -> Iterator[tuple[JudgePiece, list[float | None]]]:
-        """Each piece with the perplexity of its responses, as they are finished.
-
-        Raises:
-            SteerlensError: As `answers`.
-        """
+        """Each piece with the perplexity of its responses; raises as `answers`."""
         yield from self._computed(pieces)
 
+    def close(self) -> None:
+        """Stop everything; whoever waits for a piece, or asks for one later, gets an error."""
+        self._refuse("the workers have been stopped")
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._threads.shutdown(wait=False)
+
     def _computed(self, pieces: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        """Pieces with what workers made of them; the next is sent when one has been taken."""
+        """Pieces with their results; the next piece is sent when a result has been taken."""
         if self._refusal is not None and pieces:
             raise SteerlensError(f"{self._refusal}; what is finished is kept, --resume goes on")
-        coming = iter(pieces)
-        most = _AHEAD * self._settings.workers
+        waiting = iter(pieces)
         sent: dict[Future[Any], Any] = {}
         failed: dict[str, str] = {}
         while True:
-            for piece in islice(coming, most - len(sent)):
-                sent[self._task(piece).done] = piece
+            n_more = PIECES_AHEAD * self._settings.workers - len(sent)
+            sent |= {self._submitted(piece): piece for piece in islice(waiting, n_more)}
             if not sent:
                 break
-            finished, _ = wait(sent, return_when=FIRST_COMPLETED)
-            done = finished.pop()
-            piece = sent.pop(done)
-            error = done.exception()
-            if error is None:
-                yield piece, done.result()
-            else:
+            future = wait(sent, return_when=FIRST_COMPLETED).done.pop()
+            piece = sent.pop(future)
+            if (error := future.exception()) is None:
+                yield piece, future.result()
+            elif isinstance(error, SteerlensError):
                 failed[piece.name] = str(error)
+                logger.warning("piece %s was set aside: %s", piece.name, error)
+            else:
+                raise error
         if failed:
-            name, why = next(iter(failed.items()))
+            name, reason = next(iter(failed.items()))
             raise SteerlensError(
                 f"{len(failed)} of {len(pieces)} pieces were set aside, the first is {name}: "
-                f"{why}; the others are kept, --resume tries again what is missing"
+                f"{reason}; the others are kept, --resume tries again what is missing"
             )
 
-    def close(self) -> None:
-        """Stop everything; who waits for a piece, or asks for one later, gets an error."""
+    def _submitted(self, piece: Any) -> "Future[Any]":
         with self._lock:
-            self._closed = True
-            self._refusal = "the workers have been stopped"
-            waiting = list(self._open.values())
-            actors = list(self._actors)
-        for _ in self._threads:
-            self._tasks.put(None)
-        for actor in actors:
-            self._ray.kill(actor)
-        for task in waiting:
-            _fail(task, "the run was stopped")
-        for thread in self._threads:
-            thread.join(timeout=5)
+            if self._refusal is None:
+                return self._threads.submit(self._compute, piece)
+        refused: Future[Any] = Future()
+        refused.set_exception(SteerlensError(self._refusal))
+        return refused
 
-    def _task(self, piece: AnyPiece) -> _Task:
-        """The piece on its way to a worker; where none would take it, failed already."""
-        task = _Task(piece)
-        with self._lock:
-            if self._refusal is not None:
-                _fail(task, self._refusal)
-                return task
-            if piece.name in self._open:
-                return self._open[piece.name]
-            self._open[piece.name] = task
-        self._tasks.put(task)
-        return task
-
-    def _serve(self, number: int) -> None:
-        while (task := self._tasks.get()) is not None and not self._closed:
+    def _compute(self, piece: Any) -> Any:
+        """The result of a piece, by whichever worker is idle."""
+        exceptions, reason = self._ray.exceptions, ""
+        message = _compact(piece) if isinstance(piece, Piece) else piece
+        for _ in range(self._settings.max_attempts):
+            number = self._idle.get()
+            if number is None:
+                self._idle.put(None)  # for the next one who waits
+                raise SteerlensError(self._refusal)
+            lost = ""
             try:
-                whole = self._attempt(number, task)
-            except Exception as error:  # a fault of the pool must not leave a caller waiting
-                self._give_up(task, f"{type(error).__name__}: {error}")
-                continue
-            if whole or self._closed:
-                continue
-            try:
-                self._replace(number)
-            except Exception as error:
-                self._leave(str(error))
-                return
+                return self._ray.get(self._actors[number].compute.remote(message))
+            except exceptions.RayTaskError as error:
+                if isinstance(error.cause, SteerlensError):
+                    raise SteerlensError(str(error.cause)) from None
+                reason = lost = f"{type(error.cause).__name__}: {first_line(error.cause)}"
+            except exceptions.RayError as error:
+                lost = first_line(error)
+                reason = f"its worker died ({lost})"
+            finally:
+                if not lost or self._replaced(number, lost):
+                    self._idle.put(number)
+        raise SteerlensError(f"{reason}, after {self._settings.max_attempts} attempts")
 
-    def _attempt(self, number: int, task: _Task) -> bool:
-        """Have the piece computed; whether the actor is still there."""
-        task.attempts += 1
-        exceptions = self._ray.exceptions
-        try:
-            result = self._ray.get(self._sent(self._actors[number], task.piece))
-        except exceptions.RayTaskError as error:
-            cause = error.cause
-            said = f"{type(cause).__name__}: {cause}"
-            if isinstance(cause, SteerlensError):
-                task.attempts = self._settings.max_attempts
-                self._again(task, said)
-                return True
-            self._lose(number, f"{type(cause).__name__}: {first_line(cause)}")
-            self._again(task, said)
+    def _replaced(self, number: int, why: str) -> bool:
+        """Whether another worker has taken a lost one's place."""
+        if self._refusal is not None:
             return False
-        except exceptions.RayError as error:
-            if self._closed:
-                return False
-            self._lose(number, first_line(error))
-            self._again(task, f"its worker died ({first_line(error)})")
-            return False
-        else:
+        with self._lock:
+            self.n_lost += 1
+        logger.warning("worker %d was lost (%s); another takes its place", number, why)
+        for _ in range(self._settings.max_attempts):
             with self._lock:
-                self._open.pop(task.piece.name, None)
-            with suppress(InvalidStateError):
-                task.done.set_result(result)
-        return True
-
-    def _lose(self, number: int, why: str) -> None:
-        with self._lock:
-            self.lost += 1
-        _log.warning("worker %d was lost (%s); another takes its place", number, why)
-
-    def _leave(self, why: str) -> None:
-        """One worker fewer; without any, nobody is left waiting."""
-        if not self._closed:
-            _log.warning("worker could not be replaced and is missing from now on: %s", why)
-        with self._lock:
-            self._serving -= 1
-            if self._serving > 0:
-                return
-            # A closed pool has said so already.
-            self._refusal = refusal = self._refusal or f"no worker is left ({why})"
-            waiting = list(self._open.values())
-        for task in waiting:
-            self._give_up(task, refusal)
-
-    def _again(self, task: _Task, said: str) -> None:
-        if task.attempts < self._settings.max_attempts:
-            self._tasks.put(task)
-        else:
-            self._give_up(task, f"{said}, after {task.attempts} attempts")
-
-    def _give_up(self, task: _Task, said: str) -> None:
-        with self._lock:
-            self._open.pop(task.piece.name, None)
-            self.set_aside[task.piece.name] = said
-        _log.warning("piece %s was set aside: %s", task.piece.name, said)
-        _fail(task, said)
-
-    def _replace(self, number: int) -> None:
-        """A new actor in a dead one's place, tried until it loads or the pool is closed."""
-        for attempt in range(self._settings.max_attempts):
-            with self._lock:
-                if self._closed:
-                    raise SteerlensError("the workers have been stopped")
-                # What is there may have been slow to load, not dead.
+                if self._refusal is not None:
+                    return False
+                # The one that is there may have been slow to load, not dead.
                 self._ray.kill(self._actors[number])
-                self._actors[number] = self._made()
+                self._actors[number] = self._class.remote(self._models)
             try:
-                [self.members[number]] = self._ready([self._actors[number]])
-            except (SteerlensError, self._ray.exceptions.RayError):
-                if attempt == self._settings.max_attempts - 1:
-                    raise
+                [self.members[number]] = self._prepared([self._actors[number]])
+            except SteerlensError as error:
+                why = str(error)
             else:
-                return
+                return True
+        logger.warning("worker %d could not be replaced: %s", number, why)
+        with self._lock:
+            self._n_serving -= 1
+            if self._n_serving:
+                return False
+        self._refuse(f"no worker is left ({why})")
+        return False
 
-    def _made(self) -> Any:
-        return self._class.remote(self._settings.threads)
+    def _refuse(self, why: str) -> None:
+        with self._lock:
+            self._refusal = self._refusal or why
+        self._idle.put(None)
 
-    def _ready(self, actors: Sequence[Any]) -> list[dict[str, Any]]:
-        timeout = self._settings.start_timeout
-        return ready(self._ray, actors, self._load, self._model, timeout, self._judge)
+    def _prepared(self, actors: Sequence[Any]) -> list[dict[str, Any]]:
+        """What workers say of themselves once they have loaded the driver's models."""
+        exceptions, seconds = self._ray.exceptions, self._settings.start_timeout
+        try:
+            members: list[dict[str, Any]] = self._ray.get(
+                [actor.prepare.remote() for actor in actors], timeout=seconds
+            )
+        except exceptions.GetTimeoutError as error:
+            raise SteerlensError(
+                f"a worker has not loaded {self._models.model.reference} within {seconds:g} s; is "
+                "the cluster busy with other work?"
+            ) from error
+        except exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, SteerlensError):
+                raise SteerlensError(str(cause)) from error
+            reason = str(cause or error).strip().splitlines()[-1].rstrip(".")
+            raise SteerlensError(
+                f"a worker cannot be started: {reason}; install the same libraries on every "
+                "machine of the cluster"
+            ) from error
+        return members
 
-    def _sent(self, actor: Any, piece: AnyPiece) -> Any:
-        if isinstance(piece, ResidualPiece):
-            return actor.cache.remote(piece)
-        if isinstance(piece, JudgePiece):
-            return actor.judge.remote(piece)
-        prompts, steerings, named = self.sent.packed(piece)
-        return actor.answer.remote(
-            prompts, steerings, named, piece.max_new_tokens, piece.batch_size
+
+def _check_can_be_loaded(model: TransformerBridge) -> None:
+    """Refuse a model that workers would load otherwise than it is here."""
+    info = model_info(model, exact=True)
+    if info.kind == "given":
+        raise SteerlensError(
+            f"workers cannot load {info.reference}, which was not made by load_model; load it by "
+            "name or folder, or use --engine local"
+        )
+    if (change := outside_change(model)) is not None:
+        raise SteerlensError(
+            f"workers load {info.reference} without {change}; take it off, or use --engine local"
+        )
+    if info.edited:
+        raise SteerlensError(
+            f"workers load {info.reference} as it was, and its weights have been changed here "
+            "since (by hand, or by compatibility mode); save the changed model in a folder and "
+            "load that, or use --engine local"
         )
 
 
-def _fail(task: _Task, said: str) -> None:
-    # It may have been finished, or failed, by another thread just now.
-    with suppress(InvalidStateError):
-        task.done.set_exception(SteerlensError(said))
+def _compact(piece: Piece) -> Piece:
+    """The piece with directions that own their memory: pickling a view sends all that it views."""
+    copies: dict[int, Steering | None] = {id(None): None}
+    questions = []
+    for question in piece.questions:
+        steering = question.steering
+        if steering is not None and id(steering) not in copies:
+            interventions = tuple(copy.copy(one) for one in steering.interventions)
+            for intervention in interventions:
+                vars(intervention).update(
+                    (name, value.detach().cpu().clone())
+                    for name, value in list(vars(intervention).items())
+                    if isinstance(value, torch.Tensor)
+                )
+            copies[id(steering)] = Steering(interventions)
+        questions.append(replace(question, steering=copies[id(steering)]))
+    return replace(piece, questions=tuple(questions))

@@ -21,18 +21,20 @@ class WorkerSettings:
     """Where pieces are computed; no result depends on it.
 
     Attributes:
-        workers: Actors, each with a model of its own.
+        workers: Number of actors, each with a model of its own.
         cpus: Logical CPUs, and threads, of each; parts of one are allowed.
-        gpus: GPUs of each: parts of one, or whole ones.
+        gpus: GPUs of each: a part of one, or whole ones.
         address: A running cluster: ``"host:port"``, ``"ray://host:port"``, or ``"auto"`` for the
-            one this machine belongs to. None starts Ray on this machine alone, whatever else is
-            running or named by ``RAY_ADDRESS``, and stops it at the end.
-        device_map: How a worker spreads its model over its GPUs; as for `load_model`, by default as
+            one that this machine belongs to. None starts Ray on this machine alone, whatever else
+            is running or named by ``RAY_ADDRESS``, and stops it at the end.
+        device_map: How a worker spreads its model over its GPUs, as for `load_model`; by default as
             the driver's model was spread.
-        max_memory: How much of each of its devices a worker may use; as for `load_model`, by
-            default as the driver's.
+        max_memory: How much of each of its devices a worker may use; by default as the driver's.
         max_attempts: How often a piece is tried before it is set aside.
-        start_timeout: Seconds in which all workers must have loaded the model.
+        start_timeout: Seconds within which all workers must have loaded the model.
+
+    Raises:
+        SteerlensError: No worker or no attempt; CPUs, GPUs or a time that cannot be.
     """
 
     workers: int = 2
@@ -50,7 +52,7 @@ class WorkerSettings:
                 "at least one worker and one attempt are needed; got "
                 f"{self.workers} and {self.max_attempts}"
             )
-        finite = all(map(math.isfinite, (self.cpus, self.gpus)))
+        finite = math.isfinite(self.cpus) and math.isfinite(self.gpus)
         if not finite or self.cpus < 0 or self.gpus < 0 or not self.start_timeout > 0:
             raise SteerlensError(
                 "CPUs and GPUs of a worker must be at least 0 and the time to start positive; got "
@@ -64,7 +66,7 @@ class WorkerSettings:
 
     @property
     def threads(self) -> int:
-        """Threads that a worker computes with: as many as whole CPUs, at least one."""
+        """Threads that a worker computes with: one per whole CPU, at least one."""
         return max(1, int(self.cpus))
 
     def check(self) -> None:
