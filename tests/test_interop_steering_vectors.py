@@ -14,8 +14,8 @@ from transformers import LlamaForCausalLM
 import steerlens as sl
 from steerlens.errors import FileFormatError, SteeringError, SteerlensError
 from steerlens.vectors import SteeringVector
-from steerlens.vectors.formats.objects import from_steering_vectors, to_steering_vectors
 from steerlens.vectors.formats.record import shifts_of
+from steerlens.vectors.formats.steering_vectors import from_steering_vectors, to_steering_vectors
 
 PROMPTS = ["Tell me about Rome.", "Write a haiku.", "Why is the sky blue, and since when?"]
 N_NEW = 10

@@ -81,9 +81,9 @@ class Intervention:
         only_above: ``set_projection`` only where the projection is above the target.
 
     Raises:
-        SteeringError: A layer that is not a whole number; a direction that is not a unit vector
-            (within 1 %, for half precision); a number that is not finite in float32; a negative
-            gap; parts of the general operation beside a named one, or that are not vectors.
+        SteeringError: A layer that is not a whole number, a direction that is not a unit vector
+            (within 1 %), a number that is not finite in float32, a negative gap, or parts of the
+            general operation beside a named one.
         UnknownNameError: An operation, gate or scope that does not exist.
     """
 

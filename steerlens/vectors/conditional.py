@@ -113,8 +113,7 @@ class Condition(Result):
     ) -> Iterator["Condition"]:
         """As `Steering.applied`, on the rows for which the condition holds.
 
-        It is decided for each row in the pass that reads the prompt, before anything at its layer
-        is changed, and stands until the next prompt is read.
+        It is decided in the pass that reads the prompt, before anything at its layer is changed.
 
         Raises:
             SteeringError: The condition or the steering does not fit the model, or the steering
@@ -196,11 +195,7 @@ class Condition(Result):
             raise FileFormatError(f"{path} lacks a part of a condition: {error}") from error
 
     def plot(self) -> "go.Figure":
-        """Projections of the unseen prompts of both kinds, and the threshold between them.
-
-        Raises:
-            SteeringError: A condition saved by a version that did not keep them.
-        """
+        """Projections of the unseen prompts of both kinds, and the threshold between them."""
         from steerlens.views import projection_histogram
 
         kinds = self.metadata.get("unseen_scores")
@@ -334,15 +329,10 @@ def threshold_for(
     positive: Sequence[float] | Float[np.ndarray, "positive"],
     max_false_positive_rate: float,
 ) -> float:
-    """The lowest threshold above which at most a share of the negative scores lie.
+    """The lowest threshold above which at most this share of the negative scores lie.
 
     It lies midway between the highest score that must be left out and the next higher score of
     either kind.
-
-    Args:
-        negative: Scores of prompts to leave alone; at least one.
-        positive: Scores of prompts to steer.
-        max_false_positive_rate: That share.
     """
     ordered = np.sort(np.asarray(negative, dtype=float))
     # Rounded first: 0.05 · 20 is one prompt, not 0.9999….

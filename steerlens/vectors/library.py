@@ -86,29 +86,20 @@ class Library(Result):
         rows = []
         for name, entry in self.entries.items():
             best = entry.get("steering") or {}
-            row = {"name": name, **{key: entry.get(key) for key in _SHOWN}}
+            about = ("file", "instruction", "estimator")
+            row = {"name": name, **{key: entry.get(key) for key in about}}
             row |= {key: best.get(key) for key in SETTINGS}
             rows.append(row | {rate["condition"]: rate["rate"] for rate in entry.get("rates", ())})
         return pd.DataFrame(rows)
 
     def load(self, name: str, model: TransformerBridge | None = None) -> SteeringVector:
-        """A vector by name, its hash verified.
-
-        Raises:
-            UnknownNameError: "unknown vector …".
-            FileFormatError: The file is not the one listed, or damaged.
-            SteeringError: It does not fit the model.
-        """
+        """A vector by name; refused where its file is not the one listed, or it does not fit."""
         if name not in self.entries:
             raise unknown_name("vector", name, self.entries)
         return load_vector(self.folder / self.entries[name]["file"], model)
 
     def steering(self, name: str, model: TransformerBridge | None = None) -> Steering:
-        """A vector as it is best applied, according to the index.
-
-        Raises:
-            SteerlensError: As `load`, or "… has no settings …".
-        """
+        """A vector as it is best applied; as `load`, or refused where there are no settings."""
         vector = self.load(name, model)
         best = self.entries[name].get("steering")
         if best is None:
@@ -119,15 +110,7 @@ class Library(Result):
         return vector.at(**{key: best[key] for key in (*SETTINGS, *ONE_SIDED) if key in best})
 
     def plot(self, layer: int | None = None) -> "go.Figure":
-        """Cosines of the vectors' directions at one layer.
-
-        Args:
-            layer: By default the middle one of those at which the index applies the vectors, or of
-                the first vector.
-
-        Raises:
-            SteerlensError: As `load`, or a vector without a direction at the layer.
-        """
+        """Cosines of the vectors' directions at a layer (by default the middle of the best)."""
         from steerlens.views import cosine_matrix
 
         vectors = [self.load(name) for name in self.names]
@@ -135,16 +118,12 @@ class Library(Result):
             best = [(entry.get("steering") or {}).get("layer") for entry in self.entries.values()]
             known = sorted(n for n in best if n is not None) or list(vectors[0].layers)
             layer = known[len(known) // 2]
-        rows = [vector.directions[vector.layer_index(layer)] for vector in vectors]
-        directions = torch.stack(rows)
+        directions = torch.cat([vector.restricted_to([layer]).directions for vector in vectors])
         cosines = (directions @ directions.T).clamp(-1, 1)
         return cosine_matrix(self.names, cosines.tolist(), layer)
 
     def __repr__(self) -> str:
         return f"Library({self.folder}, {len(self.entries)} vectors)"
-
-
-_SHOWN = ("file", "instruction", "estimator")
 
 
 def save_library(folder: str | Path, items: Sequence[LibraryItem | SteeringVector]) -> Library:

@@ -148,21 +148,20 @@ class SteeringVector(Result):
         """The intervention that applies this vector at one layer.
 
         Args:
-            layer: The block whose output is changed; a whole number of any type.
+            layer: The block whose output is changed.
             operation: ``"add"``, ``"set_projection"`` or ``"ablate"``, or ``"general"`` for a
                 vector with read directions; see `steerlens.steering.operations`.
             strength: Multiplies the change; 1 adds the mean difference, meets the projection
                 target, or removes the direction; 0 changes nothing.
-            scope: Tokens touched: ``"all"``, ``"prompt"`` or ``"response"``; never padding. With
-                ``"response"`` the first token of the response is the unsteered one, because it is
-                predicted at the last position of the prompt.
+            scope: Tokens touched: ``"all"``, ``"prompt"`` or ``"response"``; never padding.
+                ``"response"`` leaves the first token of the response as it is.
             only_below: With ``set_projection``: only raise projections below the target.
             only_above: With ``set_projection``: only lower projections above the target.
 
         Raises:
             SteeringError: The vector has no such layer, no targets for ``set_projection`` or no
-                read directions for ``general``; a layer that is not a whole number; a strength
-                that is not finite; `only_below` or `only_above` with another operation.
+                read directions for ``general``; a strength that is not finite; `only_below` or
+                `only_above` with another operation.
             UnknownNameError: An operation or scope that does not exist.
         """
         row = self.layer_index(layer)

@@ -14,15 +14,13 @@ all layers in one     one tensor named ``vector``, ``direction``, ``steering_vec
                       0, 1, … unless a whole-number tensor ``layers`` says otherwise
 one layer             the same names, shape [d_model] or [1 d_model]; its layer is `layer`, or the
                       header's ``layer``
-psyctl                ``layer_0``, ``layer_1``, … count the tensors, and the header's
-                      ``layer_names`` says which modules they are for; read when these are blocks
 steering-lite         ``layer12.v`` with the header's ``cfg``: read for the methods that add, times
                       the calibrated ``coeff``
 ====================  ==============================================================================
 
 Everything else is refused with the names in the file, because a wrong guess would steer at a wrong
-place unnoticed. So are vectors for places inside a block, such as
-``model.layers[13].mlp.down_proj``.
+place unnoticed: vectors for places inside a block, such as ``model.layers[13].mlp.down_proj``, and
+psyctl's files, whose ``layer_0``, ``layer_1``, … count the tensors.
 
 `write_plain` writes the first layout in float32, with the exact record in the header under
 ``steerlens`` (`steerlens.vectors.formats.record`).
@@ -60,7 +58,6 @@ _LAYER_NAME = re.compile(
     r"(?:model\.|transformer\.)?(?:layers?|blocks?|direction|h)?[._\[]?([0-9]{1,6})\]?"
     r"(?:\.(?:v|vector|direction|steering_vector|weight|hook_out|hook_resid_post))?"
 )
-_NAME_LIST = re.compile(r"\[\s*'[^']*'(?:,\s*'[^']*')*\s*\]")
 _ALL_LAYERS_NAMES = ("vector", "direction", "steering_vector", "control_vector")
 # Methods of steering-lite that add coeff · v.
 _ADDING_METHODS = ("mean_diff", "pca")
@@ -165,8 +162,10 @@ def _rows(
 ) -> list[tuple[int, Tensor]]:
     """Pairs of layer and row."""
     if "layer_names" in header:
-        numbers = _psyctl_layers(header["layer_names"], tensors, source)
-        return [(number, tensors[f"layer_{k}"]) for k, number in enumerate(numbers)]
+        raise FileFormatError(
+            f"{source} is in psyctl's layout, whose layer_0, layer_1, … count the tensors; name "
+            f"each after its layer instead: {header['layer_names'][:200]}"
+        )
     names = [name for name in tensors if name.removesuffix("s") in _ALL_LAYERS_NAMES]
     if len(names) == 1 and set(tensors) <= {*names, "layers"}:
         return _rows_of_one(header, tensors, names[0], layer, source)
@@ -178,27 +177,6 @@ def _rows(
             "layout of a steering vector; expected layer_0, layer_1, …, or one tensor 'vector'"
         )
     return known
-
-
-def _psyctl_layers(text: str, tensors: Mapping[str, Tensor], source: str) -> list[int]:
-    """psyctl's layout: tensor ``layer_k`` is for the k-th of the module names in the header."""
-    # Written with str() of a Python list; taken apart here rather than evaluated.
-    names = re.findall("'([^']*)'", text) if _NAME_LIST.fullmatch(text) else []
-    if len(names) != len(tensors):
-        raise FileFormatError(
-            f"the layer_names of {source} are not a list with one name for each of its "
-            f"{len(tensors)} tensors"
-        )
-    numbers = []
-    for k, name in enumerate(names):
-        number = block_layer(name)
-        if number is None or f"layer_{k}" not in tensors:
-            raise FileFormatError(
-                f"{source} is for {name[:60]!r}; only the outputs of blocks, such as "
-                "'model.layers[13]', are places where steerlens steers"
-            )
-        numbers.append(number)
-    return numbers
 
 
 def _rows_of_one(
