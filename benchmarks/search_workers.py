@@ -19,7 +19,7 @@ from pathlib import Path
 import steerlens as sl
 from steerlens.behaviour.plans.fitting import FitRecipe
 from steerlens.behaviour.search import SearchSettings, Stage, search
-from steerlens.runs.store import LOCK, MANIFEST, STORE
+from steerlens.runs.folder import LOCK, MANIFEST, STORE
 from steerlens.workers import WorkerSettings
 
 INSTRUCTIONS = (

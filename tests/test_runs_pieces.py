@@ -146,8 +146,8 @@ def test_a_full_disk_is_told(half: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             patch.setattr(os, "fsync", full)
             with pytest.raises(SteerlensError, match=r"no space left for .*summary.json"):
                 run.write_json("summary.json", 2)
-        [(pages,)] = run._connection.execute("PRAGMA page_count")
-        run._connection.execute(f"PRAGMA max_page_count = {pages}")
+        [(pages,)] = run._opened().execute("PRAGMA page_count")
+        run._opened().execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(SteerlensError, match=r"no space left for .*sqlite.*with --resume"):
             run.finish("large", [{"response": "x" * 100_000}])
         assert run.finished("large") is None

@@ -69,7 +69,7 @@ __all__ = [
 ]
 
 FILE_KIND = "residual-cache"
-# Of a default batch: more prompts run no faster on two cores, and would change the last digits.
+# Of a default batch; another number would change the last digits of results.
 MOST_PROMPTS = 16
 
 

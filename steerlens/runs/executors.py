@@ -1,7 +1,6 @@
 """Who computes the pieces of a run: this process, or workers that are handed in.
 
-Functions that take `workers` know no more of them than this page. `steerlens.workers` has the one
-kind there is, Ray actors.
+Functions that take `workers` know only this protocol; `steerlens.workers` has Ray actors.
 """
 
 from collections.abc import Iterator
@@ -21,14 +20,10 @@ class Workers(Protocol):
 
     @property
     def workers(self) -> int:
-        """How many."""
+        """Number of workers."""
 
     def check(self) -> None:
-        """Refuse, before anything is written, workers that cannot be had.
-
-        Raises:
-            SteerlensError: With what to do instead.
-        """
+        """Refuse, before anything is written, workers that cannot be had."""
 
     def pool(self, model: TransformerBridge, judge: Any = None) -> AbstractContextManager[Any]:
         """Workers that hold the model and the judge, ready, while the context lasts."""
@@ -38,7 +33,7 @@ def check_workers(workers: Workers | None) -> None:
     """Refuse, before anything is written, workers that cannot be had.
 
     Raises:
-        SteerlensError: As `Workers.check`.
+        SteerlensError: With what to do instead.
     """
     if workers is not None:
         workers.check()
@@ -46,33 +41,28 @@ def check_workers(workers: Workers | None) -> None:
 
 @contextmanager
 def executor(
-    model: TransformerBridge,
-    workers: Workers | None,
-    run: Run | None = None,
-    judge: Any = None,
+    model: TransformerBridge, workers: Workers | None, run: Run | None = None, judge: Any = None
 ) -> Iterator[Any]:
-    """The pool of workers of a run as a context; without workers, nothing (computed here).
+    """A pool of workers as a context, or None: everything is computed in this process.
 
     Args:
         model: The driver's model; workers load the same.
         workers: How many, with what, where.
-        run: Its manifest says who the workers are: machines, versions, devices. A new one is
-            withdrawn when there are no workers to be had.
+        run: Its manifest records the workers. A new run is withdrawn when they cannot be had.
         judge: The driver's judge; workers load the same.
 
     Raises:
         SteerlensError: Workers that cannot be had.
     """
-    if workers is None:
-        yield None
-        return
     with ExitStack() as stack:
-        try:
-            pool = stack.enter_context(workers.pool(model, judge))
-        except BaseException:
+        pool = None
+        if workers is not None:
+            try:
+                pool = stack.enter_context(workers.pool(model, judge))
+            except BaseException:
+                if run is not None:
+                    run.withdraw()
+                raise
             if run is not None:
-                run.withdraw()
-            raise
-        if run is not None:
-            run.note_workers(pool.described)
+                run.note_workers(pool.described)
         yield pool

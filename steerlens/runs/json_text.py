@@ -41,7 +41,7 @@ def json_value(value: Any, where: str = "value", *, finite: bool = False) -> Any
 
     Args:
         value: JSON types, tuples, and NumPy or torch scalars.
-        where: What the value is called in messages.
+        where: The value's name in messages.
         finite: Refuse NaN and infinities instead of making them null.
 
     Raises:
@@ -90,21 +90,13 @@ def _encodable(text: str) -> str:
 
 
 def json_document(value: Any, where: str = "value") -> str:
-    """The text of a JSON file: sorted keys, so the order in which pieces came does not show.
-
-    Raises:
-        SteerlensError: As `json_value`.
-    """
+    """The text of a JSON file: sorted keys, so the order in which pieces came does not show."""
     checked = json_value(value, where)
     return json.dumps(checked, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def json_line(value: Any, where: str = "value") -> str:
-    """One line of a JSON Lines file, without the newline; keys keep their order.
-
-    Raises:
-        SteerlensError: As `json_value`.
-    """
+    """One line of a JSON Lines file, without the newline; keys keep their order."""
     line = json.dumps(json_value(value, where), ensure_ascii=False)
     for end, escape in LINE_ENDS.items():
         line = line.replace(end, escape)
@@ -112,11 +104,7 @@ def json_line(value: Any, where: str = "value") -> str:
 
 
 def canonical_json(value: Any, where: str = "value") -> str:
-    """One text for all values that mean the same: sorted keys, ``1.0`` spelled ``1``.
-
-    Raises:
-        SteerlensError: As `json_value`; also NaN and infinities.
-    """
+    """One text for all values that mean the same: sorted keys, ``1.0`` spelled ``1``; finite."""
     numbers = _whole_numbers(json_value(value, where, finite=True))
     return json.dumps(numbers, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
@@ -134,11 +122,10 @@ def _whole_numbers(value: Any) -> Any:
 def piece_name(content: Mapping[str, Any]) -> str:
     """The name of a piece of work: the first 20 hexadecimal digits of its content's SHA-256.
 
-    Args:
-        content: Everything the piece's records depend on that is not in the run's settings.
+    The content is everything that the piece's records depend on beside the run's settings.
 
     Raises:
-        SteerlensError: As `canonical_json`.
+        SteerlensError: Content that is not plain JSON, or NaN or an infinity in it.
     """
     text = canonical_json(content, "the piece's content")
     return hashlib.sha256(text.encode()).hexdigest()[:NAME_DIGITS]

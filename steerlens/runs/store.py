@@ -9,7 +9,6 @@ system allows one; a closed run is a single file.
 import hashlib
 import json
 import logging
-import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,23 +16,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from steerlens.errors import FileFormatError, SteerlensError, first_line
-from steerlens.files import check_writable, local_path, write_lines
+from steerlens.files import local_path, write_lines
+from steerlens.runs.folder import (
+    LOCK,
+    MANIFEST,
+    STORE,
+    STORE_FILES,
+    check_folder,
+    locked,
+    refuse_earlier_version,
+    remove_abandoned,
+)
 from steerlens.runs.json_text import json_document, json_line
 from steerlens.runs.manifest import RUN_SCHEMA, Manifest, utc_now
 
-__all__ = ["LOCK", "MANIFEST", "STORE", "Run", "read_manifest"]
+__all__ = ["Run", "read_manifest"]
 
-STORE = "run.sqlite"
-MANIFEST = "manifest.json"
-LOCK = ".lock"
-# The database, and the files that SQLite keeps beside an open or a killed one.
-STORE_FILES = (STORE, f"{STORE}-wal", f"{STORE}-shm", f"{STORE}-journal")
-# The name under which `steerlens.files.write_atomically` writes a file before it is renamed.
-TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")
-PIECE_NAME = re.compile(r"[\w.:+=@-]{1,120}", re.ASCII)
 TABLES = """
     CREATE TABLE IF NOT EXISTS manifest (id INTEGER PRIMARY KEY, record TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS pieces
@@ -46,8 +47,7 @@ logger = logging.getLogger(__name__)
 class Run:
     """A run folder, open and locked; use it in a ``with`` statement, which closes it.
 
-    Leaving the block by an error or an interrupt leaves a run that can be resumed. Several threads
-    may use one run.
+    Leaving the block by an error or an interrupt leaves a run that can be resumed.
 
     Attributes:
         folder: The folder.
@@ -90,14 +90,13 @@ class Run:
         """
         folder = local_path(folder)
         manifest = Manifest.new(kind, settings)
-        check_writable(folder / MANIFEST)
-        _check_folder(folder, resume)
+        check_folder(folder, resume)
         made_folder = not folder.exists()
-        lock = _locked(folder)
+        lock = locked(folder)
         try:
             # Again: another process may have started a run just before this one had the lock.
-            _check_folder(folder, resume)
-            _remove_abandoned(folder)
+            check_folder(folder, resume)
+            remove_abandoned(folder)
             run = cls(folder, manifest, _database(folder / STORE), lock)
         except BaseException:
             lock.release()
@@ -111,7 +110,7 @@ class Run:
         return run
 
     def _start_or_continue(self) -> None:
-        earlier = _stored_manifest(self._connection, self.folder)
+        earlier = _stored_manifest(self._opened(), self.folder)
         if earlier is not None:
             self.manifest.check_continues(earlier, self.folder)
             entry = {
@@ -142,32 +141,22 @@ class Run:
         return records
 
     def finish(self, name: str, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Keep a piece's records; when this returns they are on the disk.
-
-        Args:
-            name: The piece; see `piece_name`.
-            records: JSON objects; NaN and infinities become null, NumPy and torch scalars numbers.
+        """Keep a piece's records, JSON objects; when this returns they are on the disk.
 
         Returns:
-            The records as a later process reads them. For a piece that was finished before, its
-            first records.
+            The records as a later process reads them (`json_value`). For a piece that was finished
+            before, its first records.
 
         Raises:
             SteerlensError: "records of piece …[0].x is a ndarray …", "no space left for …; free
                 some and resume with --resume".
         """
-        if not PIECE_NAME.fullmatch(name):
-            raise SteerlensError(
-                f"{name!r} cannot name a piece; expected letters, digits and any of _ . : + = @ -, "
-                "as piece_name gives"
-            )
-        if not isinstance(records, list | tuple) or not all(
-            isinstance(record, Mapping) for record in records
-        ):
+        objects = list(records) if isinstance(records, list | tuple) else [None]
+        if not all(isinstance(record, Mapping) for record in objects):
             raise SteerlensError(f"the records of piece {name} must be a list of JSON objects")
         kept = self.finished(name)
         if kept is None:
-            text = json_line(list(records), f"records of piece {name}")
+            text = json_line(objects, f"records of piece {name}")
             self._execute(
                 "INSERT OR IGNORE INTO pieces VALUES (?, ?, ?)", name, text, _sha256(text)
             )
@@ -200,40 +189,27 @@ class Run:
         return self.folder / path
 
     def write_json(self, name: str, data: Any) -> Path:
-        """Write a final file as JSON (`json_document`), whole or not at all.
-
-        Raises:
-            SteerlensError: The data is not plain JSON; "no space left …".
-        """
+        """Write a final file as JSON (`json_document`), whole or not at all."""
         return self.write_file(name, lambda path: write_lines(path, [json_document(data, name)]))
 
     def write_jsonl(self, name: str, records: Iterable[Mapping[str, Any]]) -> Path:
-        """Write a final file of one JSON object per line; the records are never held together.
-
-        Raises:
-            SteerlensError: A record is not plain JSON; "no space left …".
-        """
+        """Write a final file of one JSON object per line; records are never held together."""
         lines = (json_line(r, f"{name}[{n}]") + "\n" for n, r in enumerate(records))
         return self.write_file(name, lambda path: write_lines(path, lines))
 
     def write_file(self, name: str, write: Callable[[Path], Any]) -> Path:
-        """Have a final file written by a function that writes it whole or not at all.
+        """Have a final file written by a function of its path, such as `SteeringVector.save`.
 
-        Args:
-            name: As for `path`.
-            write: Called with the path; `SteeringVector.save` is one.
+        Raises:
+            SteerlensError: As `path`; data that is not plain JSON; "no space left …".
         """
         path = self.path(name)
-        self._connection  # noqa: B018 (refuses a closed run)
+        self._opened()
         write(path)
         return path
 
     def retract(self, name: str) -> None:
-        """Delete a final file of an earlier conclusion before files it names are written again.
-
-        A resumed run may come to other files (a template wrote another date). Killed in between, it
-        must not leave the old list beside new files.
-        """
+        """Delete a final file before files it names are written again by a resumed run."""
         self.path(name).unlink(missing_ok=True)
 
     def note_workers(self, record: Mapping[str, Any]) -> None:
@@ -252,10 +228,9 @@ class Run:
         self._change_manifest(concluded=utc_now())
 
     def withdraw(self) -> None:
-        """Undo the opening of a new run that has finished nothing, and close it.
+        """Close the run; a new one that has finished nothing leaves the folder as it was before.
 
-        For work that cannot begin after all: the folder is as it was before, so the next attempt
-        needs no ``--resume``. A run that was resumed or has a piece is closed and left as it is.
+        For work that cannot begin after all: the next attempt needs no ``--resume``.
         """
         is_new = not (self.manifest.resumed or self.manifest.complete or self.names)
         self.close()
@@ -287,8 +262,7 @@ class Run:
         state = "complete" if self.manifest.complete else "unfinished"
         return f"Run({self.manifest.kind}, {state}, {self.folder})"
 
-    @property
-    def _connection(self) -> sqlite3.Connection:
+    def _opened(self) -> sqlite3.Connection:
         if self._database is None:
             raise SteerlensError(f"the run in {self.folder} has been closed; open it again")
         return self._database
@@ -296,7 +270,7 @@ class Run:
     def _execute(self, statement: str, *values: Any) -> Iterator[Any]:
         """Run a statement as a transaction of its own."""
         path = self.folder / STORE
-        connection = self._connection
+        connection = self._opened()
         try:
             return iter(connection.execute(statement, values).fetchall())
         except sqlite3.Error as error:
@@ -319,7 +293,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         FileFormatError: "no run in …", "… holds a run of an earlier version …", "… is damaged …".
     """
     folder = Path(folder)
-    _refuse_earlier_version(folder)
+    refuse_earlier_version(folder)
     if not (folder / STORE).is_file():
         raise FileFormatError(f"no run in {folder}: {STORE} is missing")
     database = sqlite3.connect(f"{(folder / STORE).absolute().as_uri()}?mode=ro", uri=True)
@@ -347,54 +321,6 @@ def _stored_manifest(database: sqlite3.Connection, folder: Path) -> Manifest | N
     return None if record is None else Manifest.from_json(record)
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    """Refuse a folder that holds other files, and a run unless it is to be resumed."""
-    if not folder.exists():
-        return
-    _refuse_earlier_version(folder)
-    if (folder / STORE).exists():
-        if not resume:
-            raise SteerlensError(
-                f"{folder} holds a run already; add --resume to continue it, or choose another "
-                "folder"
-            )
-        return
-    # A process that was killed while it started leaves its lock.
-    others = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
-    if others:
-        raise SteerlensError(
-            f"{folder} holds files but no run ({others[0]}{', …' if others[1:] else ''}); choose "
-            "an empty or a new folder"
-        )
-
-
-def _refuse_earlier_version(folder: Path) -> None:
-    if (folder / MANIFEST).exists() and not (folder / STORE).exists():
-        raise FileFormatError(
-            f"{folder} holds a {MANIFEST} but no {STORE}: earlier versions of steerlens kept "
-            "pieces in other files, which this one cannot continue. Its plan or its responses can "
-            "still be read; to compute them anew, run the command with another folder"
-        )
-
-
-def _locked(folder: Path) -> FileLock:
-    """The folder's lock, held."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, thread_local=False)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise SteerlensError(
-            f"another process is at work in {folder}; wait for its end, or choose another folder"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SteerlensError(
-            f"cannot lock {folder}: {reason}; choose a folder on a local disk"
-        ) from error
-    return lock
-
-
 def _database(path: Path) -> sqlite3.Connection:
     """The store, made if it does not exist; what a killed process was writing is rolled back."""
     try:
@@ -411,13 +337,6 @@ def _database(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise _storage_error(path, error) from error
     return database
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what killed processes left half written; the lock says that none is at work."""
-    for path in folder.rglob(".*.tmp"):
-        if TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
 
 
 def _storage_error(path: Path, error: sqlite3.Error) -> SteerlensError:
