@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from steerlens.cli.values import (
+    Ids,
     Seed,
     count,
     given,
@@ -47,8 +48,8 @@ __all__ = [
     "spread",
 ]
 
-_LARGE = "for large models: "
-_RAY = "with --engine ray: "
+_LARGE = "large models: "
+_RAY = "with Ray: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,21 +61,9 @@ class RunModelOptions:
     ] = "smollm2-135m-instruct"
     dtype: Annotated[str, option("float32, bfloat16, float16 or auto")] = "auto"
     device: Annotated[str | None, option("cpu, cuda or mps; the best available by default")] = None
-    device_map: Annotated[
-        str | None,
-        option(f"{_LARGE}auto, balanced, sequential, or a JSON object", metavar="MAP"),
-    ] = None
-    max_memory: Annotated[
-        str | None,
-        option(f"{_LARGE}room on each device, such as 0=70GiB,cpu=200GiB", metavar="SIZES"),
-    ] = None
-    quantize: Annotated[
-        str | None,
-        option(
-            f"{_LARGE}bitsandbytes-8bit, bitsandbytes-4bit, or a JSON object with quant_method",
-            metavar="METHOD",
-        ),
-    ] = None
+    device_map: Annotated[str | None, option(f"{_LARGE}auto, balanced, sequential or JSON")] = None
+    max_memory: Annotated[str | None, option(f"{_LARGE}such as 0=70GiB,cpu=200GiB")] = None
+    quantize: Annotated[str | None, option(f"{_LARGE}bitsandbytes-8bit, -4bit, or JSON")] = None
 
     def load(self) -> Any:
         """The model."""
@@ -104,15 +93,7 @@ class ModelOptions(RunModelOptions):
 class TaskOptions:
     """Which tasks of the catalogue."""
 
-    task: Annotated[
-        list[str] | None,
-        option(
-            "a task of the catalogue; repeat it for several (--instruction is its older spelling)",
-            "--task",
-            "--instruction",
-            metavar="ID",
-        ),
-    ] = None
+    task: Annotated[list[str] | None, Ids] = None
     every_task: Annotated[bool, option("every task of the catalogue", "--all")] = False
 
     def ids(self) -> list[str]:
@@ -132,12 +113,8 @@ class TaskOptions:
 class PairOptions(TaskOptions):
     """Contrast pairs, and how their residuals are read."""
 
-    pairs: Annotated[
-        Path | None, option("contrast pairs of your own (JSONL or CSV)", metavar="FILE")
-    ] = None
-    n: Annotated[int | None, option("contrast pairs per task (default: 64); not with --pairs")] = (
-        None
-    )
+    pairs: Annotated[Path | None, option("your own contrast pairs (JSONL or CSV)")] = None
+    n: Annotated[int | None, option("pairs per task (default: 64); not with --pairs")] = None
     seed: Annotated[int | None, option("seed of everything that is drawn (default: 0)")] = None
     position: Annotated[
         str, option("last_prompt, response_mean, last_response or a token index")
@@ -196,8 +173,7 @@ class InterventionOptions:
     vector: Annotated[Path, option("a vector in any known format")]
     layer: Annotated[int, option("the layer to steer")]
     operation: Annotated[
-        str | None,
-        option("add, set_projection or ablate; set_projection if the vector has targets, else add"),
+        str | None, option("add, set_projection or ablate; if it has targets, set_projection")
     ] = None
     scope: Annotated[str, option("all, prompt or response")] = "all"
 
@@ -217,28 +193,12 @@ class EngineOptions:
     engine: Annotated[
         Literal["local", "ray"], option("where pieces are computed; the files are the same")
     ] = "local"
-    workers: Annotated[
-        int | None, option(f"{_RAY}processes, each with its own model (default: 2)")
-    ] = None
+    workers: Annotated[int | None, option(f"{_RAY}processes with a model each (default: 2)")] = None
     worker_cpus: Annotated[float | None, option(f"{_RAY}logical CPUs each (default: 1)")] = None
-    worker_gpus: Annotated[
-        float | None, option(f"{_RAY}GPUs each, a part of one or whole ones (default: 0)")
-    ] = None
-    worker_device_map: Annotated[
-        str | None,
-        option(f"{_RAY}how a worker spreads its model (default: --device-map)", metavar="MAP"),
-    ] = None
-    worker_max_memory: Annotated[
-        str | None,
-        option(f"{_RAY}room on a worker's devices (default: --max-memory)", metavar="SIZES"),
-    ] = None
-    address: Annotated[
-        str | None,
-        option(
-            f"{_RAY}a running cluster: host:port, ray://host:port or auto "
-            "(default: Ray is started here)"
-        ),
-    ] = None
+    worker_gpus: Annotated[float | None, option(f"{_RAY}GPUs each, or a part (default: 0)")] = None
+    worker_device_map: Annotated[str | None, option(f"{_RAY}instead of --device-map")] = None
+    worker_max_memory: Annotated[str | None, option(f"{_RAY}instead of --max-memory")] = None
+    address: Annotated[str | None, option(f"{_RAY}a cluster: host:port, ray://… or auto")] = None
 
     def worker_settings(self) -> Any:
         """The workers asked for; None for the local engine.
@@ -272,10 +232,7 @@ class RunOptions(EngineOptions):
 
     out: Annotated[Path, local_path("run folder: new, empty, or resumed")]
     resume: Annotated[bool, option("continue the run in the folder", "--resume")] = False
-    judge: Annotated[
-        str,
-        option("a model that scores fluency; none; auto is Gemma-3-270M where it is installed"),
-    ] = "auto"
+    judge: Annotated[str, option("a model that scores fluency, none, or auto")] = "auto"
     batch_size: Annotated[int | None, count("rows decoded together")] = None
     piece_rows: Annotated[int | None, count("rows a worker computes at a time")] = None
     seed: Seed = 0

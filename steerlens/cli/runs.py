@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from steerlens.cli.options import RunModelOptions, RunOptions, TaskOptions
 from steerlens.cli.values import (
     Evidence,
+    Ids,
     Json,
     Seed,
     count,
@@ -57,17 +58,9 @@ def evaluate(
     run: RunOptions,
     *,
     data: Annotated[Path | None, option("IFEval-shaped prompts (JSONL)", metavar="FILE")] = None,
-    task: Annotated[
-        list[str] | None,
-        option(
-            "a task's report prompts; repeat it for several",
-            "--task",
-            "--instruction",
-            metavar="ID",
-        ),
-    ] = None,
+    task: Annotated[list[str] | None, Ids] = None,
     n: Annotated[
-        int | None, option("report prompts per --task (default: 16); not with --data")
+        int | None, option("prompts per --task, of the report split (default: 16)")
     ] = None,
     plan: Annotated[Path | None, local_path("folder that `steerlens search` wrote")] = None,
     max_new_tokens: Annotated[int, count("longest response")] = 256,

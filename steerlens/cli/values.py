@@ -13,6 +13,7 @@ from steerlens.errors import SteerlensError, unknown_name
 
 __all__ = [
     "Evidence",
+    "Ids",
     "Json",
     "Seed",
     "count",
@@ -60,6 +61,12 @@ def local_path(text: str) -> Any:
     return option(text, parser=_path_here, metavar="PATH")
 
 
+Ids = option(
+    "a task of the catalogue; repeat it for several (--instruction is its older spelling)",
+    "--task",
+    "--instruction",
+    metavar="ID",
+)
 Json = Annotated[bool, option("print machine-readable JSON", "--json")]
 Seed = Annotated[int, option("seed of everything that is drawn")]
 Evidence = option("comma-separated: separability, probes, null, dimension, causal, components; all")
