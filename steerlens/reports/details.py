@@ -1,10 +1,8 @@
 """What a page shows when a reader points at a token, packed small.
 
-A report holds tens of thousands of tokens, each with seven numbers and ten other tokens with their
-changes. As text in the page that is about 250 bytes a token, several times everything else
-together; as columns, rounded to what the page shows, deflated and in base64 it is about 50. The
-page's script inflates it when it loads. Packed text cannot be read as HTML, and the script inserts
-it as text.
+As text in the page, a token's numbers take about 250 bytes, several times everything else together;
+as rounded columns, deflated and in base64, about 50. The page's script inflates them when it loads
+and inserts them as text.
 
 >>> import base64, json, zlib
 >>> packed = pack_details([[{"token": "a", "kl": 0.12345, "promoted": [["b", 1.234]]}]])
@@ -25,8 +23,7 @@ from steerlens.views.tokens import visible
 
 __all__ = ["CHANGES", "DECIMALS", "MARKS", "pack_details"]
 
-# Decimals the page shows of each number, beside at most three significant digits: every digit
-# kept costs half a byte, 29,000 times in a large report.
+# Decimals the page shows of each number, beside at most three significant digits.
 DECIMALS = {
     "kl": 4,
     "logprob_baseline": 2,

@@ -3,13 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from steerlens.errors import SteerlensError
-from steerlens.reports.html import Cell, environment, nonce_of, package_text, writable
+from steerlens.reports.html import Cell, render
 from steerlens.views import condition_rates
-from steerlens.views.numbers import MISSING, finite, show
+from steerlens.views.numbers import MISSING, finite, show, show_interval
 
 __all__ = ["render_evaluation"]
 
@@ -31,56 +28,39 @@ def render_evaluation(summary: Mapping[str, Any], responses: Sequence[Mapping[st
     """
     if not summary.get("conditions"):
         raise SteerlensError("this is not the summary of an evaluation: it has no conditions")
-    nonce = nonce_of({"summary": summary, "responses": responses})
     conditions = summary["conditions"]
-    page = (
-        environment(nonce)
-        .get_template("evaluation.html.j2")
-        .render(
-            summary=summary,
-            overall=[_overall(name, record["all"]) for name, record in conditions.items()],
-            differences=[_difference(one) for one in summary["differences"]],
-            figure=condition_rates(_rows(conditions)),
-            instructions=_instructions(conditions),
-            conditions=list(conditions),
-            samples=_samples(responses),
-            settings=_settings(summary),
-            nonce=nonce,
-            plotly_js=Markup(get_plotlyjs()),
-            figures_js=Markup(package_text("figures.js")),
-            tables_js=Markup(package_text("tables.js")),
-            page_css=Markup(package_text("page.css") + package_text("evaluation.css")),
-        )
+    return render(
+        "evaluation.html.j2",
+        {"summary": summary, "responses": responses},
+        summary=summary,
+        overall=[_overall(name, record["all"]) for name, record in conditions.items()],
+        differences=[_difference(row) for row in summary["differences"]],
+        figure=condition_rates(_rows(conditions)),
+        instructions=_instructions(conditions),
+        conditions=list(conditions),
+        samples=_samples(responses),
+        settings=_settings(summary),
     )
-    return writable(page)
 
 
 def _rows(conditions: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What the figure draws: all prompts first, then the instructions."""
-    rows = [_row(_ALL, name, record["all"]) for name, record in conditions.items()]
+    rates = [(_ALL, name, record["all"]) for name, record in conditions.items()]
     for name, record in conditions.items():
-        rows += [_row(id_, name, own) for id_, own in record["instructions"].items()]
-    return rows
+        rates += [(id_, name, of_task) for id_, of_task in record["instructions"].items()]
+    return [
+        {"instruction": id_, "condition": name, "n": record["n"], **record["loose"]}
+        for id_, name, record in rates
+    ]
 
 
-def _row(instruction: str, condition: str, rates: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "instruction": instruction,
-        "condition": condition,
-        "n": rates["n"],
-        **{key: rates["loose"][key] for key in ("rate", "low", "high")},
-    }
-
-
-def _percent(one: Mapping[str, float], key: str = "rate", signed: bool = False) -> str:
-    """A share and its interval in percent: ``23 [14, 35]``."""
-    low, high = (show(100 * one[end], 0, signed=signed) for end in ("low", "high"))
-    return f"{show(100 * one[key], 0, signed=signed)} [{low}, {high}]"
-
-
-def _share(one: Mapping[str, float] | None, key: str = "rate", signed: bool = False) -> Cell:
-    """A share as a cell; one that an older summary has not is a dash."""
-    return Cell(MISSING) if one is None else Cell(_percent(one, key, signed), finite(one[key]))
+def _share(rate: Mapping[str, float] | None, key: str = "rate") -> Cell:
+    """A share (or difference) with its interval in percent; a dash where a summary has none."""
+    if rate is None:
+        return Cell(MISSING)
+    signed = key == "difference"
+    centre, low, high = (show(100 * rate[end], 0, signed=signed) for end in (key, "low", "high"))
+    return Cell(f"{centre} [{low}, {high}]", finite(rate[key]))
 
 
 def _number(value: int | float | None, decimals: int = 0) -> Cell:
@@ -99,17 +79,16 @@ def _overall(name: str, rates: Mapping[str, Any]) -> tuple[str, list[Cell]]:
     ]
 
 
-def _difference(one: Mapping[str, Any]) -> tuple[str, list[Cell]]:
-    ratio = one["perplexity_ratio"]
-    perplexity = Cell(MISSING)
+def _difference(row: Mapping[str, Any]) -> tuple[str, list[Cell]]:
+    ratio, perplexity = row["perplexity_ratio"], Cell(MISSING)
     if ratio is not None:
-        told = f"{show(ratio['ratio'])} [{show(ratio['low'])}, {show(ratio['high'])}]"
-        perplexity = Cell(told, finite(ratio["ratio"]))
-    return f"{one['condition']} − {one['minus']}", [
-        _number(one["n"]),
-        *(_share(one.get(key), "difference", signed=True) for key in _DIFFERENCES),
+        text = show_interval(ratio["ratio"], ratio["low"], ratio["high"])
+        perplexity = Cell(text, finite(ratio["ratio"]))
+    return f"{row['condition']} − {row['minus']}", [
+        _number(row["n"]),
+        *(_share(row.get(key), "difference") for key in _DIFFERENCES),
         perplexity,
-        *(Cell(_p_value(one[key]), finite(one[key])) for key in ("p", "p_holm")),
+        *(Cell(_p_value(row[key]), finite(row[key])) for key in ("p", "p_holm")),
     ]
 
 
@@ -118,40 +97,27 @@ def _p_value(value: float) -> str:
 
 
 def _instructions(conditions: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
-    names = dict.fromkeys(name for one in conditions.values() for name in one["instructions"])
+    tables = [record["instructions"] for record in conditions.values()]
     rows = []
-    for name in names:
-        own = [one["instructions"].get(name) for one in conditions.values()]
-        n_most = max(rates["n"] for rates in own if rates)
-        rows.append((name, [_number(n_most), *(_share(r and r["loose"]) for r in own)]))
+    for name in dict.fromkeys(name for table in tables for name in table):
+        rates = [table.get(name) for table in tables]
+        n_most = max(rate["n"] for rate in rates if rate)
+        rows.append((name, [_number(n_most), *(_share(rate and rate["loose"]) for rate in rates)]))
     return rows
 
 
 def _samples(responses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each instruction the first prompts of the file, with all their responses."""
-    rows: dict[str, dict[Any, list[Mapping[str, Any]]]] = {}
-    for one in responses:
-        instruction = " + ".join(one["instruction_id_list"])
-        rows.setdefault(instruction, {}).setdefault(one["row"], []).append(one)
+    by_task: dict[str, dict[Any, list[Mapping[str, Any]]]] = {}
+    for response in responses:
+        text = response["response"]
+        cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
+        rows = by_task.setdefault(" + ".join(response["instruction_id_list"]), {})
+        rows.setdefault(response["row"], []).append({**response, "text": cut})
     return [
-        {
-            "name": instruction,
-            "prompts": [[_response(one) for one in given] for given in list(own.values())[:_SHOWN]],
-        }
-        for instruction, own in sorted(rows.items())
+        {"name": name, "prompts": list(rows.values())[:_SHOWN]}
+        for name, rows in sorted(by_task.items())
     ]
-
-
-def _response(one: Mapping[str, Any]) -> dict[str, Any]:
-    text = one["response"]
-    return {
-        "condition": one["condition"],
-        "prompt": one["prompt"],
-        "text": text if len(text) <= _LONGEST else text[:_LONGEST] + " …",
-        "passed": bool(one["loose"]),
-        "degenerate": one["degenerate_why"] if one["degenerate"] else None,
-        "steering": one["steering"],
-    }
 
 
 def _settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,19 +1,13 @@
-"""What the page says about an instruction's evidence, side by side: panels, agreement, writers.
-
-The data is `steerlens.attribution.evidence.Evidence.to_json`, an instruction's ``evidence`` in the
-report's data. Every panel has a sentence that says how to read it.
-"""
+"""What the page says about the evidence about a task (`Evidence.to_json`), kind beside kind."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import plotly.graph_objects as go
-
+from steerlens.reports.html import Cell
 from steerlens.views import evidence_curves, ranked_tokens
 from steerlens.views.numbers import finite, show_interval
 
-__all__ = ["EvidenceSection", "evidence_section"]
+__all__ = ["evidence_section"]
 
 # Column, its name, how to read it.
 _READINGS = {
@@ -60,60 +54,41 @@ _READINGS = {
 }
 
 
-@dataclass(frozen=True)
-class EvidenceSection:
-    """An instruction's evidence on the page.
+def evidence_section(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The evidence about a task as the page shows it; None where the report has none.
 
-    Attributes:
-        figure: A panel a kind.
-        readings: Each kind's name and how to read it.
-        choice: The layer chosen, by which rule, how sure.
-        agreement: Rows of two kinds and their rank correlation with its interval, and
-            the number it sorts by.
-        writers: Bars of the components that write most; None where they were not measured.
+    ``figure`` has a panel per kind, ``readings`` their names and how to read them, ``choice`` the
+    layer chosen and how sure, ``agreement`` pairs of kinds with their rank correlation,
+    ``writers`` bars of the components that write most (None where they were not measured).
     """
-
-    figure: go.Figure
-    readings: tuple[tuple[str, str], ...]
-    choice: str
-    agreement: tuple[tuple[str, str, str, float | None], ...]
-    writers: go.Figure | None
-
-
-def evidence_section(data: Mapping[str, Any] | None) -> EvidenceSection | None:
-    """The section of an instruction's evidence; None where the report has none."""
     if not data:
         return None
-    kinds = [kind for kind in data["kinds"] if kind in _READINGS]
-    shown = [kind for kind in _READINGS if kind in kinds]
-    agreement = tuple(
-        (
-            _READINGS[row["one"]][0],
-            _READINGS[row["other"]][0],
-            show_interval(row["spearman"], row["low"], row["high"]),
-            finite(row["spearman"]),
-        )
-        for row in data["agreement"]
-        if row["one"] in _READINGS and row["other"] in _READINGS
-    )
+    kinds = [kind for kind in _READINGS if kind in data["kinds"]]
     writers = None
     if data.get("components"):
-        rows = [(str(one["component"]), one["contribution"]) for one in data["components"]]
+        rows = [(str(part["component"]), part["contribution"]) for part in data["components"]]
         rows.sort(key=lambda row: -row[1])
-        writers = ranked_tokens(
-            rows, rows[::-1], quantity=f"contribution at layer {data['best_layer']}"
-        )
-    return EvidenceSection(
-        figure=evidence_curves(
-            data["layers"],
-            shown,
-            None if data.get("best_layer_caveat") else data["best_layer"],
-        ),
-        readings=tuple(_READINGS[kind] for kind in shown),
-        choice=_choice(data),
-        agreement=agreement,
-        writers=writers,
-    )
+        layer = f"contribution at layer {data['best_layer']}"
+        writers = ranked_tokens(rows, rows[::-1], quantity=layer)
+    best = None if data.get("best_layer_caveat") else data["best_layer"]
+    return {
+        "figure": evidence_curves(data["layers"], kinds, best),
+        "readings": [_READINGS[kind] for kind in kinds],
+        "choice": _choice(data),
+        "agreement": [
+            (
+                _READINGS[row["one"]][0],
+                _READINGS[row["other"]][0],
+                Cell(
+                    show_interval(row["spearman"], row["low"], row["high"]),
+                    finite(row["spearman"]),
+                ),
+            )
+            for row in data["agreement"]
+            if row["one"] in _READINGS and row["other"] in _READINGS
+        ],
+        "writers": writers,
+    }
 
 
 def _choice(data: Mapping[str, Any]) -> str:
