@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 report: $(INSTALLED)
-	$(BIN)/steerlens report --model $(MODEL) $(INSTRUCTIONS:%=--instruction %) --out report
+	$(BIN)/steerlens report --model $(MODEL) $(INSTRUCTIONS:%=--task %) --out report
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \

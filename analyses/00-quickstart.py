@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Quickstart
 #
-# An instruction in a prompt moves the residual stream. The mean of that move, over many prompts, is
-# a direction; adding it back makes the model follow the instruction without being told (Stolfo et
+# An instruction in a prompt shifts the residual stream. The mean of that shift over many prompts is
+# a direction. Adding it back makes the model follow the instruction without being told (Stolfo et
 # al. 2025).
 
 # %%
@@ -38,8 +38,8 @@ vector
 # %% [markdown]
 # ## Where does steering move the model?
 #
-# On pairs the vector has not seen: how much of the instruction's effect on the first response token
-# does steering at a layer reproduce? Beside it a placebo, a random direction pushed as far.
+# How much of the instruction's effect on the first response token does steering at a layer
+# reproduce, on pairs the vector has not seen? The placebo is a random direction pushed as far.
 
 # %%
 held_out = sl.contrast_pairs(task, n=4 if behaviour.SMALL else 16, split="select")
@@ -55,9 +55,10 @@ behaviour.figure(recovery.plot(), "recovery")
 # %% [markdown]
 # ## Steer there
 #
-# On prompts of a third split, without the instruction in any of them. One prompt shows little;
-# sixteen already differ from none. (Strength 2, and only on the prompt, as in the README: on 24
-# prompts of the `select` split 22 answers have a title then, 12 at strength 1, none without.)
+# The prompts are from a third split, and none contains the instruction. One prompt shows little;
+# sixteen are enough to see a difference. (Strength 2 and only the prompt steered, as in the README.
+# On 24 prompts of the `select` split 22 answers then have a title, 12 at strength 1, and none
+# without steering.)
 
 # %%
 n_prompts, n_tokens = (2, 8) if behaviour.SMALL else (16, 48)

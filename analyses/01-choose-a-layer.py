@@ -14,9 +14,9 @@
 # %% [markdown]
 # # Choose a layer
 #
-# Four questions about every layer, side by side: can the instruction be *read* there, does writing
-# it back *change what the model says*, which components *write* it, and do these kinds of evidence
-# agree? They need not: what is easy to read is not always what steers.
+# Four questions about every layer, side by side. Can the instruction be *read* there? Does writing
+# it back *change what the model says*? Which components *write* it? Do these kinds of evidence
+# agree? They need not: a layer where it is easy to read is not always one where it steers.
 
 # %%
 import steerlens as sl
@@ -38,8 +38,8 @@ evidence.ranking
 # %% [markdown]
 # ## Evidence over layers
 #
-# Bands are 95 % intervals. The line marks the layer of the highest first-token recovery:
-# separability is near its best at almost every layer, so it cannot choose.
+# Bands are 95 % intervals. The line marks the layer with the highest first-token recovery.
+# Separability is near its maximum at almost every layer, so it cannot choose one.
 
 # %%
 behaviour.figure(evidence.plot(), "evidence")
@@ -47,7 +47,7 @@ behaviour.figure(evidence.plot(), "evidence")
 # %% [markdown]
 # ## Do the kinds agree?
 #
-# Spearman's rank correlation over layers, with its interval.
+# Spearman's rank correlation over layers, with an interval.
 
 # %%
 evidence.agreement.round(2)

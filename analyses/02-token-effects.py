@@ -14,8 +14,9 @@
 # %% [markdown]
 # # What steering does to each token
 #
-# Two modes that answer different questions. *Forced*: both models score the same text, the steered
-# one, so that every difference is the intervention's. *Free*: each model continues its own text.
+# Two modes answer different questions. *Teacher-forced*: both models score the same text, the
+# steered one, so every difference is due to the intervention. *Free-running*: each model continues
+# its own text.
 
 # %%
 import steerlens as sl
@@ -36,9 +37,9 @@ run = sl.steer(
 )
 
 # %% [markdown]
-# ## Forced: KL(steered‖baseline) at every token
+# ## Teacher-forced: KL(steered‖baseline) at every token
 #
-# Underlined tokens were steered; the box is where the vector was read, the prompt's last token.
+# Underlined tokens were steered. The box marks where the vector was read, the prompt's last token.
 
 # %%
 behaviour.figure(run.effects.plot(), "token-effects")
@@ -48,11 +49,11 @@ columns = ["token", "role", "kl", "projection_before", "projection_after", "entr
 run.effects.table[columns].round(3)
 
 # %% [markdown]
-# ## How the intervention travels
+# ## How the intervention propagates
 #
-# The vector is written at layer 24, to the prompt. At every later layer and token: how much further
-# along its direction the steered stream is than the baseline's. What tokens of the response have of
-# it reached them through attention.
+# The vector is written to the prompt at layer 24. The map shows, at every later layer and token,
+# how much further along the direction the steered stream lies than the baseline. Tokens of the
+# response can only have received it through attention.
 
 # %%
 run.effects.plot("propagation")
@@ -60,9 +61,9 @@ run.effects.plot("propagation")
 # %% [markdown]
 # ## What both streams would say at each layer
 #
-# The logit lens reads each layer's residuals as if they were the last. KL(steered‖baseline) of the
-# two read-outs says from which layer on the streams *say* different things. Below, the likeliest
-# first tokens of the response, read at the prompt's last one.
+# The logit lens reads each layer's residuals as if that layer were the last. KL(steered‖baseline)
+# of the two readouts shows from which layer on the streams *say* different things. Below are the
+# most likely first tokens of the response, read at the prompt's last token.
 
 # %%
 run.effects.plot("lens")
@@ -75,10 +76,10 @@ read.set_index("layer")[["kl", "top_baseline", "top_steered"]].round(3)
 # %% [markdown]
 # ## Which position of the intervention changed a token
 #
-# The token of the response whose log-probability changed most, and the intervention switched on
-# position by position, from left to right. What each adds is its contribution; they sum to the
-# whole change. A small one does not say that steering there alone would do little: where two
-# positions do the same job, the first takes the credit.
+# For the response token whose log-probability changed most, the intervention is switched on
+# position by position, from left to right. What each position adds is its contribution; together
+# they sum to the whole change. A small contribution does not mean that steering there alone would
+# do little: if two positions do the same job, the first takes the credit.
 
 # %%
 response = run.effects.table.query("role == 'response'")
@@ -90,7 +91,7 @@ contributions.plot()
 contributions
 
 # %% [markdown]
-# ## Free: where the two texts part
+# ## Free-running: where the two texts part
 
 # %%
 behaviour.figure(run.plot(), "two-texts")
@@ -98,8 +99,8 @@ behaviour.figure(run.plot(), "two-texts")
 # %% [markdown]
 # ## Too strong
 #
-# Sooner or later more strength only breaks the text. Calibration finds the strength at which the
-# steered model stays within a budget of divergence.
+# At some point more strength only breaks the text. Calibration finds the strength at which the
+# steered model stays within a divergence budget.
 
 # %%
 prompts = [pair.uninstructed for pair in sl.contrast_pairs(task, n=8, split="select")]

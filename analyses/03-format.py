@@ -17,7 +17,7 @@
 # Stolfo et al. (2025, §3) steer with the difference of means at the last prompt token, at one
 # layer, and raise adherence to format instructions by up to 30 points without the instruction in
 # the prompt. Here estimator, layer, operation, strength and scope are chosen for each instruction
-# by behaviour on prompts set aside for it (`select`), and everything below is measured on others.
+# by behaviour on prompts set aside for this (`select`), and everything below is measured on others.
 
 # %%
 import steerlens as sl
@@ -30,8 +30,8 @@ FORMAT = behaviour.FORMAT
 # %% [markdown]
 # ## What the search chose
 #
-# The rate is the one seen on the prompts the choice was made on; `corrected_rate` takes off what
-# choosing the best of many adds.
+# `rate` was measured on the prompts the choice was made on; `corrected_rate` subtracts what
+# choosing the best of many settings adds to it.
 
 # %%
 plan = behaviour.planned(model, FORMAT, "format")
@@ -48,7 +48,7 @@ behaviour.figure(behaviour.keep(result.plot(), "format-report"), "format-report"
 result.table[result.table.instruction == "all prompts"].set_index("condition")
 
 # %% [markdown]
-# ## IFEval's single-format prompts, where the file is given
+# ## IFEval's single-format prompts, if the file is given
 #
 # Nothing was fitted or chosen on any of them.
 

@@ -52,8 +52,8 @@ words.loc[LEVELS]
 # %% [markdown]
 # ## A number of sentences
 #
-# The prompts do not say how many. The vector is the same; one setting serves all numbers of
-# sentences, from 2 to 5 at most and from 6 to 12 at least.
+# The prompts do not say how many. The vector is the same, and one setting serves all numbers of
+# sentences: at most 2 to 5, and at least 6 to 12.
 
 # %%
 SENTENCES = [f"length_constraints:number_sentences_{one}" for one in ("at_most", "at_least")]
@@ -71,10 +71,10 @@ behaviour.keep(sentences.plot(), "sentences-report")
 # %% [markdown]
 # ## Length over strength
 #
-# Two vectors, each added to the tokens of the response at one layer, with strengths of both signs.
-# *Where answers end*: the last token of the model's own answers, minus the ends of sentences after
-# which it went on. *Shortest − longest prompts*: the difference of means of the paper, at the last
-# prompt token. Dashed: a random direction as long as the first.
+# Two vectors, each added to response tokens at one layer, with strengths of both signs. *Where
+# answers end*: the last token of the model's own answers, minus the ends of sentences after which
+# it went on. *Shortest − longest prompts*: the paper's difference of means, at the last prompt
+# token. Dashed: a random direction with the norm of the first.
 
 # %%
 rows = lengths.sweep(model, LEVELS[0], LEVELS[-1])

@@ -42,10 +42,9 @@ behaviour.keep(result.plot(), "words-include")
 # %% [markdown]
 # ## Avoiding a word the answer would use
 #
-# Only prompts are kept whose unsteered answer uses the word, so that there is something to avoid:
-# the word is the most frequent content word of that answer. The rate is how often it is still
-# there. `include, subtracted` takes the vector of using the word away; `avoid, added` adds the
-# vector of avoiding it.
+# Each word is the most frequent content word of the prompt's unsteered answer, so there is
+# something to avoid. The rate is how often it is still used. `include, subtracted` subtracts the
+# vector of using the word; `avoid, added` adds the vector of avoiding it.
 
 # %%
 avoided = words.avoidance(model)

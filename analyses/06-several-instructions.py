@@ -16,8 +16,8 @@
 #
 # Each instruction keeps its own layer, operation and strength, chosen alone on the `select` split;
 # the interventions of a prompt's instructions are applied together (Stolfo et al. 2025, §6). How
-# much does each lose by the company of the other? If they were independent, both would be followed
-# as often as the product of their rates alone.
+# much does each lose in the company of the others? If they were independent, all would be followed
+# as often as the product of their single rates.
 
 # %%
 import steerlens as sl

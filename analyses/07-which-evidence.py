@@ -14,12 +14,12 @@
 # %% [markdown]
 # # Which evidence predicts where steering works?
 #
-# Behaviour first: `set_projection` with strength 1 (Stolfo et al. 2025, eq. 2) of the
-# `last_prompt` vector at every second layer, no early stopping, for every instruction of the
-# catalogue, on prompts of the `report` split. Then the evidence, which saw none of them:
-# separability from the `fit` split, causal recovery on `select`. The regret of a kind of evidence
-# is what is lost by steering at the layer where it is highest instead of the best layer, the best
-# chosen on all prompts but one and read from that one.
+# Behaviour first: `set_projection` with strength 1 (Stolfo et al. 2025, eq. 2) of the `last_prompt`
+# vector at every second layer, without early stopping, for every instruction of the catalogue, on
+# prompts of the `report` split. Then the evidence, which saw none of these prompts: separability
+# from the `fit` split, causal recovery on `select`. The regret of a kind of evidence is what is
+# lost by steering at the layer where it is highest instead of at the best layer, which is chosen on
+# all prompts but one and read from that one.
 
 # %%
 import pandas as pd
@@ -42,7 +42,7 @@ rates.round(2)
 # %% [markdown]
 # ## Regret and agreement, by scope
 #
-# Instructions that no layer steers have nothing to predict; they are named.
+# For instructions that no layer steers there is nothing to predict; they are listed.
 
 # %%
 comparisons = steerability.compared(model, frame, evidence)
@@ -66,23 +66,24 @@ pd.concat({scope: one.by_instruction for scope, one in comparisons.items()}, nam
 # %% [markdown]
 # ## Is first-token recovery a better rule than AUROC?
 #
-# The rule of `best_layer` with causal evidence is first-token recovery, fixed before most of these
-# instructions were measured; the other kinds are looked at beside it. Its regret less that of the
-# highest AUROC (of equals, the one with the highest held-out d′), on the same instructions, and
-# less half of it.
+# With causal evidence `best_layer` follows first-token recovery. This rule was fixed before most of
+# these instructions were measured; the other kinds are shown for comparison. The table shows its
+# regret minus that of the highest AUROC (ties broken by held-out d′) on the same instructions, and
+# minus half of it.
 
 # %%
 steerability.rule_verdict(comparisons).T.round(3)
 
 # %% [markdown]
-# Only instructions that some layer steers by a quarter of the prompts, not an eighth:
+# Only instructions that some layer moves by at least a quarter of the prompts, instead of an
+# eighth:
 
 # %%
 stricter = steerability.compared(model, frame, evidence, least_gain=0.25)
 steerability.rule_verdict(stricter).T.round(3)
 
 # %% [markdown]
-# The same where a response that falls into a loop counts as a failure:
+# The same, if a response that falls into a loop counts as a failure:
 
 # %%
 clean = steerability.compared(model, frame, evidence, clean=True)
@@ -92,8 +93,8 @@ pd.concat(rows, names=["scope"]) if rows else None
 # %% [markdown]
 # ## What each kind costs
 #
-# Token positions through the whole model, and seconds, for one instruction: counted while it is
-# made. Behaviour is the judge, and what evidence is to save.
+# Token positions through the whole model, and seconds, for one instruction, counted while the
+# evidence is computed. Measuring behaviour is the standard that evidence should make unnecessary.
 
 # %%
 steerability.evidence_costs(model, "detectable_format:title")

@@ -17,10 +17,10 @@
 # *Added*: the vectors are added at one layer. *Jointly*: all projection targets are met at once at
 # one layer (least squares where they conflict). *Each at its own layer*: the settings that work
 # alone, together. *Each at its own layer and tokens*: the best setting of each on the prompt, on
-# the response or on both, in the combination that works; what decides the beginning of an answer
-# and what goes on through it then need not meet. Layers, strengths, balances and tokens are chosen
-# on the `select` split; the table is from the `report` split. How much is lost, against independent
-# instructions?
+# the response or on both, in the combination that works best, so that an instruction about the
+# beginning of an answer and one about all of it need not meet. Layers, strengths, balances and
+# tokens are chosen on the `select` split; the table is from the `report` split. How much is lost,
+# compared with independent instructions?
 
 # %%
 import steerlens as sl
@@ -34,9 +34,9 @@ table = composition.table(found)
 table
 
 # %% [markdown]
-# `kept` is the rate at which all are followed over the product of the rates alone, on the same
-# prompts, with a bootstrap interval over prompts. `all, no loop` counts only responses that do not
-# degenerate.
+# `kept` is the rate at which all are followed, divided by the product of the single rates on the
+# same prompts, with a bootstrap interval over prompts. `all, no loop` counts only responses that do
+# not degenerate.
 
 # %% [markdown]
 # ## Claims and verdicts
