@@ -21,7 +21,7 @@ from steerlens.errors import ActivationError, SteeringError, SteerlensError
 from steerlens.errors.arguments import arguments, finite_number, texts, whole_number
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
-from steerlens.vectors.estimators import from_directions
+from steerlens.vectors import from_directions
 
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -1,11 +1,16 @@
 """The general operation ``x + s φ(a + w·x) z``, against plain Hugging Face hooks."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny_models import tiny_llama
 from torch import Tensor
 
 import steerlens as sl
+from steerlens.behaviour.plans.settings import Setting, candidate_from_json, describe
 from steerlens.engine.choosing import choose_path
 from steerlens.errors import FileFormatError, SteeringError, UnknownNameError
 from steerlens.models.chat import tokenize_prompts
@@ -188,11 +193,6 @@ def test_interventions_of_every_kind_come_back_from_a_file_as_they_were(tmp_path
 
 
 def test_a_file_that_holds_no_steering_is_refused_in_a_sentence(tmp_path):
-    import json
-
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     path = SAVED.save(tmp_path / "s.safetensors")
     with safe_open(path, "pt") as file:
         record = json.loads(file.metadata()["steerlens"])
@@ -248,6 +248,20 @@ def test_a_vector_with_read_directions_is_saved_and_applied_by_its_equation(tmp_
 def test_what_a_vector_with_read_directions_cannot_do_is_refused(use, words):
     with pytest.raises(SteeringError, match=words):
         use(gated_vector())
+
+
+def test_a_plan_names_the_general_operation_and_one_sided_projections():
+    chosen = (
+        Setting("last_prompt", 2, "general", 1.0, "all"),
+        Setting("last_prompt", 3, "set_projection", 0.5, "response", only_above=True),
+    )
+    entries = [setting.to_json() for setting in chosen]
+    assert candidate_from_json(json.loads(json.dumps(entries))) == chosen
+    assert describe(chosen).endswith("only above its target")
+    # a plan of an earlier version names neither side
+    old = {key: entries[0][key] for key in ("estimator", "layer", "strength", "scope")}
+    [setting] = candidate_from_json([{**old, "operation": "add"}])
+    assert not setting.only_below and not setting.only_above
 
 
 def test_parts_of_the_general_operation_belong_together():

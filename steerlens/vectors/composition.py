@@ -6,14 +6,10 @@ gaps, targets and baselines alone:
 * **cosines** :math:`u_i \cdot u_j`;
 * **shared energy**: the share of :math:`\|u_i\|^2` in the span of the other directions;
 * **expected** projection on each direction after all are applied, and how far it **misses** the
-  projection it would have alone, in gaps. At the mean uninstructed residual the projections are the
-  baselines *b*; intervention *k* moves all of them,
-
-  .. math:: p_j \leftarrow p_j + (a_k + \beta_k\, p_k)\, u_k \cdot u_j, \qquad p_j = b_j
-            \text{ at first,}
-
-  with the coefficients :math:`(a, \beta)` of `steerlens.steering.operations`. Interventions meet
-  only on tokens that both scopes touch; where prompt and response differ, the larger miss counts;
+  projection it would have alone, in gaps. Projections start at the baselines, and intervention *k*
+  moves all of them, :math:`p_j \leftarrow p_j + (a_k + \beta_k\, p_k)\, u_k \cdot u_j`, with the
+  coefficients of `steerlens.steering.operations`. Interventions meet only on tokens that both
+  scopes touch; where prompt and response differ, the larger miss counts;
 * **order spread**: how far the expected projection varies over the orders of interventions at one
   layer, in gaps;
 * **jointly missed**: the miss when `joint_projection` is used instead.
@@ -32,12 +28,10 @@ the sense of least squares.
 Caveat: what the blocks between two layers make of a change is not known before running, and a
 projection is not behaviour.
 
->>> import torch
->>> def towards(direction, target):
-...     return Steering((Intervention(
-...         3, torch.tensor(direction), 1.0, target, "set_projection", 1.0, "all", baseline=0.0
-...     ),))
->>> both = [towards([1.0, 0.0], 1.0), towards([0.6, 0.8], 1.0)]
+>>> def towards(*u):
+...     options = {"gap": 1.0, "target": 1.0, "baseline": 0.0, "operation": "set_projection"}
+...     return Steering((Intervention(3, torch.tensor(u), **options),))
+>>> both = [towards(1.0, 0.0), towards(0.6, 0.8)]
 >>> report = compose_report(both)
 >>> report.table[["missed", "jointly_missed"]].abs().round(2).values.tolist()
 [[0.24, 0.0], [0.0, 0.0]]

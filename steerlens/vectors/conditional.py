@@ -62,6 +62,8 @@ if TYPE_CHECKING:
 __all__ = ["Condition", "fit_condition", "threshold_for"]
 
 _FILE_KIND = "condition"
+_NUMBERS: Mapping[str, type] = {"layer": int, "threshold": float, "auroc": float}
+_RATES = ("true_positive_rate", "false_positive_rate")
 # Fewer prompts of a kind leave a quarter of two.
 _MIN_PROMPTS = 8
 
@@ -161,15 +163,9 @@ class Condition(Result):
 
     def save(self, path: str | Path) -> Path:
         """Write the condition as one safetensors file, atomically."""
-        record = {
-            "layer": self.layer,
-            "threshold": self.threshold,
-            "true_positive_rate": list(vars(self.true_positive_rate).values()),
-            "false_positive_rate": list(vars(self.false_positive_rate).values()),
-            "auroc": self.auroc,
-            "rule": self.rule,
-            "metadata": dict(self.metadata),
-        }
+        record = {name: getattr(self, name) for name in _NUMBERS}
+        record |= {name: list(vars(getattr(self, name)).values()) for name in _RATES}
+        record |= {"rule": self.rule, "metadata": dict(self.metadata)}
         return write_tensors(path, _FILE_KIND, {"direction": self.direction}, record)
 
     @classmethod
@@ -181,16 +177,9 @@ class Condition(Result):
             sound = direction.ndim == 1 and bool(torch.isfinite(direction).all())
             if not sound or not isinstance(record["metadata"], dict):
                 raise ValueError("a direction of finite numbers and metadata are expected")
-            return cls(
-                direction=direction,
-                layer=int(record["layer"]),
-                threshold=float(record["threshold"]),
-                true_positive_rate=Interval(*map(float, record["true_positive_rate"])),
-                false_positive_rate=Interval(*map(float, record["false_positive_rate"])),
-                auroc=float(record["auroc"]),
-                rule=str(record["rule"]),
-                metadata=record["metadata"],
-            )
+            kept: dict[str, Any] = {name: kind(record[name]) for name, kind in _NUMBERS.items()}
+            kept |= {name: Interval(*map(float, record[name])) for name in _RATES}
+            return cls(direction, rule=str(record["rule"]), metadata=record["metadata"], **kept)
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} lacks a part of a condition: {error}") from error
 
@@ -212,16 +201,10 @@ class Condition(Result):
     @property
     def table(self) -> pd.DataFrame:
         """Rates on unseen prompts: ``unseen prompts, rate, low, high``."""
-        rates = {
-            "true positives": self.true_positive_rate,
-            "false positives": self.false_positive_rate,
-        }
-        return pd.DataFrame(
-            [
-                {"unseen prompts": kind, "rate": rate.value, "low": rate.low, "high": rate.high}
-                for kind, rate in rates.items()
-            ]
-        )
+        rates = [self.true_positive_rate, self.false_positive_rate]
+        kinds = {"unseen prompts": ["true positives", "false positives"]}
+        ends = {name: [getattr(rate, name) for rate in rates] for name in ("value", "low", "high")}
+        return pd.DataFrame({**kinds, **ends}).rename(columns={"value": "rate"})
 
     def _card(self) -> Mapping[str, Any]:
         return {"facts": {"AUROC": self.auroc, "rule": self.rule}}

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from steerlens.activations.cache import ResidualCache
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import finite_number
-from steerlens.vectors.estimators.means import from_directions
+from steerlens.vectors.means import from_directions
 from steerlens.vectors.vector import SteeringVector
 
 __all__ = ["linear_discriminant", "linear_probe"]
