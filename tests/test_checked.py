@@ -184,7 +184,7 @@ def _intervention(**changes):
         ({"direction": torch.tensor([1.0, torch.nan, 0, 0])}, "NaN, infinity"),
         ({"direction": torch.tensor([1e300, 0], dtype=torch.float64)}, "do not fit float32"),
         ({"gap": float("nan")}, "gap must be a finite number; got nan"),
-        ({"gap": -1.0}, "gap is the length of a difference and not negative; got -1"),
+        ({"gap": -1.0}, "gap is a length and cannot be negative; got -1"),
         ({"target": float("inf")}, "target must be a finite number; got inf"),
         ({"baseline": float("nan")}, "baseline must be a finite number"),
         ({"strength": float("inf")}, "strength must be a finite number; got inf"),
