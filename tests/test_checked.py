@@ -309,7 +309,13 @@ SCRIPT = """
 import json, sys
 import torch
 import steerlens as sl
+from steerlens.attribution import layer_geometry, vocabulary_readout
+from steerlens.behaviour.evaluation import catalogue_prompts
+from steerlens.effects.divergence import response_kl
 from steerlens.errors import SteerlensError
+from steerlens.tasks.pairs import ContrastSet
+from steerlens.vectors import mean_centred
+from steerlens.vectors.conditional import fit_condition
 
 model = sl.load_model(sys.argv[1], device="cpu")
 pairs = ContrastSet.from_prompts(["a b", "c d"], ["a", "c"])
