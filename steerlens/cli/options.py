@@ -183,6 +183,7 @@ class InterventionOptions:
 
         vector = load_vector(self.vector)
         default = "add" if vector.metadata.get("targets_known") is False else "set_projection"
+        default = "general" if vector.reads is not None else default
         return vector, vector.at(self.layer, self.operation or default, strength, self.scope)
 
 

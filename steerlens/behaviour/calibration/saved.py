@@ -93,7 +93,10 @@ def _goal(record: Mapping[str, Any]) -> str:
 def _is_of(vector: SteeringVector, steering: Steering) -> bool:
     return all(
         one.layer in vector.layers
-        and torch.equal(one.unit, vector.directions[vector.layer_index(one.layer)])
+        # The unit of a general operation is its write direction over its norm, rounded.
+        and torch.allclose(
+            one.unit.float(), vector.restricted_to([one.layer]).directions[0].float(), atol=1e-4
+        )
         for one in steering.interventions
     )
 

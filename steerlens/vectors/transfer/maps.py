@@ -21,8 +21,8 @@ them have most of the variance in many models, so its median over dimensions sta
 **Layers** are matched by relative depth, or by the largest linear CKA (Kornblith et al. 2019,
 arXiv 1905.00414).
 
-Caveat: that a map predicts residuals does not mean that it carries what steers. Instructed and
-uninstructed prompts differ in a small part of the variance, and R² is about all of it.
+Caveat: a map that predicts residuals need not carry what steers: instructed and uninstructed
+prompts differ in a small part of the variance, and R² is about all of it.
 
 >>> import numpy as np
 >>> x = np.random.default_rng(0).standard_normal((40, 5))

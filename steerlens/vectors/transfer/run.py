@@ -13,9 +13,6 @@ A layer with :math:`g_l \le 0` is one where the transfer has failed; it is left 
 round. The cosine with the target's own difference of means on the same residuals stands beside each
 layer: two unrelated directions of d dimensions have one of about ±1/√d.
 
-What a transferred vector does is another question; `steerlens.attribution` and
-`steerlens.behaviour` answer it, with the target's own vector and a placebo beside it.
-
 >>> import torch
 >>> shift = torch.tensor([2.0, 0.0, 0.0])
 >>> source = ResidualCache.from_tensors(torch.zeros(4, 1, 3) + shift, torch.zeros(4, 1, 3))
