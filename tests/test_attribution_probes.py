@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.model_selection import GroupKFold
 
 from steerlens.activations.cache import ResidualCache
-from steerlens.attribution.probes import ESTIMATORS, probe_layers, probe_scores
+from steerlens.attribution.probes import PROBES, probe_layers, probe_scores
 from steerlens.errors import ActivationError, UnknownNameError
 
 GROUPS = np.repeat(np.arange(20), 2)
@@ -81,7 +81,7 @@ def test_the_table_holds_scikit_learns_measures_of_those_decisions():
     sides = torch.from_numpy(runs[:, :, None]).float()
     cache = ResidualCache.from_tensors(sides[0], sides[1], layers=[7], groups=GROUPS.tolist())
     table = probe_layers(cache, seed=0).set_index("estimator")
-    assert list(table.index) == list(ESTIMATORS) and (table.layer == 7).all()
+    assert list(table.index) == list(PROBES) and (table.layer == 7).all()
     for estimator, fit in (("logistic", logistic), ("lda", lda)):
         scores = decisions_of(runs, fit)
         row = table.loc[estimator]

@@ -63,11 +63,11 @@ from steerlens.attribution.held_out import (
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.stats.separability import fit_noise_share, held_out_measures
 
-__all__ = ["ESTIMATORS", "fit_probe", "probe_layers", "probe_scores"]
+__all__ = ["PROBES", "fit_probe", "probe_layers", "probe_scores"]
 
 Array = np.ndarray
 Runs = Float[Array, "side pair d"]
-ESTIMATORS = ("difference_of_means", "first_component", "lda", "logistic")
+PROBES = ("difference_of_means", "first_component", "lda", "logistic")
 _NOISY = ("lda", "logistic")
 
 
@@ -75,7 +75,7 @@ def probe_layers(
     cache: ResidualCache,
     seed: int = 0,
     n_folds: int = 5,
-    estimators: Sequence[str] = ESTIMATORS,
+    estimators: Sequence[str] = PROBES,
 ) -> pd.DataFrame:
     """Held-out separation of every layer by each estimator.
 
@@ -83,7 +83,7 @@ def probe_layers(
         cache: Residuals of both sides.
         seed: Seed of the folds, which are those of `steerlens.attribution.rank_layers`.
         n_folds: Cross-validation folds.
-        estimators: Some of `ESTIMATORS`.
+        estimators: Some of `PROBES`.
 
     Returns:
         One row for each layer and estimator: ``layer, estimator`` and ``auroc, d_prime,
@@ -118,7 +118,7 @@ def probe_scores(runs: Runs, folds: Folds, estimator: str) -> Float[Array, "side
     Args:
         runs: Residuals, instructed side first.
         folds: Training and test pairs.
-        estimator: One of `ESTIMATORS`.
+        estimator: One of `PROBES`.
     """
     _check_estimator(estimator)
     width = runs.shape[-1]
@@ -141,7 +141,7 @@ def fit_probe(
 
     Args:
         runs: Training residuals, instructed side first.
-        estimator: One of `ESTIMATORS`.
+        estimator: One of `PROBES`.
         width: Dimensions of the full space where `runs` are given in their span; it sets the
             scale of the logistic penalty.
 
@@ -162,8 +162,8 @@ def fit_probe(
 
 
 def _check_estimator(name: str) -> None:
-    if name not in ESTIMATORS:
-        raise unknown_name("estimator", name, ESTIMATORS)
+    if name not in PROBES:
+        raise unknown_name("estimator", name, PROBES)
 
 
 def _in_span(runs: Runs) -> Float[Array, "side pair coordinate"]:

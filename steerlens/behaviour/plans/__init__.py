@@ -7,12 +7,12 @@
 ================ ==================================================================
 """
 
-from steerlens.behaviour.plans.fitting import ESTIMATORS, FitRecipe, VectorBook
+from steerlens.behaviour.plans.fitting import CONTRASTS, FitRecipe, VectorBook
 from steerlens.behaviour.plans.plan import Plan
 from steerlens.behaviour.plans.settings import NO_STEERING, Candidate, Setting, describe
 
 __all__ = [
-    "ESTIMATORS",
+    "CONTRASTS",
     "NO_STEERING",
     "Candidate",
     "FitRecipe",

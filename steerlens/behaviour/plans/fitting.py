@@ -43,9 +43,9 @@ from steerlens.tasks.ifeval import sentence_spans
 from steerlens.tasks.pairs import ContrastPair, ContrastSet, contrast_pairs
 from steerlens.vectors import SteeringVector, difference_of_means, random_direction
 
-__all__ = ["ENDING_TOKENS", "ESTIMATORS", "FitRecipe", "VectorBook", "n_ending"]
+__all__ = ["CONTRASTS", "ENDING_TOKENS", "FitRecipe", "VectorBook", "n_ending"]
 
-ESTIMATORS = ("last_prompt", "response_rewrite", "response_own", "response_end", "include")
+CONTRASTS = ("last_prompt", "response_rewrite", "response_own", "response_end", "include")
 _FORBIDDEN = "keywords:forbidden_words"
 # Answers looked at for ends, and how long they may get: most of a small model's are cut or loop.
 _N_ENDING, ENDING_TOKENS = 96, 256
@@ -115,7 +115,7 @@ class VectorBook:
         """Every estimator's vector, and for those that have none, why."""
         vectors: dict[str, SteeringVector] = {}
         problems: dict[str, str] = {}
-        for estimator in ESTIMATORS:
+        for estimator in CONTRASTS:
             try:
                 vectors[estimator] = self.vector(task, kwargs, estimator)
             except SteerlensError as error:
@@ -179,8 +179,8 @@ class VectorBook:
     def _contrast(self, task: Task, wording: Mapping[str, Any], estimator: str) -> ResidualCache:
         """Residuals of the two sides that an estimator compares."""
         recipe = self.recipe
-        if estimator not in ESTIMATORS:
-            raise unknown_name("estimator", estimator, ESTIMATORS)
+        if estimator not in CONTRASTS:
+            raise unknown_name("estimator", estimator, CONTRASTS)
         if estimator == "last_prompt":
             n_pairs = recipe.n_wording if wording else recipe.n_pairs
             return self._cache(self._pairs(task, n_pairs, wording), "last_prompt")
