@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 
-def stored_pieces(folder: Path) -> dict[str, str]:
+def stored_pieces(folder: Path) -> dict[str, bytes]:
     """The records of each finished piece, in the order of finishing; nothing before the start."""
     try:
         with closing(sqlite3.connect(f"file:{folder / 'run.sqlite'}?mode=ro", uri=True)) as store:

@@ -210,6 +210,7 @@ def test_another_kind_schema_or_minor_version_is_refused_and_other_libraries_are
 
     for change, message in (
         ({"schema": "steerlens-run/99"}, "has the run schema 'steerlens-run/99'"),
+        ({"resumed": None}, "is damaged or no store of a run"),
         ({"versions": {**record["versions"], "steerlens": "0.0.9"}}, "was made with steerlens 0.0"),
     ):
         changed_manifest(half, **{**record, **change})

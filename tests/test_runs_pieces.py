@@ -71,7 +71,7 @@ def test_a_damaged_piece_is_computed_again_with_one_warning(
     half: Path, whole: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = half / "run.sqlite"
-    store.write_bytes(store.read_bytes().replace(b"Zeile 0", b"Seile 0", 1))
+    store.write_bytes(store.read_bytes().replace(b"Zeile 0", b"Zeile\xff0", 1))
 
     with caplog.at_level(logging.WARNING), open_run(half, resume=True) as run:
         assert work(run) == len(PIECES) - 5

@@ -24,15 +24,11 @@ __all__ = ["ResidualPiece", "residual_pieces"]
 
 @dataclass(frozen=True, eq=False)
 class ResidualPiece:
-    """Contrast pairs run together.
+    """Contrast pairs run together; attributes not listed are as for `cache_residuals`.
 
     Attributes:
         name: Made of everything the residuals depend on; see `steerlens.runs.piece_name`.
-        pairs: The pairs.
-        position: As for `cache_residuals`.
         layers: The layers kept, none of them negative.
-        batch_size: Prompts per forward pass; None as for `cache_residuals`.
-        chat_format: See `steerlens.models.loading`.
         tokens: Hash of the token ids that `name` stands for.
     """
 
@@ -78,14 +74,8 @@ def residual_pieces(
 ) -> list[ResidualPiece]:
     """A piece for each set of pairs; the model's weights are read once.
 
-    Args:
-        model: A hooked model.
-        parts: Sets of pairs, each as for `cache_residuals`.
-        position: As for `cache_residuals`.
-        layers: As `check_layers` gives them.
-        batch_size: Prompts per forward pass; None as for `cache_residuals`.
-        chat_format: See `steerlens.models.loading`.
-        more: What else is done with the residuals, for the name.
+    Arguments are those of `cache_residuals`, with `layers` as `check_layers` gives them; `more` is
+    what else is done with the residuals, for the name.
 
     Raises:
         SteerlensError: As `cache_residuals`, of prompts and positions.

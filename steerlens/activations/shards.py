@@ -232,8 +232,7 @@ def shard_residuals(
     if pairs_per_shard < 2:
         raise ActivationError(f"pairs_per_shard must be at least 2; got {pairs_per_shard}")
     check_writable(Path(folder) / INDEX)
-    bounds = _bounds(len(pairs), pairs_per_shard)
-    parts = [pairs[start:stop] for start, stop in bounds]
+    parts = [pairs[start:stop] for start, stop in _bounds(len(pairs), pairs_per_shard)]
     pieces = residual_pieces(model, parts, position, layers, batch_size, chat_format, stored=dtype)
     metadata: Mapping[str, Any] = {}
     # Equal shards are one piece.
@@ -265,9 +264,11 @@ def shard_residuals(
     metadata = {**metadata, **metadata_of_pairs(pairs, lengths)}
     metadata.pop("n_prompts_run", None)
     warn_of_pairs(metadata)
-    sizes = [stop - start for start, stop in bounds]
+    sizes = tuple(map(len, parts))
     d_model = model_info(model).d_model
-    return _write_index(folder, layers, pairs.query_groups, d_model, dtype, sizes, metadata)
+    return _with_index(
+        ShardedResiduals(Path(folder), layers, pairs.query_groups, d_model, dtype, sizes, metadata)
+    )
 
 
 def write_shards(
@@ -308,10 +309,14 @@ def write_shards(
         sizes.append(cache.n_pairs)
     if d_model is None:
         raise ActivationError("no block of residuals was given; give at least one")
-    groups = list(range(sum(sizes)) if groups is None else map(int, groups))
+    groups = tuple(range(sum(sizes)) if groups is None else map(int, groups))
     if len(groups) != sum(sizes):
         raise ActivationError(f"expected {sum(sizes)} groups, one per pair; got {len(groups)}")
-    return _write_index(folder, layers or (), groups, d_model, dtype, sizes, metadata or {})
+    return _with_index(
+        ShardedResiduals(
+            Path(folder), tuple(layers or ()), groups, d_model, dtype, tuple(sizes), metadata or {}
+        )
+    )
 
 
 def _computed(
@@ -348,26 +353,11 @@ def _bounds(n_pairs: int, pairs_per_shard: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], n_pairs], strict=True))
 
 
-def _write_index(
-    folder: str | Path,
-    layers: Sequence[int],
-    groups: Sequence[int],
-    d_model: int,
-    dtype: str,
-    sizes: Sequence[int],
-    metadata: Mapping[str, Any],
-) -> ShardedResiduals:
-    record = {
-        "schema": SCHEMA,
-        "layers": list(layers),
-        "groups": list(groups),
-        "d_model": d_model,
-        "dtype": dtype,
-        "sizes": list(sizes),
-        "metadata": dict(metadata),
-        "contents": [
-            shard_record(shard_path(folder, i)).get("content", "") for i in range(len(sizes))
-        ],
-    }
-    write_text(Path(folder) / INDEX, json.dumps(record))
-    return ShardedResiduals.open(folder)
+def _with_index(shards: ShardedResiduals) -> ShardedResiduals:
+    """The shards with the hashes of their files, and their index written."""
+    paths = [shard_path(shards.folder, number) for number in range(len(shards))]
+    contents = [shard_record(path).get("content", "") for path in paths]
+    record = {**vars(shards), "schema": SCHEMA, "contents": contents}
+    del record["folder"]
+    write_text(shards.folder / INDEX, json.dumps(record))
+    return ShardedResiduals.open(shards.folder)

@@ -11,7 +11,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ __all__ = ["Run", "read_manifest"]
 TABLES = """
     CREATE TABLE IF NOT EXISTS manifest (id INTEGER PRIMARY KEY, record TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS pieces
-        (name TEXT PRIMARY KEY, records TEXT NOT NULL, sha256 TEXT NOT NULL);
+        (name TEXT PRIMARY KEY, records BLOB NOT NULL, sha256 TEXT NOT NULL);
 """
 
 logger = logging.getLogger(__name__)
@@ -132,12 +132,12 @@ class Run:
         row = next(self._execute("SELECT records, sha256 FROM pieces WHERE name = ?", name), None)
         if row is None:
             return None
-        text, digest = row
-        if _sha256(text) != digest:
+        data, digest = row
+        if hashlib.sha256(data).hexdigest() != digest:
             logger.warning("%s: piece %s is damaged and is computed again", self.folder, name)
             self._execute("DELETE FROM pieces WHERE name = ?", name)
             return None
-        records: list[dict[str, Any]] = json.loads(text)
+        records: list[dict[str, Any]] = json.loads(data)
         return records
 
     def finish(self, name: str, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -156,10 +156,9 @@ class Run:
             raise SteerlensError(f"the records of piece {name} must be a list of JSON objects")
         kept = self.finished(name)
         if kept is None:
-            text = json_line(objects, f"records of piece {name}")
-            self._execute(
-                "INSERT OR IGNORE INTO pieces VALUES (?, ?, ?)", name, text, _sha256(text)
-            )
+            data = json_line(objects, f"records of piece {name}").encode()
+            digest = hashlib.sha256(data).hexdigest()
+            self._execute("INSERT OR IGNORE INTO pieces VALUES (?, ?, ?)", name, data, digest)
             kept = self.finished(name)
         return kept or []
 
@@ -294,13 +293,14 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     folder = Path(folder)
     refuse_earlier_version(folder)
-    if not (folder / STORE).is_file():
+    path = folder / STORE
+    if not path.is_file():
         raise FileFormatError(f"no run in {folder}: {STORE} is missing")
-    database = sqlite3.connect(f"{(folder / STORE).absolute().as_uri()}?mode=ro", uri=True)
     try:
-        manifest = _stored_manifest(database, folder)
-    finally:
-        database.close()
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            manifest = _stored_manifest(database, folder)
+    except sqlite3.Error as error:
+        raise _damaged(path, error) from error
     if manifest is None:
         raise FileFormatError(f"no run in {folder}: {STORE} holds none")
     return manifest
@@ -310,15 +310,17 @@ def _stored_manifest(database: sqlite3.Connection, folder: Path) -> Manifest | N
     """The manifest in an open store; None where the process that made the store was killed."""
     try:
         row = database.execute("SELECT record FROM manifest").fetchone()
-        record = json.loads(row[0]) if row else None
-    except (sqlite3.DatabaseError, ValueError) as error:
+        if row is None:
+            return None
+        record = json.loads(row[0])
+        if record["schema"] == RUN_SCHEMA:
+            return Manifest.from_json(record)
+    except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
         raise _damaged(folder / STORE, error) from error
-    if record is not None and record["schema"] != RUN_SCHEMA:
-        raise FileFormatError(
-            f"{folder} has the run schema {record['schema']!r}, this steerlens reads "
-            f"{RUN_SCHEMA!r}; choose another folder"
-        )
-    return None if record is None else Manifest.from_json(record)
+    raise FileFormatError(
+        f"{folder} has the run schema {record['schema']!r}, this steerlens reads {RUN_SCHEMA!r}; "
+        "choose another folder"
+    )
 
 
 def _database(path: Path) -> sqlite3.Connection:
@@ -358,7 +360,3 @@ def _damaged(path: Path, error: Exception) -> FileFormatError:
     return FileFormatError(
         f"{path} is damaged or no store of a run ({first_line(error)}); choose another folder"
     )
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,17 +1,16 @@
 """The driver's side: pieces go to workers, results come back, lost workers are replaced.
 
-A pool has a thread for each worker. A thread takes the next piece and an idle worker, sends the
-one to the other and waits, so a piece is with one worker at a time and a fast worker takes more.
-Several callers may ask at once, as a search of several tasks does. Each has at most two pieces per
-worker on their way, so that results do not pile up in the driver.
+A pool has a thread for each worker. A thread sends the next piece to an idle worker and waits, so a
+fast worker takes more. Several callers may ask at once, as a search of several tasks does; each has
+at most two pieces per worker on their way, so that results do not pile up in the driver.
 
 A worker that dies (killed, out of memory, its machine gone) is replaced, and its piece tried again.
 So is one that raises an error that is not this package's: a device that has failed once fails for
-every piece after. A piece that raises an error of this package is set aside at once, because it
-would raise it anywhere. When no worker can be replaced any more, and after `Pool.close`, every
-caller gets an error.
+every piece after. A piece that raises an error of this package would raise it anywhere and is set
+aside at once. When no worker can be replaced any more, and after `Pool.close`, every caller gets an
+error.
 
-Ray's own restarts (``max_restarts``) are not used: they wait without end for a machine that is
+Ray's own restarts (``max_restarts``) are not used: they can wait without end for a machine that is
 gone, and do not say why a worker was lost.
 """
 
@@ -54,12 +53,7 @@ logger = logging.getLogger(__name__)
 def worker_pool(
     model: TransformerBridge, settings: "WorkerSettings", judge: Judge | None = None
 ) -> Iterator["Pool"]:
-    """Workers that hold `model`, ready; gone when the block is left, however it is left.
-
-    Args:
-        model: The driver's model; workers load the same reference, quantised in the same way.
-        settings: How many, with what, where.
-        judge: The driver's judge; workers load the same.
+    """Workers that hold the driver's models, ready; gone when the block is left.
 
     Raises:
         SteerlensError: See `steerlens.workers.cluster.connected` and
