@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from run_example import (
 )
 from stored_pieces import stored_pieces
 
+from steerlens.cli.main import main
 from steerlens.errors import FileFormatError, SteerlensError
 from steerlens.runs import Run, read_manifest
 
@@ -293,3 +294,12 @@ def test_final_files_stay_in_the_folder_and_off_the_runs_own_files(tmp_path: Pat
         with pytest.raises(SteerlensError, match="piece missing is not finished"):
             run.write_jsonl("responses.jsonl", run.records(["missing"]))
         assert not run.path("responses.jsonl").exists()
+
+
+@pytest.mark.parametrize("command", ["search", "evaluate", "rank"])
+def test_commands_refuse_a_url_before_anything_is_loaded(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with suppress(SystemExit):
+        main([command, "--instruction", "detectable_format:title", "--out", "s3://bucket/x"])
+    assert "s3://bucket/x is a URL; give a" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []

@@ -30,14 +30,12 @@ SAME_LIBRARIES = ("steerlens", "torch", "transformers", "transformer-lens", "num
 
 @dataclass(frozen=True)
 class WorkerModels:
-    """What a worker loads, and what it compares that with.
+    """The driver's models and libraries, for a worker to load, and to compare its own with.
 
     Attributes:
-        model: Identity of the driver's model.
         model_options: Arguments of `load_model`.
-        judge: Identity of the driver's judge; None where nothing is judged.
+        judge: None where nothing is judged.
         judge_options: Arguments of `load_judge`.
-        versions: The driver's libraries.
         threads: Threads to compute with.
     """
 
@@ -52,11 +50,10 @@ class WorkerModels:
     def of(
         cls, model: TransformerBridge, judge: Judge | None, settings: "WorkerSettings"
     ) -> "WorkerModels":
-        """What workers load for this driver.
+        """What workers load for this driver: its precision, placed as `settings` or it was told.
 
-        Dtype and quantisation are the driver's: another precision would answer otherwise. Where the
-        weights go is what `settings` says, else what the driver was told; without either, the CPU
-        for a worker that has no GPU. GPUs are numbered from 0 within each worker.
+        Without either, a worker without GPUs computes on the CPU; GPUs are numbered from 0 within
+        each worker.
         """
         placement = model_placement(model)
         has_own_map = settings.device_map is not None
@@ -124,10 +121,8 @@ class ModelWorker:
         }
 
     def compute(self, piece: Piece | ResidualPiece | JudgePiece) -> Any:
-        """The result of a piece; `prepare` comes first.
-
-        Records for a `Piece`; perplexities for a `JudgePiece`; for a `ResidualPiece` both sides
-        ``[pair layer d_model]``, groups and provenance.
+        """Records of a `Piece`, perplexities of a `JudgePiece`; residuals ``[pair layer d_model]``
+        of both sides, groups and provenance of a `ResidualPiece`.
         """
         assert self._model is not None, "prepare comes first"
         if isinstance(piece, Piece):
