@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import modeling_gguf_pytorch_utils
+from transformers.quantizers import auto
 
 import steerlens
 from steerlens.errors import SteerlensError
@@ -31,6 +32,10 @@ FLAGS = {
     "_supports_attention_backend": hugging_face.supports_custom_attention,
     "_is_stateful": hugging_face.is_stateful,
 }
+
+
+# Attributes of the bridge without an underscore that are its own business all the same.
+INTERNAL = "original_component|component_mapping|hook_aliases|submodules|user_hook|eager_mask"
 
 
 def _bare() -> nn.Module:
@@ -92,6 +97,20 @@ def _norm(model: TransformerBridge) -> Any:
     return bridge.norm_after(model.blocks[0], "hook_attn_out")
 
 
+def _hooked(model: TransformerBridge) -> None:
+    point = model.blocks[0].hook_out
+    assert not bridge.has_outside_hook(point)
+    point.add_hook(lambda value, hook: None)
+    try:
+        assert bridge.has_outside_hook(point)
+    finally:
+        point.remove_hooks()
+
+
+def _register(_model: Any) -> None:
+    hugging_face.register_attention("steerlens_test", print)
+
+
 Use = Callable[[TransformerBridge], Any]
 Break = Callable[[pytest.MonkeyPatch, TransformerBridge], Any]
 
@@ -132,8 +151,18 @@ NAMES: dict[tuple[str, str], tuple[Use, Break | Use]] = {
         lambda _patch, _model: bridge.own_module(SimpleNamespace()),
     ),
     ("transformer-lens", "user_hook"): (
-        lambda model: [bridge.is_set_at_boot(hook) for hook in _handles(model)],
-        lambda _patch, _model: bridge.is_set_at_boot(SimpleNamespace()),
+        _hooked,
+        lambda _patch, _model: bridge.has_outside_hook(
+            SimpleNamespace(fwd_hooks=[SimpleNamespace()], bwd_hooks=[])
+        ),
+    ),
+    ("transformer-lens", "fwd_hooks"): (
+        _hooked,
+        lambda _patch, _model: bridge.has_outside_hook(SimpleNamespace(bwd_hooks=[])),
+    ),
+    ("transformer-lens", "bwd_hooks"): (
+        _hooked,
+        lambda _patch, _model: bridge.has_outside_hook(SimpleNamespace(fwd_hooks=[])),
     ),
     ("transformer-lens", "adapter"): (
         bridge.block_list,
@@ -163,6 +192,14 @@ NAMES: dict[tuple[str, str], tuple[Use, Break | Use]] = {
         _attention,
         lambda patch, _model: patch.setattr(transformers, "PreTrainedConfig", SimpleNamespace),
     ),
+    ("transformers", "eager_mask"): (
+        _register,
+        lambda patch, _model: patch.delattr(transformers.masking_utils, "eager_mask"),
+    ),
+    ("transformers", "AUTO_QUANTIZATION_CONFIG_MAPPING"): (
+        lambda _model: hugging_face.quantization_methods(),
+        lambda patch, _model: patch.delattr(auto, "AUTO_QUANTIZATION_CONFIG_MAPPING"),
+    ),
     ("transformers", "tqdm"): (
         _gguf_bar,
         lambda patch, _model: patch.delattr(modeling_gguf_pytorch_utils, "tqdm"),
@@ -183,14 +220,6 @@ for _name, _flag in FLAGS.items():
         lambda model, flag=_flag: flag(model.original_model),
         lambda patch, _model, name=_name: patch.delattr(transformers.PreTrainedModel, name),
     )
-
-
-def _handles(model: TransformerBridge) -> list[Any]:
-    point = model.blocks[0].hook_out
-    point.add_hook(lambda value, hook: None)
-    handles = list(point.fwd_hooks)
-    point.remove_hooks()
-    return handles
 
 
 @pytest.mark.parametrize(("library", "name"), NAMES)
@@ -301,7 +330,7 @@ def _private_uses(path: Path) -> Iterator[str]:
             is_dunder = name.startswith("__") and name.endswith("__")
             # Jupyter's rendering protocol is documented.
             is_protocol = name.startswith("_repr_") and name.endswith("_")
-            if re.fullmatch(r"_\w*[a-z]\w*|original_component", name) and not (
+            if re.fullmatch(rf"_\w*[a-z]\w*|{INTERNAL}", name) and not (
                 is_dunder or is_protocol or name in own
             ):
                 yield f"{path.name}:{node.lineno} {name}"

@@ -31,8 +31,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
 from steerlens.models.adapter import hugging_face
 
@@ -141,11 +139,8 @@ def _softmax(
 
 @functools.cache
 def _register() -> None:
-    AttentionInterface.register(DECODE, decode_attention)
-    AttentionInterface.register(READ, read_attention)
-    # Where a pass is given no mask, Hugging Face makes the one that goes with the attention's name.
-    AttentionMaskInterface.register(DECODE, eager_mask)
-    AttentionMaskInterface.register(READ, eager_mask)
+    hugging_face.register_attention(DECODE, decode_attention)
+    hugging_face.register_attention(READ, read_attention)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from steerlens.engine.modules import fast_modules, on_blocks
 from steerlens.engine.paths import FastPath
 from steerlens.engine.reading import read
 from steerlens.errors import ModelError
-from steerlens.models.adapter.bridge import norm_after, own_module
+from steerlens.models.adapter.bridge import norm_after, own_module, parts_of
 
 __all__ = [
     "Parts",
@@ -66,8 +66,8 @@ Vary = Callable[[Float[Tensor, "d_model"]], Float[Tensor, "variant d_model"]]
 def check_components(model: TransformerBridge) -> None:
     """`ModelError` when the model's blocks are not made of attention heads and an MLP."""
     for layer, block in enumerate(model.blocks):
-        parts = block.submodules or {}
-        if "attn" not in parts or "mlp" not in parts or "o" not in (parts["attn"].submodules or {}):
+        parts = parts_of(block)
+        if "attn" not in parts or "mlp" not in parts or "o" not in parts_of(parts["attn"]):
             raise ModelError(
                 f"block {layer} of this model is not attention with an output projection and an "
                 "MLP, so its components cannot be told apart; separability, causal recovery and "

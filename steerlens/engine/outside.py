@@ -27,7 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.modules import device_of
 from steerlens.errors import ModelError
-from steerlens.models.adapter.bridge import is_set_at_boot, without_wrapping
+from steerlens.models.adapter.bridge import has_outside_hook, without_wrapping
 from steerlens.models.adapter.hugging_face import belongs_to_a_library, is_librarys_forward
 from steerlens.models.adapter.pytorch import (
     children_of,
@@ -82,8 +82,7 @@ def _outside_change(model: TransformerBridge) -> str | None:
 def _changes(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:
     """Each change in a phrase, with its module."""
     for name, point in model.hook_dict.items():
-        handles = [*point.fwd_hooks, *point.bwd_hooks]
-        if not all(is_set_at_boot(handle) for handle in handles):
+        if has_outside_hook(point):
             yield f"the hook on {point.name or name}", point
     root = model.original_model
     is_quantised = getattr(root.config, "quantization_config", None) is not None

@@ -85,43 +85,33 @@ def fingerprint(model: TransformerBridge) -> str:
 class Stamp:
     """Shows cheaply whether tensors may have changed since it was taken.
 
-    Torch counts the operations that write to a tensor, but not edits of ``parameter.data``.
+    Torch counts the operations that write to a tensor, but not edits of ``parameter.data``. Without
+    a model, it fits none.
     """
 
-    def __init__(self, model: TransformerBridge) -> None:
-        self._switches = switches(model)
-        own = {id(tensor): tensor for tensor in _tensors(model)}
-        beside = [tensor for _, tensor in named_tensors(model) if id(tensor) not in own]
-        # Not their ids, which a later tensor may get.
-        self._tensors = [(weakref.ref(tensor), _counted(tensor)) for tensor in own.values()]
-        self._beside = [(weakref.ref(tensor), _counted(tensor)) for tensor in beside]
+    def __init__(self, model: TransformerBridge | None = None) -> None:
+        own = [] if model is None else list(_tensors(model))
+        all_tensors = own if model is None else [tensor for _, tensor in named_tensors(model)]
+        self._switches = {} if model is None else switches(model)
+        self._own = {id(tensor) for tensor in own}
+        # Weak references, because a later tensor may get the id of one that is gone.
+        self._seen = [(weakref.ref(tensor), _counted(tensor)) for tensor in all_tensors]
 
     def fits(self, model: TransformerBridge) -> bool:
         """Whether the model still has the same tensors, none of them written to."""
-        now = list({id(tensor): tensor for tensor in _tensors(model)}.values())
+        # The bridge's own are not looked for again, which would take longer than all the rest.
         return (
             self._switches == switches(model)
-            and len(now) == len(self._tensors)
-            and all(
-                ref() is tensor and counted == _counted(tensor)
-                for (ref, counted), tensor in zip(self._tensors, now, strict=True)
-            )
-            # Looking for the bridge's own tensors again would take longer than all the rest.
+            and self._own == {id(tensor) for tensor in _tensors(model)}
             and all(
                 (tensor := ref()) is not None and counted == _counted(tensor)
-                for ref, counted in self._beside
+                for ref, counted in self._seen
             )
         )
 
-    def __reduce__(self) -> tuple[Any, tuple[()]]:
+    def __reduce__(self) -> tuple[type["Stamp"], tuple[()]]:
         """A copied model has tensors of its own, so it gets a stamp that fits nothing."""
-        return _fits_nothing, ()
-
-
-def _fits_nothing() -> Stamp:
-    stamp = Stamp.__new__(Stamp)
-    stamp._switches, stamp._tensors, stamp._beside = {}, [], []
-    return stamp
+        return Stamp, ()
 
 
 def _tensors(model: TransformerBridge) -> Iterator[Tensor]:

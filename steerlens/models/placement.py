@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from steerlens.errors import ModelError, first_line, unknown_name
+from steerlens.models.adapter.hugging_face import quantization_methods
 from steerlens.models.adapter.pytorch import cpu_has
 
 __all__ = [
@@ -150,15 +151,11 @@ def _quantization(config: Any) -> Any:
             f"quantization_config is a {type(config).__name__}; give a transformers configuration "
             "such as BitsAndBytesConfig(load_in_8bit=True), or a dictionary with 'quant_method'"
         )
-    from transformers.quantizers.auto import (
-        AUTO_QUANTIZATION_CONFIG_MAPPING,
-        AutoQuantizationConfig,
-    )
+    from transformers.quantizers.auto import AutoQuantizationConfig
 
-    method = config["quant_method"]
-    known: Any = AUTO_QUANTIZATION_CONFIG_MAPPING
+    method, known = config["quant_method"], quantization_methods()
     if method not in known and f"{method}_8bit" not in known:
-        raise unknown_name("quant_method", str(method), sorted(map(str, known)))
+        raise unknown_name("quant_method", str(method), known)
     try:
         return AutoQuantizationConfig.from_dict(dict(config))
     except (ValueError, TypeError, ImportError) as error:

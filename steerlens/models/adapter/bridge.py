@@ -61,6 +61,11 @@ def block_list(model: TransformerBridge) -> nn.ModuleList | None:
     return layers if is_stack else None
 
 
+def parts_of(component: Any) -> dict[str, Any]:
+    """The components inside one of the bridge's, by name ("attn", "mlp", "o")."""
+    return private("transformer-lens", component, "submodules") or {}
+
+
 def norm_after(block: Any, alias: str) -> nn.Module | None:
     """The norm between attention or MLP and the residual stream; None if there is none.
 
@@ -70,11 +75,11 @@ def norm_after(block: Any, alias: str) -> nn.Module | None:
             output enters the stream.
     """
     target = private("transformer-lens", block, "hook_aliases").get(alias, ())
-    submodules = private("transformer-lens", block, "submodules")
+    parts = parts_of(block)
     for candidate in [target] if isinstance(target, str) else target:
         owner = candidate.split(".", 1)[0]
-        if owner in submodules:
-            norm: nn.Module | None = own_module(submodules[owner])
+        if owner in parts:
+            norm: nn.Module | None = own_module(parts[owner])
             return None if owner in ("attn", "mlp") else norm
     return None
 
@@ -84,8 +89,17 @@ def weights_processed(model: TransformerBridge) -> bool:
     return bool(private("transformer-lens", model, "_weights_processed"))
 
 
-def is_set_at_boot(handle: Any) -> bool:
-    """Whether TransformerLens itself put this hook on a hook point while it built the bridge."""
+def has_outside_hook(point: Any) -> bool:
+    """Whether a hook point has a hook other than those TransformerLens sets while it boots."""
+    handles = [
+        handle
+        for name in ("fwd_hooks", "bwd_hooks")
+        for handle in private("transformer-lens", point, name)
+    ]
+    return not all(map(_is_set_at_boot, handles))
+
+
+def _is_set_at_boot(handle: Any) -> bool:
     hook = private("transformer-lens", handle, "user_hook")
     name = str(getattr(hook, "__qualname__", ""))
     by_wiring = name.startswith("_wire_symbolic_hooks")

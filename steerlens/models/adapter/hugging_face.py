@@ -57,6 +57,19 @@ def attention_chosen(model: nn.Module, name: str | None) -> Iterator[None]:
             setattr(config, attribute, before)
 
 
+def register_attention(name: str, function: Callable[..., Any]) -> None:
+    """Make an attention function known to transformers by name, with the eager form's masks."""
+    masks = importlib.import_module("transformers.masking_utils")
+    transformers.AttentionInterface.register(name, function)
+    transformers.AttentionMaskInterface.register(name, private("transformers", masks, "eager_mask"))
+
+
+def quantization_methods() -> list[str]:
+    """What ``quant_method`` may be."""
+    kinds = importlib.import_module("transformers.quantizers.auto")
+    return sorted(map(str, private("transformers", kinds, "AUTO_QUANTIZATION_CONFIG_MAPPING")))
+
+
 def random_model(kind: type, config: Any, dtype: torch.dtype) -> Any:
     """A Hugging Face model with random weights and attention in its eager form."""
     build = private("transformers", kind, "_from_config")
