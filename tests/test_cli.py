@@ -1,6 +1,8 @@
 """Claims about the command line: real commands, exit codes, one-line errors, clean JSON."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from steering_examples import random_vector
@@ -171,3 +173,21 @@ def test_the_name_of_a_model_without_its_owner_is_answered_with_what_hub_ids_loo
     assert code == 2
     [line] = [line for line in err.splitlines() if line.startswith("steerlens: ")]
     assert "unknown model 'gpt2'" in line and "openai-community/gpt2" in line
+
+
+def test_help_does_not_wait_for_torch():
+    code = """
+import sys
+from steerlens.cli.main import main
+assert main(["--help"]) == 0 and main(["rank", "--help"]) == 0 and main(["--version"]) == 0
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_control_c_ends_with_code_130_and_one_line(capsys, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("steerlens.models.loading.available_models", interrupt)
+    assert run(capsys, "models") == (130, "", "steerlens: interrupted\n")
