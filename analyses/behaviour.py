@@ -20,7 +20,6 @@ import plotly.graph_objects as go
 import steerlens as sl
 from steerlens.behaviour.evaluation import (
     EvaluationPrompt,
-    Interval,
     PromptFile,
     catalogue_prompts,
     read_prompts,
@@ -31,6 +30,7 @@ from steerlens.behaviour.plans import FitRecipe, Plan
 from steerlens.behaviour.plans.plan import PLAN_FILE
 from steerlens.behaviour.search import SearchSettings, Stage, search
 from steerlens.models.loading import available_models
+from steerlens.stats.rates import Interval
 from steerlens.views import save
 
 SMALL = os.environ.get("STEERLENS_SMALL") == "1"

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from analyses import behaviour
-from steerlens.behaviour.evaluation import EvaluationPrompt, wilson
+from steerlens.behaviour.evaluation import EvaluationPrompt
 from steerlens.behaviour.evaluation.run import Evaluation
 from steerlens.behaviour.plans import Plan
+from steerlens.stats.rates import wilson
 
 __all__ = ["claims", "one_by_one", "plan_of", "table"]
 

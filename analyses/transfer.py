@@ -38,10 +38,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import steerlens as sl
 from steerlens.attribution.causal import first_token_recovery
 from steerlens.attribution.teacher_forcing import kl_to_instructed
-from steerlens.behaviour.evaluation import catalogue_prompts, wilson
+from steerlens.behaviour.evaluation import catalogue_prompts
 from steerlens.files import write_text
 from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.models.weights import cache_folder
+from steerlens.stats.rates import wilson
 from steerlens.tasks.checks import verdict
 from steerlens.vectors import SteeringVector
 from steerlens.vectors.transfer import Transfer, fit_layer_maps, map_texts, paired_residuals
@@ -136,7 +137,7 @@ def best_strength(
     """At which most responses of the select split pass; the weakest of several."""
     curve = sl.calibrate_rate(
         model, vector.at(layer), instruction, strengths=_STRENGTHS, max_new_tokens=length
-    ).curve
+    ).table
     tried = curve[curve.strength > 0]
     return float(tried.strength.iloc[int(tried.passed.to_numpy().argmax())])
 

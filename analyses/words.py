@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 
 import steerlens as sl
 from analyses import behaviour
-from steerlens.behaviour.evaluation import fluency, is_degenerate, wilson
+from steerlens.behaviour.evaluation import fluency, is_degenerate
 from steerlens.behaviour.evaluation.run import Evaluation
+from steerlens.stats.rates import wilson
 from steerlens.views import condition_rates
 
 __all__ = ["avoidance", "avoidance_plot", "claims"]

@@ -50,7 +50,7 @@ def run_one(name: str, folder: Path) -> None:
         INSTRUCTIONS,
         folder,
         SETTINGS,
-        progress=False,
+        show_progress=False,
         workers=WorkerSettings(workers=workers, cpus=1) if workers else None,
     )
     tokens = sum(one["n_tokens"] for one in plan.data["instructions"].values())

@@ -32,7 +32,7 @@ def asked(model: Any, rows: int, elsewhere: Any = None) -> tuple[float, list[Ans
         questions.append(Question(pair.uninstructed))
         questions.append(Question(pair.uninstructed, steering, {"layer": 24}))
     answerer = Answerer(
-        model, batch_size=BATCH, piece_rows=PIECE_ROWS, elsewhere=elsewhere, progress=False
+        model, batch_size=BATCH, piece_rows=PIECE_ROWS, elsewhere=elsewhere, show_progress=False
     )
     started = time.perf_counter()
     answers = answerer.ask(questions[:rows], NEW_TOKENS)

@@ -48,7 +48,7 @@ def test_budgets_over_orders_of_magnitude_are_met(tiny_model, vector, answers, t
     assert calibration.reached
     again = response_kl(tiny_model, calibration.steering, answers)
     assert again.kl == pytest.approx(target, rel=0.011)
-    assert calibration.curve.strength.is_monotonic_increasing
+    assert calibration.table.strength.is_monotonic_increasing
 
 
 def test_a_quantile_can_be_held_instead_of_the_mean(tiny_model, vector, answers):
@@ -93,7 +93,7 @@ def test_a_budget_that_no_strength_reaches_is_said_to_be_missed(tiny_model, vect
     assert not within.reached
     assert "no strength up to 1 costs 50 nats" in within.reason
     assert "not reached" in repr(within)
-    assert within.kl == pytest.approx(within.curve.kl.max())
+    assert within.kl == pytest.approx(within.table.kl.max())
     with pytest.raises(SteeringError, match="no calibrated strength to save"):
         within.saved_with(vector)
 
@@ -110,7 +110,7 @@ def test_strengths_that_break_the_model_are_no_obstacle(tiny_model, vector, answ
 
     calibration = calibrate(tiny_model, explosive, answers, 0.01)
     assert calibration.reached and calibration.strength < 1
-    assert math.isinf(calibration.curve.kl.iloc[-1])
+    assert math.isinf(calibration.table.kl.iloc[-1])
 
 
 def test_a_calibration_travels_with_its_vector(tiny_model, vector, answers, tmp_path):

@@ -29,7 +29,7 @@ def found(model, title):
 def test_rates_are_those_of_responses_generated_one_strength_at_a_time(model, title, found):
     pairs = sl.contrast_pairs(TITLE, n=4, split="select")
     prompts = [pair.uninstructed for pair in pairs]
-    for row in found.curve.to_dict("records"):
+    for row in found.table.to_dict("records"):
         steering = title.at(24, strength=row["strength"])
         texts = sl.generate(model, prompts, [steering] * 4, max_new_tokens=24).texts
         passed = [sl.catalogue[TITLE].check(text, loose=True) for text in texts]
@@ -37,7 +37,7 @@ def test_rates_are_those_of_responses_generated_one_strength_at_a_time(model, ti
         assert row["passed"] == np.mean(passed)
         assert row["rate"] == np.mean(clean)
         assert row["rate_low"] <= row["rate"] <= row["rate_high"]
-    assert found.curve.strength.tolist() == [0.0, 1.0, 2.0]
+    assert found.table.strength.tolist() == [0.0, 1.0, 2.0]
 
 
 def test_the_strength_found_travels_with_its_vector(title, found, tmp_path):
@@ -74,7 +74,7 @@ def test_what_gains_nothing_is_not_saved(tiny_model):
         ({"strengths": [-1.0]}, SteeringError, "positive"),
         ({"strengths": [float("nan")]}, SteeringError, "finite"),
         ({"target_rate": 1.5}, SteeringError, "at most 1"),
-        ({"instruction": "format:titel"}, UnknownNameError, "titel"),
+        ({"task": "format:titel"}, UnknownNameError, "titel"),
         ({"n_prompts": 10_000}, PairsError, "10000"),
     ],
 )
@@ -82,5 +82,5 @@ def test_bad_numbers_and_names_are_refused(tiny_model, changes, error, words):
     vector = random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
     with pytest.raises(error, match=words):
         calibrate_rate(
-            tiny_model, vector.at(1, "add"), **{"instruction": TITLE, "n_prompts": 2, **changes}
+            tiny_model, vector.at(1, "add"), **{"task": TITLE, "n_prompts": 2, **changes}
         )

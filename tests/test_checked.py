@@ -295,7 +295,7 @@ CALLS = {
     "response_kl(model, vector.at(1), 3)": "prompts is a value of type int; give a list",
     "response_kl(model, vector.at(1), ['a'], seed=None)": "seed must be a whole number; got",
     "fit_condition(model, 3, ['a'])": "positive is a value of type int; give a list of strings",
-    "catalogue_prompts(['punctuation:no_comma'], True)": "n_per_instruction must be a whole",
+    "catalogue_prompts(['punctuation:no_comma'], True)": "n_per_task must be a whole",
     "sl.token_effects(model, [1.5], [3], vector.at(1))": "every one of prompt_tokens must be",
     "sl.steer(model, 'a', vector.at(1), read_at=True)": "read_at must be a whole number; got True",
     "vector.at(1).scaled(None)": "factor must be a number; got None",

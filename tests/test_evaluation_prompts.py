@@ -59,7 +59,7 @@ def test_a_row_is_read_as_ifeval_reads_it(tmp_path: Path) -> None:
         ),
     )
     assert found.data_hash == f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
-    assert found.left_out == {} and found.left_out_lines == ()
+    assert found.left_out == {}
 
 
 def test_ids_of_the_catalogue_are_read_too(tmp_path: Path) -> None:
@@ -156,7 +156,6 @@ def test_rows_with_unknown_instructions_are_left_out_on_request_and_reported(
     found = read_prompts(write(tmp_path / "rows.jsonl", unknown, ROW), skip_unknown=True)
     assert [prompt.line for prompt in found.prompts] == [2]
     assert found.left_out == {"x:y": 1}
-    assert found.left_out_lines == (1,)
     with pytest.raises(FileFormatError, match="no row left"):
         read_prompts(write(tmp_path / "other.jsonl", unknown), skip_unknown=True)
 
@@ -217,10 +216,10 @@ BAD = [
 def test_what_cannot_be_scored_is_refused_before_anything_is_answered_or_written(
     change: dict[str, Any], sentence: str, tiny_model: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(run_module, "Answerer", None)  # nothing could be answered
+    monkeypatch.setattr(run_module, "answering", None)  # nothing could be answered
     prompts = [prompt_with(), prompt_with(**{"key": "b", **change})]
     with pytest.raises(SteerlensError, match=sentence):
-        run_module.evaluate(tiny_model, prompts, tmp_path / "e", progress=False)
+        run_module.evaluate(tiny_model, prompts, tmp_path / "e", show_progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -230,7 +229,7 @@ def test_prompts_no_check_knows_are_left_out_and_counted_where_asked(
     prompts = [prompt_with(), prompt_with(key="b", instruction_ids=("x:y",))]
     settings = run_module.EvaluationSettings(max_new_tokens=2, skip_unknown=True)
     found = run_module.evaluate(
-        tiny_model, prompts, tmp_path / "e", settings=settings, progress=False
+        tiny_model, prompts, tmp_path / "e", settings=settings, show_progress=False
     )
     assert found.summary["data"]["left_out"] == {"x:y": 1}
     assert {row["row"] for row in found.responses} == {"a"}
@@ -245,5 +244,5 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused_first(
     for change in ({"prompt": text}, {"prompt_without_instruction": text}):
         prompts = [prompt_with(), prompt_with(**{"key": "b", **change})]
         with pytest.raises(SteerlensError, match="prompt 'b' fills the model's context of 128"):
-            run_module.evaluate(tiny_model, prompts, tmp_path / "e", progress=False)
+            run_module.evaluate(tiny_model, prompts, tmp_path / "e", show_progress=False)
         assert list(tmp_path.iterdir()) == []

@@ -45,7 +45,7 @@ def calls(tiny_model, folder: Path, progress: bool | None):
     reading_components(tiny_model, PAIRS, vector, 1, progress=progress)
     writing_components(tiny_model, PAIRS, vector, 1, n_placebos=2, progress=progress)
     settings = EvaluationSettings(max_new_tokens=2)
-    evaluate(tiny_model, [PROMPT], folder, settings=settings, progress=progress)
+    evaluate(tiny_model, [PROMPT], folder, settings=settings, show_progress=progress)
 
 
 def test_into_a_pipe_nothing_is_drawn_unless_it_is_asked_for(

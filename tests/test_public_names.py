@@ -59,4 +59,4 @@ def test_search_is_a_function() -> None:
     from steerlens.behaviour.search import search
 
     assert sl.search is search and sl.search.__name__ == "search"
-    assert list(inspect.signature(sl.search).parameters)[:3] == ["model", "instructions", "folder"]
+    assert list(inspect.signature(sl.search).parameters)[:3] == ["model", "tasks", "out"]

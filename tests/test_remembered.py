@@ -73,7 +73,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def evaluated(model, folder, resume=False):
-    return evaluate(model, prompts(), folder, None, SETTINGS, resume, progress=False)
+    return evaluate(model, prompts(), folder, None, SETTINGS, resume, show_progress=False)
 
 
 def cached(model, folder):

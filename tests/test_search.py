@@ -19,10 +19,17 @@ from steerlens.behaviour.evaluation import catalogue_prompts, read_prompts, verd
 from steerlens.behaviour.evaluation.run import EvaluationSettings, evaluate
 from steerlens.behaviour.evaluation.summary import summarise
 from steerlens.behaviour.judge import Judge
-from steerlens.behaviour.plans import NO_STEERING, FitRecipe, Plan, Setting, VectorBook, describe
-from steerlens.behaviour.plans.settings import candidate_from_json
+from steerlens.behaviour.plans import (
+    NO_STEERING,
+    FitRecipe,
+    InterventionSpec,
+    Plan,
+    VectorBook,
+    describe,
+)
+from steerlens.behaviour.plans.candidates import candidate_from_json, to_json
 from steerlens.behaviour.search import SearchSettings, Stage, search
-from steerlens.behaviour.search.halving import search_instruction
+from steerlens.behaviour.search.halving import search_task
 from steerlens.behaviour.search.scoring import Score, choose, is_allowed, scored, worth
 from steerlens.behaviour.search.space import (
     combinations,
@@ -42,14 +49,14 @@ SMALL = SearchSettings(
     recipe=FitRecipe(n_pairs=4, n_responses=8, n_wording=4, response_tokens=8, least_own=2),
     batch_size=32,
 )
-PROMPT = Setting("last_prompt", 24, "set_projection", 1.0, "prompt")
-RESPONSE = Setting("response_rewrite", 20, "set_projection", 1.0, "all")
+PROMPT = InterventionSpec("last_prompt", 24, "set_projection", 1.0, "prompt")
+RESPONSE = InterventionSpec("response_rewrite", 20, "set_projection", 1.0, "all")
 
 
 @pytest.fixture(scope="module")
 def plan_folder(model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("search") / "plan"
-    search(model, [TITLE], folder, SMALL, progress=False)
+    search(model, [TITLE], folder, SMALL, show_progress=False)
     return folder
 
 
@@ -59,12 +66,12 @@ def _score(passed: list[bool], degenerate: list[bool], perplexity: float | None 
 
 def test_a_setting_survives_json_and_bad_ones_are_refused() -> None:
     both = (PROMPT, RESPONSE, replace(RESPONSE, only_below=True))
-    assert candidate_from_json(json.loads(json.dumps([one.to_json() for one in both]))) == both
+    assert candidate_from_json(json.loads(json.dumps(to_json(both)))) == both
     with pytest.raises(FileFormatError, match="needs estimator"):
         candidate_from_json([{"estimator": "last_prompt"}])
     with pytest.raises(UnknownNameError, match="operation"):
-        Setting("last_prompt", 3, "multiply", 1.0, "all")
-    assert "only_below" not in PROMPT.to_json()  # as plans had it before there was such a field
+        InterventionSpec("last_prompt", 3, "multiply", 1.0, "all")
+    assert "only_below" not in to_json((PROMPT,))[0]
     assert describe((both[2],)).endswith("on all, only below its target")
     assert describe(NO_STEERING) == "no steering"
 
@@ -74,7 +81,7 @@ def test_candidates_stay_below_the_last_layer_and_differ() -> None:
     found = first_candidates(["last_prompt", "response_rewrite", "include"], 30, recovery)
     assert len(found) == len(set(found))
     assert all(0 <= candidate[0].layer < 29 for candidate in found)
-    near = neighbours((Setting("last_prompt", 28, "set_projection", 1.0, "all"),), 30)
+    near = neighbours((InterventionSpec("last_prompt", 28, "set_projection", 1.0, "all"),), 30)
     assert all(candidate[0].layer < 29 for candidate in near)
     assert (replace(RESPONSE, only_below=True),) in neighbours((RESPONSE,), 30)
     assert combinations([(RESPONSE,), (PROMPT,)])[0] == (PROMPT, RESPONSE)
@@ -167,7 +174,7 @@ def test_hopeless_settings_are_spared_the_last_stage_and_the_judge(tiny_model, w
     book.steering = lambda *_: None  # type: ignore[method-assign]
     book.answerer.ask = ask  # type: ignore[method-assign]
     book.answerer.perplexities = perplexities  # type: ignore[method-assign]
-    record = search_instruction(book, sl.catalogue[TITLE], SMALL, Judge(tiny_model)).record
+    record = search_task(book, sl.catalogue[TITLE], SMALL, Judge(tiny_model)).record
     final = [row for row in record["table"] if row["stage"] == "final"]
     with_it = [row for row in record["table"] if row["stage"] == "instructed"]
     assert final[0]["parts"] == [] and (len(final) > 1) is works
@@ -189,7 +196,9 @@ def test_a_response_that_newly_loops_costs_its_price_and_one_that_did_before_not
 def test_scores_count_what_the_checks_say() -> None:
     pairs = list(sl.contrast_pairs(TITLE, n=2, split="select"))
     texts = ["<<Rome>>\nRome is old and large.", "Rome is old and large."]
-    score = scored((PROMPT,), TITLE, pairs, [Answer(text, 9, "stop") for text in texts])
+    score = scored(
+        (PROMPT,), sl.catalogue[TITLE], pairs, [Answer(text, 9, "stop") for text in texts]
+    )
     expected = tuple(
         verdict(text, [TITLE], [pair.kwargs]).all_loose
         for text, pair in zip(texts, pairs, strict=True)
@@ -203,7 +212,7 @@ def test_a_response_that_was_cut_does_not_keep_an_upper_limit() -> None:
         pair = next(iter(sl.contrast_pairs(name, n=2, split="select")))
         text = words if name == "length:brief" else words * 20
         cut, ended = (
-            scored((PROMPT,), name, [pair], [Answer(text, 64, reason)]).passed
+            scored((PROMPT,), sl.catalogue[name], [pair], [Answer(text, 64, reason)]).passed
             for reason in ("length", "stop")
         )
         assert ended == (True,) and cut == (passes,)
@@ -269,14 +278,14 @@ def test_a_search_stopped_anywhere_resumes_to_the_same_plan(
 
     monkeypatch.setattr(Answerer, "_generate", stops_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        search(model, [TITLE], tmp_path / "plan", SMALL, progress=False)
+        search(model, [TITLE], tmp_path / "plan", SMALL, show_progress=False)
     monkeypatch.setattr(Answerer, "_generate", whole)
-    search(model, [TITLE], tmp_path / "plan", SMALL, resume=True, progress=False)
+    search(model, [TITLE], tmp_path / "plan", SMALL, resume=True, show_progress=False)
     written = (tmp_path / "plan" / "plan.json").read_bytes()
     assert written == (plan_folder / "plan.json").read_bytes()
     other = SearchSettings(seed=1)
     with pytest.raises(SteerlensError, match="other settings"):
-        search(model, [TITLE], tmp_path / "plan", other, resume=True, progress=False)
+        search(model, [TITLE], tmp_path / "plan", other, resume=True, show_progress=False)
 
 
 def test_a_finished_search_stopped_while_its_vectors_are_written_again_is_no_plan(
@@ -292,10 +301,10 @@ def test_a_finished_search_stopped_while_its_vectors_are_written_again_is_no_pla
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(SteeringVector, "save", stops)
-        search(model, [TITLE], folder, SMALL, resume=True, progress=False)
+        search(model, [TITLE], folder, SMALL, resume=True, show_progress=False)
     with pytest.raises(FileFormatError, match="holds no plan"):
         Plan.load(folder)
-    search(model, [TITLE], folder, SMALL, resume=True, progress=False)
+    search(model, [TITLE], folder, SMALL, resume=True, show_progress=False)
     assert (folder / "plan.json").read_bytes() == (plan_folder / "plan.json").read_bytes()
 
 
@@ -324,7 +333,7 @@ def test_a_search_killed_outright_resumes_to_the_same_plan(model, plan_folder, t
     program = (
         "import sys, steerlens as sl; from test_search import SMALL, TITLE, search\n"
         "model = sl.load_model('smollm2-135m-instruct', dtype='float32', device='cpu')\n"
-        "search(model, [TITLE], sys.argv[1], SMALL, progress=False)"
+        "search(model, [TITLE], sys.argv[1], SMALL, show_progress=False)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(folder)],
@@ -336,7 +345,7 @@ def test_a_search_killed_outright_resumes_to_the_same_plan(model, plan_folder, t
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (folder / "plan.json").exists()
     # when it is resumed, then the plan is that of an unbroken search.
-    search(model, [TITLE], folder, SMALL, resume=True, progress=False)
+    search(model, [TITLE], folder, SMALL, resume=True, show_progress=False)
     assert (folder / "plan.json").read_bytes() == (plan_folder / "plan.json").read_bytes()
 
 
@@ -346,7 +355,7 @@ def test_an_evaluation_answers_under_every_condition_and_counts_right(
     prompts = catalogue_prompts([TITLE], 2)
     settings = EvaluationSettings(max_new_tokens=8)
     plan = Plan.load(plan_folder)
-    result = evaluate(model, prompts, tmp_path / "e", plan, settings, progress=False)
+    result = evaluate(model, prompts, tmp_path / "e", plan, settings, show_progress=False)
     lines = (tmp_path / "e" / "responses.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 2 * 5
@@ -365,9 +374,9 @@ def test_rows_a_plan_cannot_steer_are_named_or_left_out(model, plan_folder, tmp_
     plan = Plan.load(plan_folder)
     prompts = catalogue_prompts([TITLE, "punctuation:no_comma"], 1)
     with pytest.raises(SteerlensError, match=r"punctuation:no_comma \(1 rows\).*--skip-unknown"):
-        evaluate(model, prompts, tmp_path / "e", plan, progress=False)
+        evaluate(model, prompts, tmp_path / "e", plan, show_progress=False)
     settings = EvaluationSettings(max_new_tokens=4, skip_unknown=True)
-    result = evaluate(model, prompts, tmp_path / "e", plan, settings, progress=False)
+    result = evaluate(model, prompts, tmp_path / "e", plan, settings, show_progress=False)
     assert result.summary["data"]["left_out"] == {"punctuation:no_comma": 1}
 
 
@@ -425,5 +434,7 @@ def test_an_evaluation_file_without_the_instructions_apart_is_answered_as_it_sta
         + "\n"
     )
     settings = EvaluationSettings(max_new_tokens=4)
-    result = evaluate(model, read_prompts(file), tmp_path / "e", None, settings, progress=False)
+    result = evaluate(
+        model, read_prompts(file), tmp_path / "e", None, settings, show_progress=False
+    )
     assert list(result.summary["conditions"]) == ["instructed"]

@@ -371,8 +371,8 @@ def test_a_search_by_workers_writes_the_plan_of_a_local_one(tiny_folder, tmp_pat
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
     model = load_model(folder, device="cpu")
     names = [TITLE, "punctuation:no_comma"]
-    search(model, names, tmp_path / "local", SMALL, progress=False)
-    search(model, names, tmp_path / "ray", SMALL, progress=False, workers=TWO)
+    search(model, names, tmp_path / "local", SMALL, show_progress=False)
+    search(model, names, tmp_path / "ray", SMALL, show_progress=False, workers=TWO)
     local = [p for p in sorted((tmp_path / "local").rglob("*.*")) if p.is_file()]
     for path in local:
         if path.name not in ("manifest.json", "run.sqlite", ".lock"):

@@ -218,7 +218,7 @@ def test_a_piece_that_kills_every_worker_is_given_up_and_the_others_are_finished
 
 def test_responses_to_judge_go_to_workers(tiny_model, made):
     pool = made(FakeRay(answered))
-    piece = Judge(tiny_model).piece(["The sea is wide.", "Yes."], 64)
+    piece = Judge(tiny_model).pieces([["The sea is wide.", "Yes."]], 64)[0]
     assert within(20, lambda: list(pool.perplexities([piece]))) == [(piece, [2.0, 2.0])]
     pool.close()
 

@@ -1,47 +1,41 @@
 """Responses to many prompts, each under its own steering, remembered in a run folder.
 
-Long work asks for responses in lists. `Answerer.ask` cuts a list into **pieces** of fixed size,
-names each by what it is (the model's identity, the prompts and their token ids, steerings in words,
-length), and looks into the run before it generates: a resumed run finds what it has, and two
-questions that are alike are answered once. An edited weight, another chat template, or one that
-writes today's date makes other pieces, which are computed anew.
+`Answerer.ask` cuts a list of questions into **pieces** of fixed size, names each by what it depends
+on (the model's identity, the prompts and their token ids, steerings in words, length), and looks
+into the run before it generates: a resumed run finds what it has, and equal pieces are answered
+once. An edited weight, another chat template, or one that writes today's date makes other pieces.
 A piece is decoded as one stream of rows with a fixed number of slots, so its texts do not depend
 on what was answered before it: in bfloat16 a different batch rounds differently.
 
-Pieces are independent, so they may be computed elsewhere (`steerlens.workers`): the same rows
-together, by the same function (`answer_rows`), in whatever order. Only this process writes the run.
+Pieces are independent, so workers may compute them (`steerlens.workers`): the same rows together,
+by the same function (`answer_rows`), in whatever order. Only this process writes the run.
 `Answerer.residuals` has the residuals that vectors are fitted on computed in the same place, which
-are not kept in the run, and `Answerer.perplexities` what a judge makes of responses, which is.
+are not kept in the run, and `Answerer.perplexities` a judge's perplexities, which are.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import Position, ResidualCache, check_layers
-from steerlens.activations.pieces import residual_pieces
-from steerlens.behaviour.answer_pieces import (
-    Answer,
-    Asked,
-    Elsewhere,
-    Piece,
-    Question,
-    Records,
-    answer_rows,
-)
-from steerlens.engine.remembered import naming_key
+from steerlens.activations.pieces import ResidualPiece, residual_pieces
+from steerlens.behaviour.judge import Judge, JudgePiece
+from steerlens.engine.generation import generate_from_tokens
+from steerlens.engine.remembered import naming_key, rendered_example
 from steerlens.errors import SteerlensError
-from steerlens.models.identity import digest_of_rows
+from steerlens.errors.progress import shown
+from steerlens.models.identity import attached_tokenizer, digest_of_rows
 from steerlens.models.loading import end_token_ids, tokenize_prompts
 from steerlens.runs import Run, piece_name
+from steerlens.runs.executors import Workers, executor
+from steerlens.steering.interventions import Steering
 from steerlens.tasks.pairs import ContrastSet
-
-if TYPE_CHECKING:
-    from steerlens.behaviour.judge import Judge, JudgePiece
 
 __all__ = [
     "JUDGED_AT_ONCE",
@@ -49,50 +43,95 @@ __all__ = [
     "Answerer",
     "Asked",
     "Elsewhere",
+    "LostPiecesError",
     "Piece",
     "Question",
     "Records",
     "answer_rows",
+    "answering",
 ]
 
+Records = list[dict[str, Any]]
+# A prompt, or the token ids it is read as.
+Asked = str | tuple[int, ...]
+# Gives each piece with its result, as it is finished.
+Compute = Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]]
 # Responses a judge reads as one piece.
 JUDGED_AT_ONCE = 256
 
 
-class SharedBar:
-    """One progress bar for all lists that several threads have under way at once.
+class LostPiecesError(SteerlensError):
+    """Workers could not compute what was asked of them; what they finished is kept."""
 
-    Args:
-        disable: Show none.
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A prompt to answer.
+
+    Attributes:
+        prompt: The user's message.
+        steering: What to apply; ``None`` for nothing.
+        label: Everything that decides `steering`, as plain data: the piece's name is made of it.
     """
 
-    def __init__(self, disable: bool) -> None:
-        self._disable = disable
-        self._bar: Any = None
-        self._n_lists = 0
-        self._lock = threading.Lock()
+    prompt: str
+    steering: Steering | None = None
+    label: Mapping[str, Any] | None = None
 
-    @contextmanager
-    def part(self, total: int, what: str) -> Iterator[Callable[[int], None]]:
-        """A list of so many responses, as a context; what it gives moves the bar on."""
-        with self._lock:
-            if self._bar is None:
-                self._bar = tqdm(total=0, unit="response", disable=self._disable, leave=False)
-            self._n_lists += 1
-            self._bar.total += total
-            self._bar.set_description(what)
-        try:
-            yield self._advance
-        finally:
-            with self._lock:
-                self._n_lists -= 1
-                if not self._n_lists:
-                    self._bar.close()
-                    self._bar = None
 
-    def _advance(self, n: int) -> None:
-        with self._lock:
-            self._bar.update(n)
+@dataclass(frozen=True)
+class Answer:
+    """A response: its text, its length in tokens, and why it ended ("stop", "length", …)."""
+
+    text: str
+    n_tokens: int
+    finish_reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Questions answered together: the unit that is named, computed anywhere, and kept.
+
+    Attributes:
+        name: See `steerlens.runs.piece_name`.
+        questions: Its rows.
+        max_new_tokens: Longest response, in tokens.
+        batch_size: Rows decoded together.
+        rows: Token ids of each prompt, by which it is named and from which it is computed; None:
+            the prompts are rendered where it is computed.
+    """
+
+    name: str
+    questions: tuple[Question, ...]
+    max_new_tokens: int
+    batch_size: int
+    rows: tuple[tuple[int, ...], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @property
+    def asked(self) -> tuple[Asked, ...]:
+        """What is answered: the token ids of each row, else its prompt."""
+        return self.rows or tuple(question.prompt for question in self.questions)
+
+
+@runtime_checkable
+class Elsewhere(Protocol):
+    """Workers that compute pieces; see `steerlens.workers`."""
+
+    def answers(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
+        """Each piece with its records."""
+
+    def residuals(
+        self, pieces: Sequence[ResidualPiece]
+    ) -> Iterator[tuple[ResidualPiece, ResidualCache]]:
+        """Each piece with its residuals."""
+
+    def perplexities(
+        self, pieces: Sequence[JudgePiece]
+    ) -> Iterator[tuple[JudgePiece, list[float | None]]]:
+        """Each piece with the perplexity of its responses."""
 
 
 class Answerer:
@@ -102,12 +141,13 @@ class Answerer:
         model: A hooked model.
         run: Where answers are kept; ``None`` keeps them in memory.
         batch_size: Rows decoded together.
-        piece_rows: Rows a piece.
-        progress: Show a progress bar, one for all lists that are asked at once.
-        elsewhere: Computes pieces; ``None`` computes them here.
+        piece_rows: Rows per piece.
+        show_progress: Show a progress bar for each list of questions.
+        elsewhere: Workers that compute pieces; ``None`` computes them here.
 
     Attributes:
         alone: Held by whoever uses this process's models, one thread at a time.
+        n_tokens: Tokens answered so far.
     """
 
     def __init__(
@@ -116,22 +156,19 @@ class Answerer:
         run: Run | None = None,
         batch_size: int = 96,
         piece_rows: int = 192,
-        progress: bool = False,
+        show_progress: bool = False,
         elsewhere: Elsewhere | None = None,
     ) -> None:
         self.model = model
         self.run = run
         self.batch_size = batch_size
         self.piece_rows = piece_rows
-        self._bar = SharedBar(not progress)
+        self.show_progress = show_progress
         self.elsewhere = elsewhere
         self.alone = threading.RLock()
         self.n_tokens = 0
         self._memory: dict[str, Records] = {}
-        self._writing = threading.RLock()
-        self._naming = threading.Lock()
-        self._unanswered = threading.local()
-        self._under_way: dict[str, threading.Event] = {}
+        self._lock = threading.RLock()
 
     def ask(
         self, questions: Sequence[Question], max_new_tokens: int, what: str = "answering"
@@ -144,189 +181,179 @@ class Answerer:
             what: A word for the progress bar.
 
         Raises:
-            ModelError: A prompt that cannot be read; see
-            `steerlens.models.loading.tokenize_prompts`. SteerlensError: Pieces that workers could
-            not answer; the others are kept.
+            ModelError: A prompt that cannot be read (`steerlens.models.loading.tokenize_prompts`).
+            LostPiecesError: Workers could not answer some pieces; the others are kept.
         """
         pieces = self._pieces(questions, max_new_tokens)
-        found = {piece.name: self._known(piece.name) for piece in pieces}
-        missing = {piece.name: piece for piece in pieces if found[piece.name] is None}
+        there = None if self.elsewhere is None else self.elsewhere.answers
         what = f"{what} (at most {len(questions) * max_new_tokens:,} tokens)"
-        with self._bar.part(len(questions), what) as advance:
-            advance(sum(len(piece.questions) for piece in pieces if piece.name not in missing))
-            for piece, records in self._each_once(list(missing.values())):
-                found[piece.name] = records
-                advance(len(piece.questions))
-        answers = [Answer(**one) for piece in pieces for one in found[piece.name] or ()]
-        with self._writing:
+        records = self._records(pieces, self._computed(self._generate, there), what)
+        answers = [Answer(**record) for record in records]
+        with self._lock:
             self.n_tokens += sum(answer.n_tokens for answer in answers)
         return answers
 
     def residuals(self, pairs: ContrastSet, position: Position, batch_size: int) -> ResidualCache:
-        """Residuals of all layers, computed where answers are.
-
-        Args:
-            pairs: Contrast pairs.
-            position: As for `steerlens.activations.cache.cache_residuals`.
-            batch_size: Prompts a forward pass.
+        """Residuals of all layers, as `cache_residuals` gives them, computed where answers are.
 
         Raises:
-            SteerlensError: As `cache_residuals`; or a piece that workers could not compute.
+            SteerlensError: As `cache_residuals`.
+            LostPiecesError: Workers could not compute them.
         """
         layers = check_layers(self.model, None)
-        [piece] = residual_pieces(self.model, [pairs], position, layers, batch_size)
-        if self.elsewhere is None:
-            with self.alone:
-                return piece.compute(self.model)
-        with self._noted():
-            [(_, cache)] = self.elsewhere.residuals([piece])
+        pieces = residual_pieces(self.model, [pairs], position, layers, batch_size)
+        there = None if self.elsewhere is None else self.elsewhere.residuals
+        compute = self._computed(lambda piece: piece.compute(self.model), there)
+        cache: ResidualCache
+        [(_, cache)] = compute(pieces)
         return cache
 
     def perplexities(
-        self, judge: "Judge", responses: Sequence[str], max_tokens: int
+        self, judge: Judge, responses: Sequence[str], max_tokens: int
     ) -> list[float | None]:
         """The judge's perplexity of each response, computed where answers are and kept with them.
 
-        Args:
-            judge: Reads them; workers have one like it.
-            responses: Texts; those that are alike are read once.
-            max_tokens: As for `Judge.perplexities`.
-
         Raises:
-            SteerlensError: As `Judge.perplexities`; or pieces that workers could not read.
+            SteerlensError: As `Judge.perplexities`.
+            LostPiecesError: Workers could not read some pieces.
         """
         texts = list(dict.fromkeys(responses))
         starts = range(0, len(texts), JUDGED_AT_ONCE)
-        parts = [texts[i : i + JUDGED_AT_ONCE] for i in starts]
-        pieces = judge.pieces(parts, max_tokens)
-        records = {piece.name: self._known(piece.name) for piece in pieces}
-        missing = [piece for piece in pieces if records[piece.name] is None]
-        with self._bar.part(sum(len(piece.texts) for piece in missing), "judging") as advance:
-            for piece, values in self._judged(judge, missing):
-                found = [{"perplexity": value} for value in values]
-                records[piece.name] = self._keep(piece.name, found)
-                advance(len(values))
-        in_order = [one["perplexity"] for piece in pieces for one in records[piece.name] or ()]
-        by_text = dict(zip(texts, in_order, strict=True))
+        pieces = judge.pieces([texts[i : i + JUDGED_AT_ONCE] for i in starts], max_tokens)
+        there = None if self.elsewhere is None else self.elsewhere.perplexities
+        compute = self._computed(lambda piece: piece.compute(judge), there)
+
+        def judged(missing: Sequence[JudgePiece]) -> Iterator[tuple[JudgePiece, Records]]:
+            for piece, values in compute(missing):
+                yield piece, [{"perplexity": value} for value in values]
+
+        records = self._records(pieces, judged, "judging")
+        by_text = dict(zip(texts, (record["perplexity"] for record in records), strict=True))
         return [by_text[response] for response in responses]
-
-    def check_answered(self) -> None:
-        """Raise once more what this thread's questions met elsewhere, and forget it.
-
-        Who asks may take an error for an answer: an estimator that cannot be fitted is left out of
-        a search. That pieces were lost by workers must not look like that.
-
-        Raises:
-            SteerlensError: As `ask` raised it.
-        """
-        error = self._unanswered.__dict__.pop("error", None)
-        if error is not None:
-            raise error
 
     def _pieces(self, questions: Sequence[Question], max_new_tokens: int) -> list[Piece]:
         """The questions in pieces, named by the model and by what it reads at this moment."""
         if not questions:
             return []
-        with self._naming:
+        with self._lock:
             key = naming_key(self.model)
             prompts = [question.prompt for question in questions]
-            rows = [tuple(row) for row in tokenize_prompts(self.model, prompts)]
+            tokens = [tuple(row) for row in tokenize_prompts(self.model, prompts)]
             ends = sorted(end_token_ids(self.model))
         pieces = []
         for start in range(0, len(questions), self.piece_rows):
-            own = tuple(questions[start : start + self.piece_rows])
-            read = tuple(rows[start : start + self.piece_rows])
+            part = tuple(questions[start : start + self.piece_rows])
+            rows = tuple(tokens[start : start + self.piece_rows])
             content = {
                 **key,
                 "ends": ends,
                 "batch_size": self.batch_size,
                 "max_new_tokens": max_new_tokens,
-                "rows": [[question.prompt, question.label] for question in own],
-                "tokens": digest_of_rows(read),
+                "rows": [[question.prompt, question.label] for question in part],
+                "tokens": digest_of_rows(rows),
             }
-            pieces.append(Piece(piece_name(content), own, max_new_tokens, self.batch_size, read))
+            pieces.append(Piece(piece_name(content), part, max_new_tokens, self.batch_size, rows))
         return pieces
 
-    def _each_once(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
-        """Compute and keep pieces; those another thread is at are waited for, after one's own."""
-        own, others, since = [], [], []
-        with self._writing:
+    def _records(self, pieces: Sequence[Any], compute: Compute, what: str) -> Records:
+        """The records of all pieces, in order: those that are kept, and the others computed."""
+        records = {piece.name: self._kept(piece.name) for piece in pieces}
+        missing = {piece.name: piece for piece in pieces if records[piece.name] is None}
+        done = sum(len(piece) for piece in pieces if piece.name not in missing)
+        total, disable = sum(map(len, pieces)), not self.show_progress
+        with tqdm(
+            total=total, initial=done, desc=what, unit="response", disable=disable, leave=False
+        ) as bar:
+            for piece, computed in compute(list(missing.values())):
+                records[piece.name] = self._keep(piece.name, computed)
+                bar.update(len(piece))
+        return [record for piece in pieces for record in records[piece.name] or ()]
+
+    def _computed(self, here: Callable[[Any], Any], there: Compute | None) -> Compute:
+        """A function that computes pieces: one by one here, or all of them in workers."""
+
+        def compute(pieces: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+            if there is not None:
+                try:
+                    yield from there(pieces)
+                except SteerlensError as error:
+                    raise LostPiecesError(str(error)) from error
+                return
             for piece in pieces:
-                if (known := self._known(piece.name)) is not None:
-                    since.append((piece, known))
-                elif (event := self._under_way.get(piece.name)) is not None:
-                    others.append((piece, event))
-                else:
-                    self._under_way[piece.name] = threading.Event()
-                    own.append(piece)
-        try:
-            yield from since
-            for piece, records in self._computed(own):
-                kept = self._keep(piece.name, records)
-                self._end(piece)
-                yield piece, kept
-        finally:
-            for piece in own:
-                self._end(piece)
-        for piece, event in others:
-            event.wait()
-            known = self._known(piece.name)
-            # Its thread may have failed; then it is this one's.
-            yield from self._each_once([piece]) if known is None else [(piece, known)]
+                with self.alone:
+                    result = here(piece)
+                yield piece, result
 
-    def _end(self, piece: Piece) -> None:
-        """Whoever waits for a piece goes on; again for one that was ended changes nothing."""
-        with self._writing:
-            event = self._under_way.pop(piece.name, None)
-        if event is not None:
-            event.set()
+        return compute
 
-    def _computed(self, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Records]]:
-        if self.elsewhere is not None:
-            with self._noted():
-                yield from self.elsewhere.answers(pieces)
-            return
-        for piece in pieces:
-            with self.alone:
-                records = self._generate(piece)
-            yield piece, records
+    def _generate(self, piece: Piece) -> Records:
+        steerings = [question.steering for question in piece.questions]
+        return answer_rows(
+            self.model, piece.asked, steerings, piece.max_new_tokens, self.batch_size
+        )
 
-    def _judged(
-        self, judge: "Judge", pieces: Sequence["JudgePiece"]
-    ) -> Iterator[tuple["JudgePiece", list[float | None]]]:
-        if self.elsewhere is not None:
-            with self._noted():
-                yield from self.elsewhere.perplexities(pieces)
-            return
-        for piece in pieces:
-            with self.alone:
-                values = piece.compute(judge)
-            yield piece, values
-
-    @contextmanager
-    def _noted(self) -> Iterator[None]:
-        """What workers could not compute is told once more by `check_answered`."""
-        try:
-            yield
-        except SteerlensError as error:
-            self._unanswered.error = error
-            raise
-
-    def _known(self, name: str) -> Records | None:
-        with self._writing:
+    def _kept(self, name: str) -> Records | None:
+        with self._lock:
             return self.run.finished(name) if self.run else self._memory.get(name)
 
     def _keep(self, name: str, records: Records) -> Records:
-        with self._writing:
+        with self._lock:
             if self.run:
                 return self.run.finish(name, records)
             return self._memory.setdefault(name, records)
 
-    def _generate(self, piece: Piece) -> Records:
-        return answer_rows(
-            self.model,
-            piece.asked,
-            [question.steering for question in piece.questions],
-            piece.max_new_tokens,
-            self.batch_size,
+
+@contextmanager
+def answering(
+    model: TransformerBridge,
+    out: str | Path,
+    kind: str,
+    described: Mapping[str, Any],
+    settings: Any,
+    resume: bool = False,
+    show_progress: bool | None = None,
+    workers: Workers | None = None,
+    judge: Judge | None = None,
+) -> Iterator[tuple[Run, Answerer]]:
+    """A run folder, open, and an answerer that keeps its answers there, as a context.
+
+    `described` is all that the result depends on, for the run's manifest; `settings` has
+    `batch_size` and `piece_rows`.
+    """
+    with (
+        Run.open(out, kind=kind, settings=described, resume=resume) as run,
+        executor(model, workers, run, judge) as pool,
+    ):
+        run.note(rendered_example(model))
+        rows = settings.batch_size, settings.piece_rows
+        yield run, Answerer(model, run, *rows, shown(show_progress), pool)
+
+
+def answer_rows(
+    model: TransformerBridge,
+    asked: Sequence[Asked],
+    steerings: Sequence[Steering | None],
+    max_new_tokens: int,
+    batch_size: int,
+) -> Records:
+    """The records of a piece, wherever it is computed."""
+    rows: list[Sequence[int]] = [
+        tokenize_prompts(model, [row])[0] if isinstance(row, str) else row for row in asked
+    ]
+    for steering in {id(steering): steering for steering in steerings}.values():
+        if steering is not None:
+            steering.check_model(model)
+    finished, _ = generate_from_tokens(
+        model, rows, steerings, max_new_tokens, batch_size, progress=False
+    )
+    decode = attached_tokenizer(model).decode
+    return [
+        asdict(
+            Answer(
+                text=decode(row.produced, skip_special_tokens=True),
+                n_tokens=len(row.produced),
+                finish_reason=row.reason or "length",
+            )
         )
+        for row in finished
+    ]

@@ -47,9 +47,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 __all__ = ["Fluency", "fluency", "is_degenerate", "why_degenerate"]
 
@@ -70,18 +71,16 @@ _LONGEST_BLOCK = 40
 
 @dataclass(frozen=True)
 class Fluency:
-    """How much a response repeats itself; the module's table says what each measure is.
+    """How much a response repeats itself, as in the module's table.
 
     Attributes:
-        n_words: Words, as counted here (the numbers of list items do not count).
-        n_characters: Characters, white space left out.
+        n_words: Words; the numbers of list items do not count.
+        n_characters: Characters without white space.
         distinct_trigrams: Share, 1 for a response of fewer than three words.
         frequent_trigrams: Share, 0 for a response of fewer than three words.
         repeated_span: Share of the words, at most ½.
-        loop: Words in the longest loop.
-        final_loop: Words in the longest loop that goes on to the end.
-        counting_loop: Words in the longest counting loop.
-        final_counting_loop: Words in the longest counting loop that goes on to the end.
+        loop: Words in the longest loop; `final_loop` of those that go on to the end.
+        counting_loop: The same for counting loops; likewise `final_counting_loop`.
         character_loop: Characters in the longest character loop.
         final_blanks: Characters of white space at the end.
         says_something: Whether there is a letter or a digit.
@@ -105,8 +104,8 @@ def fluency(response: str) -> Fluency:
     """Measure the repetition in a response; any text, also an empty one."""
     words = _WORD.findall(_ITEM_NUMBER.sub("", response.casefold()))
     characters = re.sub(r"\s", "", response.casefold())
-    exact = _repeats(_codes(words), copies=3)
-    counting = _repeats(_codes(["0" if word.isdecimal() else word for word in words]), copies=8)
+    exact = _repeats(words, copies=3)
+    counting = _repeats(["0" if word.isdecimal() else word for word in words], copies=8)
     trigrams = Counter(zip(*(words[i:] for i in range(_N)), strict=False))
     n_trigrams = max(trigrams.total(), 1)
     frequent = sum(times for times in trigrams.values() if times >= _FREQUENT)
@@ -120,7 +119,7 @@ def fluency(response: str) -> Fluency:
         final_loop=exact.final_loop,
         counting_loop=counting.loop,
         final_counting_loop=counting.final_loop,
-        character_loop=_repeats(_codes(characters), copies=3, longest_block=_LONGEST_BLOCK).loop,
+        character_loop=_repeats(characters, copies=3, longest_block=_LONGEST_BLOCK).loop,
         final_blanks=len(response) - len(response.rstrip()),
         says_something=any(character.isalnum() for character in response),
     )
@@ -155,8 +154,7 @@ def is_degenerate(measured: Fluency) -> bool:
     return why_degenerate(measured) is not None
 
 
-@dataclass(frozen=True)
-class _Repeats:
+class _Repeats(NamedTuple):
     """Longest repeated span, loop, and loop at the end, in items."""
 
     span: int
@@ -164,12 +162,14 @@ class _Repeats:
     final_loop: int
 
 
-def _repeats(codes: Int[Array, "item"], copies: int, longest_block: int | None = None) -> _Repeats:
+def _repeats(items: Sequence[str], copies: int, longest_block: int | None = None) -> _Repeats:
     """Compare the sequence with itself shifted by every lag.
 
     Items that equal those `lag` earlier, `run` times in a row, are a span of `run` items that
-    stands twice and, from `(copies − 1)·lag` on, a loop of `run + lag` items.
+    occurs twice and, from `(copies − 1)·lag` on, a loop of `run + lag` items.
     """
+    number: dict[str, int] = {}
+    codes = np.array([number.setdefault(item, len(number)) for item in items], dtype=np.int64)
     n = len(codes)
     span = loop = final_loop = 0
     for lag in range(1, min(n - 1, longest_block or n) + 1):
@@ -188,9 +188,3 @@ def _runs(equal: Bool[Array, "item"]) -> tuple[int, int]:
     breaks = np.flatnonzero(np.concatenate(([True], ~equal, [True])))
     lengths = np.diff(breaks) - 1
     return int(lengths.max()), int(lengths[-1])
-
-
-def _codes(items: Sequence[str]) -> Int[Array, "item"]:
-    """Equal items as equal numbers, so that shifted sequences compare at once."""
-    code: dict[str, int] = {}
-    return np.array([code.setdefault(item, len(code)) for item in items], dtype=np.int64)

@@ -4,21 +4,21 @@ The perplexity of a response of tokens :math:`t_1 … t_n` is
 
 .. math:: \exp\Bigl(-\frac1n \sum_{i=1}^{n} \log p(t_i \mid \mathrm{BOS}, t_1 … t_{i-1})\Bigr)
 
-under the judge, given its beginning-of-text token and nothing else: not the prompt, no chat
-template. It says how ordinary the text is, not whether it answers. A model without such a token
-(GPT-2's kind) is given its end-of-text token, which stands between texts in its training data.
+under the judge, given its beginning-of-text token and nothing else: no prompt, no chat template. It
+says how ordinary the text is, not whether it answers. A model without such a token (GPT-2's kind)
+is given its end-of-text token, which stands between texts in its training data.
 
 The judge should be another model than the one that wrote the response, and a base model, which has
 seen text of every kind: Gemma-3-270M (Team Gemma, *Gemma 3 Technical Report*, 2025) by default.
 
 Logits of a whole batch are never held: Gemma's 262,144 words for 16 responses of 256 tokens would
 be 4.3 GB. The blocks run once over the batch; the unembedding runs over chunks of positions, each
-reduced to one log-probability a position before the next, in float32 whatever the model's dtype.
-With Gemma in bfloat16 the perplexities of 24 responses were within 2 % of those in float32.
+reduced to one log-probability per position, in float32 whatever the model's dtype. With Gemma in
+bfloat16 the perplexities of 24 responses were within 2 % of those in float32.
 
-Caveat: perplexity rewards loops; read it beside `steerlens.behaviour.fluency`. It also
-rises with short texts and with unusual form (all capitals, JSON), so compare conditions over the
-same instruction, never across instructions.
+Caveat: perplexity rewards loops; read it beside `steerlens.behaviour.fluency`. It also rises with
+short texts and unusual form (all capitals, JSON), so compare conditions over the same instruction,
+never across instructions.
 
 >>> judge = load_judge()                                                     # doctest: +SKIP
 >>> judge.perplexities(["The sea is wide and deep.", "Sea the deep wide is."])    # doctest: +SKIP
@@ -82,19 +82,19 @@ class Judge:
         responses: Sequence[str],
         batch_size: int = 16,
         max_tokens: int = 512,
-        progress: bool | None = None,
+        show_progress: bool | None = None,
     ) -> list[float | None]:
         """Perplexity of each response.
 
         Args:
-            responses: Texts, in any order; they are batched by length.
-            batch_size: Responses a forward pass.
-            max_tokens: Only a response's first tokens are scored, at most so many (and at most the
+            responses: Texts, in any order.
+            batch_size: Responses per forward pass.
+            max_tokens: Only so many of a response's first tokens are scored (and at most the
                 judge's context).
-            progress: Show a progress bar on standard error; by default only in a terminal.
+            show_progress: Show a progress bar; by default only in a terminal.
 
         Returns:
-            One number a response, at least 1; None for a blank one.
+            One number per response, at least 1; None for a blank one.
 
         Raises:
             SteerlensError: `batch_size` or `max_tokens` below 1, or one string instead of several.
@@ -111,8 +111,8 @@ class Judge:
         # Conditions often give the same text; it is scored once.
         texts = [text for text in dict.fromkeys(responses) if text.strip()]
         rows = [[start, *ids[:limit]] for ids in self._tokenize(texts)]
-        found: dict[str, float] = {}
-        disable = None if progress is None else not progress
+        perplexity: dict[str, float] = {}
+        disable = None if show_progress is None else not show_progress
         with (
             alone_with(self.model),
             tqdm(total=len(rows), desc="judging", unit="response", disable=disable) as bar,
@@ -122,17 +122,13 @@ class Judge:
                 # Characters that a tokenizer drops may leave nothing to score.
                 some = [i for i in batch if len(rows[i]) > 1]
                 logprobs = _logprobs_of(self.model, [rows[i] for i in some], by_chunks)
-                for i, own in zip(some, logprobs, strict=True):
-                    found[texts[i]] = math.exp(-own.double().mean().item())
+                for i, values in zip(some, logprobs, strict=True):
+                    perplexity[texts[i]] = math.exp(-values.double().mean().item())
                 bar.update(len(batch))
-        return [found.get(text) for text in responses]
-
-    def piece(self, responses: Sequence[str], max_tokens: int) -> "JudgePiece":
-        """Reading these responses as a unit of work, named by what it is."""
-        return self.pieces([responses], max_tokens)[0]
+        return [perplexity.get(text) for text in responses]
 
     def pieces(self, parts: Sequence[Sequence[str]], max_tokens: int) -> "list[JudgePiece]":
-        """As `piece`, for several lists of responses; the judge's weights are read once."""
+        """Reading these lists of responses, as units of work that are named by what they are."""
         if not parts:
             return []
         key, start = naming_key(self.model), self._start_token()
@@ -181,9 +177,12 @@ class JudgePiece:
     texts: tuple[str, ...]
     max_tokens: int
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
     def compute(self, judge: Judge) -> list[float | None]:
-        """Have them read; every engine comes down to this call."""
-        return judge.perplexities(self.texts, max_tokens=self.max_tokens, progress=False)
+        """The perplexities, wherever they are computed."""
+        return judge.perplexities(self.texts, max_tokens=self.max_tokens, show_progress=False)
 
 
 def load_judge(

@@ -26,7 +26,7 @@ def search(
 ) -> None:
     """Choose where and how hard to steer, by behaviour."""
     names = tasks.ids()
-    from steerlens.behaviour.plans.settings import describe
+    from steerlens.behaviour.plans.candidates import describe
     from steerlens.behaviour.search import SearchSettings
     from steerlens.behaviour.search import search as run_search
 

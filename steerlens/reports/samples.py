@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.behaviour.answers import Answerer
+from steerlens.behaviour.plans.candidates import describe
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
-from steerlens.behaviour.plans.settings import describe
 from steerlens.effects import TokenEffects, parts_at, token_effects
 from steerlens.engine.generation import Generations, generate
 from steerlens.reports.settings import ReportSettings

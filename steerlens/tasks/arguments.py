@@ -1,9 +1,8 @@
 """Arguments of instructions: drawing them, and wording them in a phrasing.
 
-Arguments are exactly IFEval's, so a sampled dictionary can go to `steerlens.tasks.ifeval.check` or
-into an IFEval-shaped file as it is. Phrasings speak as people do ("at most 50 words") where
-IFEval's arguments speak as a program (`relation="less than", num_words=51`); `template_fields`
-derives the words from the arguments:
+Arguments are exactly IFEval's. Phrasings speak as people do ("at most 50 words") where IFEval's
+arguments speak as a program (`relation="less than", num_words=51`); `template_fields` derives the
+words from the arguments:
 
 =========== ===================================== ==========================================
 field       derived from                          example
@@ -118,10 +117,8 @@ def template_fields(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     for threshold in ("num_words", "num_sentences"):
         if kwargs.get("relation") == "less than" and threshold in kwargs:
             fields["limit"] = kwargs[threshold] - 1
-    for frequency, relation in (
-        ("frequency", "relation"),
-        ("capital_frequency", "capital_relation"),
-    ):
+    for prefix in ("", "capital_"):
+        frequency, relation = f"{prefix}frequency", f"{prefix}relation"
         if frequency in kwargs and relation in kwargs:
             wording = "fewer than" if kwargs[relation] == "less than" else kwargs[relation]
             fields["amount"] = f"{wording} {kwargs[frequency]}"
@@ -144,10 +141,10 @@ def fill_template(template: str, fields: Mapping[str, Any]) -> str:
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
         if name not in fields:
-            given = ", ".join(map(repr, fields)) or "none"
+            names = ", ".join(map(repr, fields)) or "none"
             raise SteerlensError(
                 f"the phrasing {template!r} needs the value {name!r}, which its arguments do not "
-                f"give (given: {given})"
+                f"give (given: {names})"
             )
         return str(fields[name])
 

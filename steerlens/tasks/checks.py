@@ -22,7 +22,7 @@ from typing import Any
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.tasks import Task, catalogue, ifeval
 
-__all__ = ["Verdict", "checked_task", "is_known", "verdict"]
+__all__ = ["Verdict", "checked_task", "follows", "is_known", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ def verdict(
             "sets of arguments were given"
         )
     asked = list(zip(map(checked_task, instruction_ids), kwargs, strict=True))
-    strict = [_follows(task, response, arguments, prompt, False) for task, arguments in asked]
+    strict = [follows(task, response, arguments, prompt, False) for task, arguments in asked]
     # The response itself is the first loose variant, so a strict pass needs no second look.
     loose = [
-        passed or _follows(task, response, arguments, prompt, True)
+        passed or follows(task, response, arguments, prompt, True)
         for passed, (task, arguments) in zip(strict, asked, strict=True)
     ]
     return Verdict(
@@ -115,9 +115,10 @@ def verdict(
     )
 
 
-def _follows(
+def follows(
     task: Task, response: str, kwargs: Mapping[str, Any], prompt: str | None, loose: bool
 ) -> bool:
+    """Whether a response follows a task; arguments that are None count as absent."""
     arguments = {name: value for name, value in kwargs.items() if value is not None}
     try:
         return task.check(response, loose=loose, prompt=prompt, **arguments)

@@ -2,24 +2,18 @@
 
 IFEval (Zhou et al., *Instruction-Following Evaluation for Large Language Models*, arXiv
 2311.07911) decides by program whether a response follows an instruction. The checks used here are
-the files `lm_eval/tasks/ifeval/instructions*.py` of the installed lm-eval, unchanged. For one
-instruction with arguments `kwargs`,
+the files `lm_eval/tasks/ifeval/instructions*.py` of the installed lm-eval, unchanged:
 
     strict(response) = response is not blank, and the check accepts it
     loose(response)  = strict(r) for any r of `loose_variants(response)`: the response, without its
                        first line, last line or both, each with and without asterisks
 
-which are lm-eval's `test_instruction_following_strict` and `…_loose`.
-
 Importing lm-eval's own package takes seconds and asks the network for NLTK data. So the files are
-executed as private modules whose `import` statements are answered here: nothing is entered in
-`sys.modules`, and a real `lm_eval.tasks.ifeval`, imported before or after, is neither used nor
-changed. Three imports are answered with stand-ins:
+run as private modules (`steerlens.models.adapter.lm_eval`) with three imports replaced:
 
-* `nltk`: sentences and words are split with the English `punkt_tab` data when they are on this
-  machine, else with the same Punkt algorithm and this module's `ABBREVIATIONS` and
-  `SENTENCE_STARTERS` (`sentence_tokenizer_name` says which). Nothing is ever downloaded.
-* `langdetect`: a detector with seed 0, so that a verdict does not change from call to call.
+* `nltk`: sentences and words are split with the English `punkt_tab` data if they are on this
+  machine, else with the same Punkt algorithm and this module's lists;
+* `langdetect`: a detector with seed 0, so that a verdict does not change from call to call;
 * `random`: a generator with seed 0. lm-eval draws arguments at random when they are missing (which
   `check` refuses) or unusable, such as the letter "#" of some IFEval rows (which it must accept).
 
@@ -27,8 +21,6 @@ Caveat: on 4,236 paragraphs of English software documentation the two splitters 
 95 % (99 % of those without "e.g.", "i.e." and "etc.", after which the trained data end a sentence
 and the list here does not).
 
->>> check("punctuation:no_comma", "No pauses at all.", {})
-True
 >>> check("length_constraints:number_words", "One two three", {"relation": "less than",
 ...       "num_words": 3})
 False
@@ -57,7 +49,6 @@ __all__ = [
     "loose_variants",
     "required_kwargs",
     "sentence_spans",
-    "sentence_tokenizer_name",
 ]
 
 # As Punkt stores them: lower-case, without the final period. Words that often end a sentence
@@ -139,25 +130,16 @@ def _checks() -> SimpleNamespace:
 
 
 @functools.cache
-def _sentence_tokenizer() -> tuple[str, Any]:
-    """(name, tokenizer): trained English Punkt where its data are found, else the word list."""
+def _sentence_tokenizer() -> Any:
+    """Trained English Punkt where its data are found, else Punkt with the lists above."""
     punkt = importlib.import_module("nltk.tokenize.punkt")
     try:
-        return "punkt_tab english", punkt.PunktTokenizer("english")
+        return punkt.PunktTokenizer("english")
     except LookupError:
         parameters = punkt.PunktParameters()
         parameters.abbrev_types = set(ABBREVIATIONS)
         parameters.sent_starters = set(SENTENCE_STARTERS)
-        return "punkt with steerlens abbreviations", punkt.PunktSentenceTokenizer(parameters)
-
-
-def sentence_tokenizer_name() -> str:
-    """Which sentence splitter counts here, for the record beside results.
-
-    Returns:
-        `"punkt_tab english"` or `"punkt with steerlens abbreviations"`.
-    """
-    return _sentence_tokenizer()[0]
+        return punkt.PunktSentenceTokenizer(parameters)
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
@@ -166,7 +148,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     >>> sentence_spans("Stop. Go on!")
     [(0, 5), (6, 12)]
     """
-    spans = _sentence_tokenizer()[1].span_tokenize(text)
+    spans = _sentence_tokenizer().span_tokenize(text)
     # Punkt leaves white space at the start of the text in the first span.
     return [(int(end) - len(text[start:end].lstrip()), int(end)) for start, end in spans]
 
@@ -193,9 +175,6 @@ def known_ifeval_ids() -> tuple[str, ...]:
 def required_kwargs(ifeval_id: str) -> tuple[str, ...]:
     """Names of the arguments the check needs.
 
-    Raises:
-        UnknownNameError: "unknown instruction …; did you mean …?"
-
     >>> required_kwargs("length_constraints:number_words")
     ('num_words', 'relation')
     """
@@ -205,14 +184,9 @@ def required_kwargs(ifeval_id: str) -> tuple[str, ...]:
 def loose_variants(response: str) -> tuple[str, ...]:
     """The eight texts of which one must pass for a loose verdict, in lm-eval's order."""
     lines = response.split("\n")
-    cut = [
-        response,
-        "\n".join(lines[1:]).strip(),
-        "\n".join(lines[:-1]).strip(),
-        "\n".join(lines[1:-1]).strip(),
-    ]
-    plain = [text.replace("*", "") for text in cut]
-    return (cut[0], plain[0], *cut[1:], *plain[1:])
+    shorter = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    without = [text.replace("*", "") for text in (response, *shorter)]
+    return (response, without[0], *shorter, *without[1:])
 
 
 def check(
@@ -225,31 +199,30 @@ def check(
     """Whether `response` follows the instruction; a blank response never does.
 
     Args:
-        ifeval_id: one of `known_ifeval_ids()`.
-        response: the model's answer, without the prompt.
-        kwargs: the check's arguments. None and other falsy values count as absent, as in lm-eval
+        ifeval_id: One of `known_ifeval_ids()`.
+        response: The model's answer, without the prompt.
+        kwargs: The check's arguments. None and other falsy values count as absent, as in lm-eval
             (IFEval's rows list every argument of every check).
-        prompt: the user's prompt, for checks that compare with it.
-        loose: accept any of `loose_variants(response)`.
+        prompt: The user's prompt, for checks that compare with it.
+        loose: Accept any of `loose_variants(response)`.
 
     Raises:
-        UnknownNameError: the id is not known.
-        SteerlensError: an argument is missing, not known to this check, or of a wrong kind.
+        UnknownNameError: The id is not known.
+        SteerlensError: An argument is missing, not known to this check, or of a wrong kind.
     """
     checker = _checker(ifeval_id)
-    given = {name: value for name, value in kwargs.items() if value}
-    _validate_kwargs(ifeval_id, tuple(checker.get_instruction_args_keys()), given)
+    arguments = {name: value for name, value in kwargs.items() if value}
+    _validate_kwargs(ifeval_id, tuple(checker.get_instruction_args_keys()), arguments)
     _checks().random.seed(0)
     try:
-        checker.build_description(**given)
-        arguments = checker.get_instruction_args()
-        if arguments and "prompt" in arguments:
+        checker.build_description(**arguments)
+        if "prompt" in (checker.get_instruction_args() or ()):
             checker.build_description(prompt=prompt)
         texts = loose_variants(response) if loose else (response,)
         return any(bool(text.strip() and checker.check_following(text)) for text in texts)
     except (TypeError, ValueError, LookupError, AttributeError, re.error) as error:
         raise SteerlensError(
-            f"the check {ifeval_id!r} cannot use the arguments {given}: {error}"
+            f"the check {ifeval_id!r} cannot use the arguments {arguments}: {error}"
         ) from error
 
 
@@ -260,17 +233,19 @@ def _checker(ifeval_id: str) -> Any:
     return registry[ifeval_id](ifeval_id)
 
 
-def _validate_kwargs(ifeval_id: str, required: tuple[str, ...], given: Mapping[str, Any]) -> None:
+def _validate_kwargs(
+    ifeval_id: str, required: tuple[str, ...], arguments: Mapping[str, Any]
+) -> None:
     """Refuse what lm-eval would fill in at random or fail on with a TypeError."""
     expected = f"it takes {', '.join(map(repr, required))}" if required else "it takes none"
-    missing = [name for name in required if name not in given]
-    if missing:
-        raise SteerlensError(
-            f"the check {ifeval_id!r} lacks the argument {missing[0]!r} "
-            f"(given: {dict(given) or 'none'}); {expected}"
-        )
-    unknown = [name for name in given if name not in required]
-    if unknown:
-        raise SteerlensError(
-            f"the check {ifeval_id!r} does not know the argument {unknown[0]!r}; {expected}"
-        )
+    for name in required:
+        if name not in arguments:
+            raise SteerlensError(
+                f"the check {ifeval_id!r} lacks the argument {name!r} "
+                f"(given: {dict(arguments) or 'none'}); {expected}"
+            )
+    for name in arguments:
+        if name not in required:
+            raise SteerlensError(
+                f"the check {ifeval_id!r} does not know the argument {name!r}; {expected}"
+            )

@@ -42,7 +42,7 @@ def about_pairs(
     Args:
         pairs: The pairs.
         n_instructed: Tokens of each instructed prompt.
-        n_uninstructed: Tokens of each uninstructed prompt.
+        n_uninstructed: The same of the uninstructed ones.
 
     Returns:
         ``n_queries`` (groups of base queries), ``near_duplicates`` (base queries grouped with

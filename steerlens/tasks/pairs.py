@@ -201,8 +201,7 @@ class ContrastSet(Sequence[ContrastPair]):
         """Pairs from a file with one JSON object per line; blank lines are skipped.
 
         Raises:
-            PairsError: The file cannot be read, or a pair is malformed or has a misspelt field;
-                file and line are named.
+            PairsError: The file cannot be read, or a pair is malformed; file and line are named.
         """
         file = Path(path)
         text = read_text(file, "pairs", PairsError)
@@ -210,13 +209,12 @@ class ContrastSet(Sequence[ContrastPair]):
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> "ContrastSet":
-        """Pairs from a CSV file whose header names the fields; `kwargs` holds a JSON object.
+        """Pairs from a CSV file whose header names the fields; an empty cell counts as absent.
 
-        An empty cell counts as absent.
+        `kwargs` holds a JSON object.
 
         Raises:
-            PairsError: The file cannot be read, a column is missing, or a pair is malformed; file
-                and line are named.
+            PairsError: As `from_jsonl`.
         """
         file = Path(path)
         records = csv_records(file, read_text(file, "pairs", PairsError), REQUIRED, PairsError)
@@ -227,8 +225,7 @@ class ContrastSet(Sequence[ContrastPair]):
         """Pairs from any iterable of mappings, such as one split of a Hugging Face dataset.
 
         Raises:
-            PairsError: An item is not a mapping, or a pair is malformed; the row is named, counted
-                from 1.
+            PairsError: A pair is malformed; the row is named, counted from 1.
         """
         if isinstance(dataset, (str, bytes)) or not isinstance(dataset, Iterable):
             raise PairsError(f"a dataset must be an iterable of mappings, but is {_a(dataset)}")

@@ -1,10 +1,8 @@
 """Base queries: what a user asks before any instruction is added, in three fixed splits.
 
-The file `steerlens/data/base_queries.json` holds the queries with the split each belongs to: half
-to `fit` vectors on, a quarter to `select` (layer, strength …) and a quarter to `report` on. The
-split is part of the data, balanced over the kinds, so no setting can leak a query from one use into
-another. No query asks for a format, a length or a language itself: the instruction alone
-decides those.
+Half are there to `fit` vectors on, a quarter to `select` with (layer, strength …) and a quarter to
+`report` on. The split is part of the data and balanced over the kinds of query. No query asks for a
+format, a length or a language itself.
 
 >>> queries = base_queries("report")
 >>> queries[0].kind, queries[0].split
@@ -28,10 +26,9 @@ class BaseQuery:
     """One query without instruction.
 
     Attributes:
-        text: the query.
-        kind: what is asked for: "explain", "story", "email", "yes-no", …
-        keywords: three lower-case words that a good answer very likely contains and the query
-            does not.
+        text: The query.
+        kind: What is asked for: "explain", "story", "email", "yes-no", …
+        keywords: Three lower-case words that a good answer likely contains and the query does not.
         split: "fit", "select" or "report".
     """
 

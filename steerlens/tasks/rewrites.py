@@ -2,9 +2,9 @@
 
 Averaging activations over compliant and non-compliant versions of the same answer gives steering
 vectors where asking the model does not (a small model asked for lowercase seldom writes it). So a
-rewrite changes the form and leaves the words alone as far as the instruction permits: sentences are
-re-grouped, letters re-cased, markers inserted. Only where a response is too short to hold what is
-demanded (five bullets from "Yes.") is neutral text added. `Task.rewrite` checks the result.
+rewrite changes the form and leaves the words alone as far as it can: sentences are re-grouped,
+letters re-cased, markers inserted. Only where a response is too short to hold what is demanded
+(five bullets from "Yes.") is neutral text added. `Task.rewrite` checks the result.
 
 There is no rewrite where content would have to be invented: another language, a minimum length.
 
@@ -42,28 +42,19 @@ ENGLISH_FRAMES = (
 LINE_MARK = re.compile(r"^[ \t]*(?:[-*•+]+[ \t]+|\d+[.)][ \t]+|#+[ \t]+)", re.MULTILINE)
 
 
-def _lowercase(response: str, kwargs: Mapping[str, Any]) -> str:
-    return _recase("change_case:english_lowercase", response, upper=False)
-
-
-def _uppercase(response: str, kwargs: Mapping[str, Any]) -> str:
-    return _recase("change_case:english_capital", response, upper=True)
-
-
-def _recase(ifeval_id: str, text: str, upper: bool) -> str:
+def _recase(text: str, upper: bool) -> str:
     """The text in one case; framed where it is too short or odd to be detected as English."""
+    check_id = f"change_case:english_{'capital' if upper else 'lowercase'}"
     candidates = (_one_case(frame + text, upper) for frame in ("", *ENGLISH_FRAMES))
-    return next((c for c in candidates if ifeval.check(ifeval_id, c, {})), text)
+    return next((c for c in candidates if ifeval.check(check_id, c, {})), text)
 
 
 def _one_case(text: str, upper: bool) -> str:
-    def convert(part: str) -> str:
-        return part.upper() if upper else part.lower()
+    convert = str.upper if upper else str.lower
 
     def wrong(char: str) -> bool:
-        if unicodedata.category(char) == "Lt":
-            return True
-        return char.islower() if upper else char.isupper()
+        other_case = char.islower() if upper else char.isupper()
+        return other_case or unicodedata.category(char) == "Lt"
 
     converted = convert(text)
     if any(map(wrong, converted)):
@@ -80,7 +71,7 @@ def _capital_words(response: str, kwargs: Mapping[str, Any]) -> str:
             r"\w+", lambda word: word[0].lower() if word[0].isupper() else word[0], response
         )
     # Two more than asked: a word may be split by the check's tokenizer ("wanna").
-    return _mark_words(response, frequency + 2, str.upper, lambda: FILLER.upper())
+    return _mark_words(response, frequency + 2, str.upper, FILLER.upper())
 
 
 def _no_comma(response: str, kwargs: Mapping[str, Any]) -> str:
@@ -88,23 +79,10 @@ def _no_comma(response: str, kwargs: Mapping[str, Any]) -> str:
     return re.sub(r",(?=\S)", " ", without_thousands).replace(",", "")
 
 
-def _json(response: str, kwargs: Mapping[str, Any]) -> str:
-    return json.dumps({"response": response.strip()}, ensure_ascii=False, indent=2)
-
-
 def _title(response: str, kwargs: Mapping[str, Any]) -> str:
     first_line = response.strip().split("\n")[0]
     words = re.findall(r"[\w'\u2019-]+", first_line)[:6]
     return f"<<{string.capwords(' '.join(words)) or 'Answer'}>>\n\n{response.strip()}"
-
-
-def _quotation(response: str, kwargs: Mapping[str, Any]) -> str:
-    return f'"{response.strip().replace(chr(34), chr(39))}"'
-
-
-def _bullets(response: str, kwargs: Mapping[str, Any]) -> str:
-    parts = _divide(response, int(kwargs["num_bullets"]))
-    return "\n".join(f"* {part}" for part in parts)
 
 
 def _sections(response: str, kwargs: Mapping[str, Any]) -> str:
@@ -116,26 +94,20 @@ def _sections(response: str, kwargs: Mapping[str, Any]) -> str:
 def _highlights(response: str, kwargs: Mapping[str, Any]) -> str:
     # Asterisks already there (list marks, bold) would pair up with the new ones.
     plain = re.sub(r"^([ \t]*)\*(?=[ \t])", r"\1-", response, flags=re.MULTILINE).replace("*", "")
-    return _mark_words(
-        plain, int(kwargs["num_highlights"]), lambda word: f"*{word}*", lambda: f"*{FILLER}*"
-    )
+    n = int(kwargs["num_highlights"])
+    return _mark_words(plain, n, lambda word: f"*{word}*", f"*{FILLER}*")
 
 
 def _placeholders(response: str, kwargs: Mapping[str, Any]) -> str:
     plain = response.replace("[", "(").replace("]", ")")
-    return _mark_words(
-        plain, int(kwargs["num_placeholders"]), lambda word: f"[{word}]", lambda: "[detail]"
-    )
+    n = int(kwargs["num_placeholders"])
+    return _mark_words(plain, n, lambda word: f"[{word}]", "[detail]")
 
 
 def _constrained(response: str, kwargs: Mapping[str, Any]) -> str:
     first = re.match(r"\W*(yes|no)\b", response, flags=re.IGNORECASE)
     option = first[1].lower() if first else "maybe"
     return f"My answer is {option}. {response.strip()}"
-
-
-def _end_phrase(response: str, kwargs: Mapping[str, Any]) -> str:
-    return f"{response.strip()}\n\n{kwargs['end_phrase']}"
 
 
 def _postscript(response: str, kwargs: Mapping[str, Any]) -> str:
@@ -164,14 +136,6 @@ def _truncate_sentences(response: str, kwargs: Mapping[str, Any]) -> str:
     if limit < 1:
         raise SteerlensError("a response cannot be cut to fewer than one sentence")
     return text[: spans[limit - 1][1]]
-
-
-def _truncate_words(response: str, kwargs: Mapping[str, Any]) -> str:
-    return _first_words(response, int(kwargs["num_words"]) - 1)
-
-
-def _extremely_brief(response: str, kwargs: Mapping[str, Any]) -> str:
-    return _first_words(response, 15)
 
 
 def _first_words(response: str, limit: int) -> str:
@@ -219,16 +183,13 @@ def _substitute(avoid: list[str]) -> str:
     return next(word for word in ("this", "it", "that", "one", "such", "") if word not in lowered)
 
 
-def _mark_words(
-    text: str, n_marks: int, mark: Callable[[str], str], filler: Callable[[], str]
-) -> str:
+def _mark_words(text: str, n_marks: int, mark: Callable[[str], str], filler: str) -> str:
     """Mark the `n_marks` longest words of letters, in place; append fillers if there are fewer."""
     words = [m for m in re.finditer(r"\b[^\W\d_]{2,}\b", text) if mark(m[0]) != m[0]]
     chosen = sorted(sorted(words, key=lambda m: -len(m[0]))[:n_marks], key=lambda m: m.start())
     for match in reversed(chosen):
         text = f"{text[: match.start()]}{mark(match[0])}{text[match.end() :]}"
-    fillers = [filler() for _ in range(n_marks - len(chosen))]
-    return " ".join([text.rstrip(), *fillers])
+    return " ".join([text.rstrip(), *[filler] * (n_marks - len(chosen))])
 
 
 def _item_spans(text: str) -> list[tuple[int, int]]:
@@ -264,24 +225,30 @@ def _divide(response: str, n_parts: int) -> list[str]:
 
 
 REWRITERS: Mapping[str, Rewriter] = {
-    "change_case:english_lowercase": _lowercase,
-    "change_case:english_capital": _uppercase,
+    "change_case:english_lowercase": lambda text, _: _recase(text, upper=False),
+    "change_case:english_capital": lambda text, _: _recase(text, upper=True),
     "change_case:capital_word_frequency": _capital_words,
     "punctuation:no_comma": _no_comma,
-    "detectable_format:json_format": _json,
+    "detectable_format:json_format": lambda text, _: json.dumps(
+        {"response": text.strip()}, ensure_ascii=False, indent=2
+    ),
     "detectable_format:title": _title,
-    "startend:quotation": _quotation,
-    "detectable_format:number_bullet_lists": _bullets,
+    "startend:quotation": lambda text, _: '"' + text.strip().replace('"', "'") + '"',
+    "detectable_format:number_bullet_lists": lambda text, kwargs: "\n".join(
+        f"* {part}" for part in _divide(text, int(kwargs["num_bullets"]))
+    ),
     "detectable_format:number_highlighted_sections": _highlights,
     "detectable_format:multiple_sections": _sections,
     "detectable_format:constrained_response": _constrained,
-    "startend:end_checker": _end_phrase,
+    "startend:end_checker": lambda text, kwargs: f"{text.strip()}\n\n{kwargs['end_phrase']}",
     "detectable_content:postscript": _postscript,
     "detectable_content:number_placeholders": _placeholders,
     "combination:two_responses": _two_responses,
     "length_constraints:number_sentences_at_most": _truncate_sentences,
-    "length_constraints:number_words_at_most": _truncate_words,
-    "length:extremely_brief": _extremely_brief,
+    "length_constraints:number_words_at_most": lambda text, kwargs: _first_words(
+        text, int(kwargs["num_words"]) - 1
+    ),
+    "length:extremely_brief": lambda text, _: _first_words(text, 15),
     "keywords:existence": _include_keywords,
     "keywords:forbidden_words": _forbid_words,
     "keywords:frequency": _keyword_frequency,

@@ -1,7 +1,7 @@
-r"""Calibration of strength: as strong as a divergence budget allows.
+r"""Calibration of strength by cost: as strong as a divergence budget allows.
 
 How far a strength of 1 pushes differs between instructions, layers, estimators and operations. What
-it does to the model's predictions can be compared: with :math:`D_{it}(s)` the KL of steered from
+it does to the model's predictions can be compared. With :math:`D_{it}(s)` the KL of steered from
 unsteered predictions of response token *t* to prompt *i* at strength *s*
 (`steerlens.effects.divergence`), the calibrated strength is
 
@@ -9,17 +9,14 @@ unsteered predictions of response token *t* to prompt *i* at strength *s*
 
 in nats, or the same with a quantile over tokens instead of the mean.
 
-`calibrate` brackets the budget on a grid of strengths, scored side by side with the unsteered
-model, and closes in on a logarithmic scale, where the curve is nearly straight (small pushes act
-quadratically). Intervals are 95 % percentile bootstrap intervals over prompts.
+`calibrate` brackets the budget on a grid of strengths and closes in on a logarithmic scale, where
+the curve is nearly straight (small pushes act quadratically). Intervals are 95 % percentile
+bootstrap intervals over prompts.
 
-Caveat: the budget holds for prompts like those given. Prompts differ, so on new ones the mean is
-off by about its interval (`Calibration.kl_low`, `kl_high`), however exactly it was met here;
-`steerlens.effects.divergence.response_kl` measures it there. On SmolLM2-135M-Instruct (title
-vector, ``add`` at layer 24, responses of 64 tokens, budgets 0.01, 0.1 and 0.5, 4,000 random
-divisions of 174 prompts) 24 prompts met the budget within 10 % on 24 others in 93 % of divisions,
-48 on 48 others in 98 to 99 %. The distribution over tokens has a long tail, which quantiles see and
-the mean averages over.
+Caveat: the budget holds for prompts like those given. On new prompts the mean is off by about its
+interval (`Calibration.kl_low`, `kl_high`). On SmolLM2-135M-Instruct (title vector, ``add`` at layer
+24, responses of 64 tokens, budgets 0.01, 0.1 and 0.5, 4,000 random divisions of 174 prompts) 24
+prompts met the budget within 10 % on 24 others in 93 % of divisions, 48 on 48 others in 98 to 99 %.
 
 Source: Ziegler et al. 2019 (arXiv 1909.08593) hold the mean KL of a fine-tuned from the original
 model at a chosen value in the same direction; here strength takes the place of their penalty.
@@ -42,7 +39,7 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.behaviour.calibration.saved import saved
+from steerlens.behaviour.calibration.saved import SavedCalibration
 from steerlens.effects.divergence import (
     check_statistic,
     interval_of,
@@ -57,7 +54,7 @@ from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.files import library_versions
 from steerlens.steering.interventions import Steering
-from steerlens.vectors import SteeringVector
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -65,8 +62,7 @@ if TYPE_CHECKING:
 __all__ = ["Calibration", "calibrate"]
 
 Array = np.ndarray
-OfStrength = Callable[[float], Steering]
-Tokens = list[Float[Array, "_"]]
+SteeringOfStrength = Callable[[float], Steering]
 _INTERVAL = (2.5, 97.5)
 # Strengths tried at once; neighbours differ by a factor of two.
 _GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -74,22 +70,22 @@ _STEP = 2.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Calibration:
+class Calibration(SavedCalibration, Result):
     """The strength that meets a divergence budget, or the nearest one tried.
 
     Attributes:
         strength: Multiplies the strengths of the steering that was given.
         strength_low: Lower end of its interval over prompts.
         strength_high: Upper end.
-        kl: What it costs on the prompts given (nats a response token).
+        kl: What it costs on the prompts given (nats per response token).
         kl_low: Lower end of its interval over prompts.
         kl_high: Upper end.
         target_kl: The budget (nats).
         quantile: The quantile of per-token KL that shall meet it; ``None`` for the mean.
-        reached: Whether the budget was met; when not, `reason` says how it was missed.
-        reason: Empty when it was reached.
+        reached: Whether the budget was met.
+        reason: Why it was not; empty when it was.
         steering: The steering at this strength.
-        curve: What was tried, by strength: ``strength, kl``.
+        table: What was tried, by strength: ``strength, kl``.
         metadata: Prompts, tokens, settings, versions.
     """
 
@@ -104,42 +100,14 @@ class Calibration:
     reached: bool
     reason: str
     steering: Steering
-    curve: pd.DataFrame
+    table: pd.DataFrame
     metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """Plain data: everything but the steering."""
-        names = ("strength", "strength_low", "strength_high", "kl", "kl_low", "kl_high")
-        return {
-            **{name: getattr(self, name) for name in (*names, "target_kl", "quantile", "reached")},
-            "steering": [one.describe() for one in self.steering.interventions],
-            "curve": self.curve.to_dict("list"),
-            **self.metadata,
-        }
-
-    def saved_with(self, vector: SteeringVector) -> SteeringVector:
-        """The vector with this calibration in its metadata; `calibrated` reads it.
-
-        Raises:
-            SteeringError: The budget was not reached, or what was calibrated is not this vector
-                at one layer.
-        """
-        if not self.reached:
-            raise SteeringError(f"there is no calibrated strength to save: {self.reason}")
-        return saved(vector, self.steering, self.record)
 
     def plot(self) -> "go.Figure":
         """KL over the strengths that were tried, the calibrated one marked."""
         from steerlens.views import strength_sweep
 
-        return strength_sweep(self.curve, values=["kl"], chosen=self.strength)
-
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        chosen = int((self.curve["strength"] - self.strength).abs().argmin())
-        return summary(repr(self), table=self.curve, around=chosen)
+        return strength_sweep(self.table, values=["kl"], chosen=self.strength)
 
     def __repr__(self) -> str:
         met = f"{statistic_name(self.quantile)} KL {self.kl:.3g} [{self.kl_low:.3g}, "
@@ -151,11 +119,16 @@ class Calibration:
             f"{self.strength_high:.3g}], {met})"
         )
 
+    def _numbers(self) -> dict[str, Any]:
+        strength = ("strength", "strength_low", "strength_high")
+        names = (*strength, "kl", "kl_low", "kl_high", "target_kl", "quantile", "reached")
+        return {name: getattr(self, name) for name in names}
+
 
 @arguments
 def calibrate(
     model: TransformerBridge,
-    steering: Steering | OfStrength,
+    steering: Steering | SteeringOfStrength,
     prompts: Sequence[str] | Generations,
     target_kl: float = 0.1,
     quantile: float | None = None,
@@ -173,7 +146,7 @@ def calibrate(
         steering: What to apply; its strengths are multiplied by one number. Or a function of that
             number.
         prompts: User messages to answer without steering, or their unsteered `Generations`.
-        target_kl: The budget, nats a response token.
+        target_kl: The budget, nats per response token.
         quantile: Between 0 and 1: the quantile over tokens that shall meet the budget; the mean by
             default.
         max_new_tokens: Longest response, in tokens.
@@ -185,7 +158,7 @@ def calibrate(
         n_resamples: Bootstrap resamples.
 
     Returns:
-        A `Calibration`; when no strength in the range meets the budget it says so (`reached`).
+        A `Calibration`; `reached` says whether a strength in the range meets the budget.
 
     Raises:
         SteeringError: A number out of range, a steering that does not fit the model, or no
@@ -198,17 +171,16 @@ def calibrate(
         )
     check_statistic(quantile, n_resamples, seed)
     of_strength = steering.scaled if isinstance(steering, Steering) else steering
-    scored = _Scored(
-        model, of_strength, unsteered_answers(model, prompts, max_new_tokens), quantile
-    )
-    strength, reason = _meeting(scored, target_kl, lowest, highest, tolerance)
-    kl_low, kl_high = interval_of(scored.tokens[strength], quantile, n_resamples, seed)
-    low, high = _strength_interval(scored, target_kl, n_resamples, seed)
+    answers = unsteered_answers(model, prompts, max_new_tokens)
+    curve = _Curve(model, of_strength, answers, quantile)
+    strength, reason = _meeting(curve, target_kl, lowest, highest, tolerance)
+    kl_low, kl_high = interval_of(curve.tokens[strength], quantile, n_resamples, seed)
+    low, high = _strength_interval(curve, target_kl, n_resamples, seed)
     return Calibration(
         strength=strength,
         strength_low=low,
         strength_high=high,
-        kl=scored.at(strength),
+        kl=curve.at(strength),
         kl_low=kl_low,
         kl_high=kl_high,
         target_kl=target_kl,
@@ -216,11 +188,11 @@ def calibrate(
         reached=not reason,
         reason=reason,
         steering=of_strength(strength),
-        curve=pd.DataFrame(
-            {"strength": scored.strengths, "kl": [scored.at(s) for s in scored.strengths]}
+        table=pd.DataFrame(
+            {"strength": curve.strengths, "kl": [curve.at(s) for s in curve.strengths]}
         ),
         metadata={
-            **scored.provenance,
+            **_provenance(answers),
             "tolerance": tolerance,
             "seed": seed,
             "n_resamples": n_resamples,
@@ -229,21 +201,26 @@ def calibrate(
     )
 
 
-class _Scored:
+def _provenance(answers: Generations) -> dict[str, Any]:
+    prompts = json.dumps(list(answers.prompts), ensure_ascii=False).encode()
+    names = ("model", "weights_hash", "dtype", "chat_format", "max_new_tokens")
+    return {
+        "n_prompts": len(answers),
+        "n_tokens": sum(len(row) for row in answers.tokens),
+        "prompts_hash": "sha256:" + hashlib.sha256(prompts).hexdigest(),
+        **{name: answers.settings.get(name) for name in names},
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Curve:
     """Per-token KL at the strengths tried so far."""
 
-    def __init__(
-        self,
-        model: TransformerBridge,
-        of_strength: OfStrength,
-        answers: Generations,
-        quantile: float | None,
-    ) -> None:
-        self.model = model
-        self.of_strength = of_strength
-        self.answers = answers
-        self.quantile = quantile
-        self.tokens: dict[float, Tokens] = {}
+    model: TransformerBridge
+    of_strength: SteeringOfStrength
+    answers: Generations
+    quantile: float | None
+    tokens: dict[float, list[Float[Array, "_"]]] = field(default_factory=dict)
 
     def add(self, strengths: Sequence[float]) -> None:
         """Score strengths side by side."""
@@ -253,7 +230,7 @@ class _Scored:
             self.tokens.update(zip(new, kl, strict=True))
 
     def at(self, strength: float) -> float:
-        """The statistic at a strength."""
+        """The mean, or quantile, at a strength (nats)."""
         self.add([strength])
         return statistic_of(self.tokens[strength], self.quantile)
 
@@ -262,47 +239,33 @@ class _Scored:
         """What was tried, ascending."""
         return sorted(self.tokens)
 
-    @property
-    def provenance(self) -> dict[str, Any]:
-        answers = self.answers
-        prompts = json.dumps(list(answers.prompts), ensure_ascii=False).encode()
-        names = ("model", "weights_hash", "dtype", "chat_format", "max_new_tokens")
-        return {
-            "n_prompts": len(answers),
-            "n_tokens": sum(len(row) for row in answers.tokens),
-            "prompts_hash": "sha256:" + hashlib.sha256(prompts).hexdigest(),
-            **{name: answers.settings.get(name) for name in names},
-        }
-
 
 def _meeting(
-    scored: _Scored, target: float, lowest: float, highest: float, tolerance: float
+    curve: _Curve, target: float, lowest: float, highest: float, tolerance: float
 ) -> tuple[float, str]:
     """The smallest strength that meets the budget; or the nearest tried, and why none does."""
-    scored.add([min(max(s, lowest), highest) for s in _GRID])
-    while scored.at(scored.strengths[0]) > target and scored.strengths[0] > lowest:
-        first = scored.strengths[0]
-        scored.add([max(first / _STEP**i, lowest) for i in (1, 2)])
-    while scored.at(scored.strengths[-1]) < target and scored.strengths[-1] < highest:
-        last = scored.strengths[-1]
-        scored.add([min(last * _STEP**i, highest) for i in (1, 2)])
-    strengths = scored.strengths
-    if scored.at(strengths[0]) > target * (1 + tolerance):
-        least = scored.at(strengths[0])
-        return strengths[0], (
-            f"even strength {strengths[0]:g} costs {least:.3g} nats, more than {target:g}"
-        )
-    above = next((s for s in strengths if scored.at(s) >= target), None)
+    curve.add([min(max(s, lowest), highest) for s in _GRID])
+    while curve.at(curve.strengths[0]) > target and curve.strengths[0] > lowest:
+        first = curve.strengths[0]
+        curve.add([max(first / _STEP**i, lowest) for i in (1, 2)])
+    while curve.at(curve.strengths[-1]) < target and curve.strengths[-1] < highest:
+        last = curve.strengths[-1]
+        curve.add([min(last * _STEP**i, highest) for i in (1, 2)])
+    strengths = curve.strengths
+    if (least := curve.at(strengths[0])) > target * (1 + tolerance):
+        why = f"even strength {strengths[0]:g} costs {least:.3g} nats, more than {target:g}"
+        return strengths[0], why
+    above = next((s for s in strengths if curve.at(s) >= target), None)
     if above is None:
-        most = max(strengths, key=scored.at)
+        most = max(strengths, key=curve.at)
         return most, (
             f"no strength up to {strengths[-1]:g} costs {target:g} nats; {most:g} costs most, "
-            f"{scored.at(most):.3g}"
+            f"{curve.at(most):.3g}"
         )
     below = max((s for s in strengths if s < above), default=above)
 
     def log_ratio(log_strength: float) -> float:
-        ratio = math.log(max(scored.at(math.exp(log_strength)), 1e-30) / target)
+        ratio = math.log(max(curve.at(math.exp(log_strength)), 1e-30) / target)
         # Zero ends the search: within the tolerance one strength is as good as another.
         return 0.0 if abs(ratio) < math.log1p(tolerance) else min(ratio, 1e3)
 
@@ -311,24 +274,24 @@ def _meeting(
         if log_ratio(end) == 0:
             return math.exp(end), ""
     root = brentq(log_ratio, *ends, xtol=1e-4)
-    return _nearest(scored, math.exp(root), target), ""
+    return _nearest(curve, math.exp(root), target), ""
 
 
-def _nearest(scored: _Scored, strength: float, target: float) -> float:
+def _nearest(curve: _Curve, strength: float, target: float) -> float:
     """Of the strengths tried about a root, the one whose KL is nearest to the budget."""
-    about = [s for s in scored.strengths if abs(math.log(s / strength)) < 0.01]
-    return min(about, key=lambda s: abs(scored.at(s) - target))
+    about = [s for s in curve.strengths if abs(math.log(s / strength)) < 0.01]
+    return min(about, key=lambda s: abs(curve.at(s) - target))
 
 
 def _strength_interval(
-    scored: _Scored, target: float, n_resamples: int, seed: int
+    curve: _Curve, target: float, n_resamples: int, seed: int
 ) -> tuple[float, float]:
     """Where resampled curves first meet the budget, read off between the strengths tried."""
-    strengths = np.log(scored.strengths)
-    curves = np.stack(
-        [resampled(scored.tokens[s], scored.quantile, n_resamples, seed) for s in scored.strengths]
+    strengths = np.log(curve.strengths)
+    samples = np.stack(
+        [resampled(curve.tokens[s], curve.quantile, n_resamples, seed) for s in curve.strengths]
     )
-    crossings = [_crossing(strengths, curve, target) for curve in curves.T]
+    crossings = [_crossing(strengths, sample, target) for sample in samples.T]
     low, high = np.exp(np.percentile(crossings, _INTERVAL))
     return float(low), float(high)
 

@@ -1,17 +1,17 @@
-"""Calibration of strength by behaviour: as strong as responses need to follow an instruction.
+"""Calibration of strength by gain: as strong as responses need to follow an instruction.
 
-Prompts of a split the result is not reported on (``select`` by default) are answered at several
-strengths, all in one stream of rows. A response **succeeds** when it passes the instruction's loose
-check and does not degenerate (`steerlens.behaviour.fluency`). The strength chosen is
+Prompts of a split that the result is not reported on (``select`` by default) are answered at
+several strengths. A response **succeeds** when it passes the task's loose check and is not
+degenerate (`steerlens.behaviour.fluency`). The strength chosen is
 
 * with a target: the smallest at which the share of successes reaches it;
 * without one: the smallest of those with the most successes.
 
 Strength 0, no steering, is always among them and wins ties. The rate of the winner is too high,
-because it was chosen on the prompts that are counted; `RateCalibration.corrected` is its mean over
-bootstrap resamples, chosen on the prompts drawn and counted on those left out.
+because it was chosen on the prompts that are counted; `RateCalibration.corrected` corrects it
+(`steerlens.stats.rates.best_of_many`).
 
-`calibrate` asks what a strength costs, and needs no check; this asks what it gains.
+`calibrate` asks what a strength costs and needs no check; this asks what it gains.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.behaviour.calibration.saved import saved
+from steerlens.behaviour.calibration.saved import SavedCalibration
 from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.engine.generation import generate
 from steerlens.errors import SteeringError
@@ -31,34 +32,36 @@ from steerlens.files import library_versions
 from steerlens.models.loading import model_info
 from steerlens.stats.rates import Interval, best_of_many, wilson
 from steerlens.steering.interventions import Steering
-from steerlens.tasks import Task, catalogue
-from steerlens.tasks.pairs import contrast_pairs
-from steerlens.vectors import SteeringVector
+from steerlens.tasks import Task
+from steerlens.tasks.pairs import contrast_pairs, task_of
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["RateCalibration", "calibrate_rate"]
 
+Array = np.ndarray
 _STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RateCalibration:
+class RateCalibration(SavedCalibration, Result):
     """The strength at which responses follow an instruction.
 
     Attributes:
-        strength: Multiplies the strengths of the steering that was given; 0: none of those tried
-            gains anything.
+        strength: Multiplies the strengths of the steering that was given; 0 if no strength gains
+            anything.
         rate: Share of responses that succeed at this strength, with Wilson's interval.
         corrected: The rate of the strength with the most successes, corrected for having been
-            chosen; see the module.
+            chosen.
         target_rate: What was asked for; ``None`` for the most successes.
-        reached: Whether the target was met, or anything gained; when not, `reason` says why.
-        reason: Empty when it was reached.
+        reached: Whether the target was met, or anything gained.
+        reason: Why not; empty when it was reached.
         steering: The steering at this strength.
-        curve: One row a strength: ``strength, n, passed, rate, rate_low, rate_high, degenerate``,
-            where ``rate`` counts successes and ``passed`` also those that degenerate.
+        table: One row per strength: ``strength, n, passed, rate, rate_low, rate_high,
+            degenerate``, where ``rate`` counts successes and ``passed`` also those that are
+            degenerate.
         metadata: Task, prompts, model, settings, versions.
     """
 
@@ -69,12 +72,22 @@ class RateCalibration:
     reached: bool
     reason: str
     steering: Steering
-    curve: pd.DataFrame
+    table: pd.DataFrame
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def record(self) -> dict[str, Any]:
-        """Plain data: everything but the steering."""
+    def plot(self) -> "go.Figure":
+        """Successes over strength, the chosen one marked."""
+        from steerlens.views import strength_sweep
+
+        return strength_sweep(self.table, chosen=self.strength)
+
+    def __repr__(self) -> str:
+        rate = f"successes {self.rate.value:.0%} [{self.rate.low:.0%}, {self.rate.high:.0%}]"
+        if not self.reached:
+            return f"RateCalibration(not reached: {self.reason}; {rate})"
+        return f"RateCalibration(strength {self.strength:.3g}, {rate})"
+
+    def _numbers(self) -> dict[str, Any]:
         return {
             "strength": self.strength,
             "rate": self.rate.value,
@@ -83,46 +96,14 @@ class RateCalibration:
             "corrected_rate": self.corrected.value,
             "target_rate": self.target_rate,
             "reached": self.reached,
-            "steering": [one.describe() for one in self.steering.interventions],
-            "curve": self.curve.to_dict("list"),
-            **self.metadata,
         }
-
-    def saved_with(self, vector: SteeringVector) -> SteeringVector:
-        """The vector with this calibration in its metadata; `calibrated` reads it.
-
-        Raises:
-            SteeringError: Nothing was reached, or what was calibrated is not this vector at one
-                layer.
-        """
-        if not self.reached:
-            raise SteeringError(f"there is no calibrated strength to save: {self.reason}")
-        return saved(vector, self.steering, self.record)
-
-    def plot(self) -> "go.Figure":
-        """Successes over strength, the chosen one marked."""
-        from steerlens.views import strength_sweep
-
-        return strength_sweep(self.curve, chosen=self.strength)
-
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        chosen = int((self.curve["strength"] - self.strength).abs().argmin())
-        return summary(repr(self), table=self.curve, around=chosen)
-
-    def __repr__(self) -> str:
-        found = f"successes {self.rate.value:.0%} [{self.rate.low:.0%}, {self.rate.high:.0%}]"
-        if not self.reached:
-            return f"RateCalibration(not reached: {self.reason}; {found})"
-        return f"RateCalibration(strength {self.strength:.3g}, {found})"
 
 
 @arguments
 def calibrate_rate(
     model: TransformerBridge,
     steering: Steering,
-    instruction: str | Task,
+    task: str | Task,
     target_rate: float | None = None,
     strengths: Sequence[float] = _STRENGTHS,
     n_prompts: int = 24,
@@ -131,12 +112,12 @@ def calibrate_rate(
     seed: int = 0,
     chat_format: str = "auto",
 ) -> RateCalibration:
-    """The strength at which unasked responses follow an instruction.
+    """The strength at which responses to uninstructed prompts follow an instruction.
 
     Args:
         model: A hooked model.
         steering: What to apply; its strengths are multiplied by one number.
-        instruction: Whose check decides; from the catalogue.
+        task: Whose check decides: an id of the catalogue, or a task.
         target_rate: Share of successes to reach; the most by default.
         strengths: What to try, besides 0.
         n_prompts: Prompts without the instruction.
@@ -147,7 +128,7 @@ def calibrate_rate(
 
     Raises:
         SteeringError: A number out of range, or a steering that does not fit the model.
-        UnknownNameError: No such instruction or split.
+        UnknownNameError: No such task or split.
         PairsError: More prompts than the split holds.
     """
     tried = sorted({0.0, *map(float, strengths)})
@@ -157,7 +138,7 @@ def calibrate_rate(
         )
     if target_rate is not None and not 0 < target_rate <= 1:
         raise SteeringError(f"target_rate must be above 0 and at most 1; got {target_rate}")
-    task = catalogue[instruction] if isinstance(instruction, str) else instruction
+    task = task_of(task)
     steering.check_model(model)
     pairs = contrast_pairs(task, n=n_prompts, seed=seed, split=split)
     texts = generate(
@@ -171,19 +152,30 @@ def calibrate_rate(
     kwargs = [pair.kwargs for _ in tried for pair in pairs]
     checked = [task.check(t, loose=True, **k) for t, k in zip(texts, kwargs, strict=True)]
     passed = np.array(checked, dtype=bool).reshape(shape)
-    loops = np.array([is_degenerate(fluency(text)) for text in texts], dtype=bool).reshape(shape)
-    success = passed & ~loops
+    degenerate = np.array([is_degenerate(fluency(t)) for t in texts], dtype=bool).reshape(shape)
+    success = passed & ~degenerate
     chosen, reason = _chosen(success.mean(axis=1), tried, target_rate)
+    rates = [wilson(int(row.sum()), len(pairs)) for row in success]
     info = model_info(model)
     return RateCalibration(
         strength=tried[chosen],
-        rate=wilson(int(success[chosen].sum()), len(pairs)),
+        rate=rates[chosen],
         corrected=best_of_many(success, seed=seed).corrected,
         target_rate=target_rate,
         reached=not reason,
         reason=reason,
         steering=steering.scaled(tried[chosen]),
-        curve=_curve(tried, passed, success, loops),
+        table=pd.DataFrame(
+            {
+                "strength": tried,
+                "n": len(pairs),
+                "passed": passed.mean(axis=1),
+                "rate": [rate.value for rate in rates],
+                "rate_low": [rate.low for rate in rates],
+                "rate_high": [rate.high for rate in rates],
+                "degenerate": degenerate.mean(axis=1),
+            }
+        ),
         metadata={
             "instruction": task.id,
             "split": split,
@@ -200,8 +192,10 @@ def calibrate_rate(
     )
 
 
-def _chosen(rates: np.ndarray, strengths: Sequence[float], target: float | None) -> tuple[int, str]:
-    """Which strength, and why it is not what was asked for."""
+def _chosen(
+    rates: Float[Array, "strength"], strengths: Sequence[float], target: float | None
+) -> tuple[int, str]:
+    """The number of the strength, and why it is not what was asked for."""
     best = int(rates.argmax())
     if target is not None:
         enough = np.flatnonzero(rates >= target)
@@ -214,23 +208,3 @@ def _chosen(rates: np.ndarray, strengths: Sequence[float], target: float | None)
     if best == 0:
         return 0, f"no strength up to {strengths[-1]:g} gains anything over none"
     return best, ""
-
-
-def _curve(
-    strengths: Sequence[float], passed: np.ndarray, success: np.ndarray, loops: np.ndarray
-) -> pd.DataFrame:
-    rows = []
-    for i, strength in enumerate(strengths):
-        rate = wilson(int(success[i].sum()), success.shape[1])
-        rows.append(
-            {
-                "strength": strength,
-                "n": success.shape[1],
-                "passed": float(passed[i].mean()),
-                "rate": rate.value,
-                "rate_low": rate.low,
-                "rate_high": rate.high,
-                "degenerate": float(loops[i].mean()),
-            }
-        )
-    return pd.DataFrame(rows)

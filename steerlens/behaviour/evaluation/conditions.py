@@ -7,25 +7,26 @@ condition                   prompt                       steering
 ``instructed``              with it                      none
 ``uninstructed+steering``   without it                   the plan's choice for such prompts
 ``instructed+steering``     with it                      the plan's choice for such prompts
-``uninstructed+placebo``    without it                   the same settings, random directions
+``uninstructed+placebo``    without it                   the same, with random directions
 =========================== ============================ ==========================================
 
-Where the plan's choice is no steering, a condition is its unsteered one and answered once.
+Where the plan's choice is no steering, a condition equals its unsteered one and is answered once.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from steerlens.behaviour.answers import Question
 from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
+from steerlens.behaviour.plans.candidates import describe, to_json
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
-from steerlens.behaviour.plans.settings import Candidate, describe
 from steerlens.errors import SteerlensError
-from steerlens.tasks import catalogue
+from steerlens.tasks import Task, catalogue
 
-__all__ = ["CONDITIONS", "UNSTEERED", "Asked", "asked_of", "conditions_for", "steerable"]
+__all__ = ["CONDITIONS", "UNSTEERED", "PromptInCondition", "conditions_for", "in_condition"]
 
 CONDITIONS = (
     "uninstructed",
@@ -35,28 +36,24 @@ CONDITIONS = (
     "uninstructed+placebo",
 )
 # The condition each steered one is compared with.
-UNSTEERED = {
-    "uninstructed+steering": "uninstructed",
-    "instructed+steering": "instructed",
-    "uninstructed+placebo": "uninstructed",
-}
+UNSTEERED = {name: name.split("+")[0] for name in CONDITIONS if "+" in name}
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class PromptInCondition:
     """A prompt under a condition.
 
     Attributes:
         row: The evaluation prompt.
         condition: One of `CONDITIONS`.
         question: What the model is asked.
-        setting: The steering in words.
+        steering: The steering in words.
     """
 
     row: EvaluationPrompt
     condition: str
     question: Question
-    setting: str
+    steering: str = "no steering"
 
 
 def conditions_for(row: EvaluationPrompt, has_plan: bool) -> list[str]:
@@ -69,77 +66,60 @@ def conditions_for(row: EvaluationPrompt, has_plan: bool) -> list[str]:
     ]
 
 
-def steerable(row: EvaluationPrompt, plan: Plan) -> list[tuple[str, Mapping[str, Any]]]:
-    """The catalogue's ids of a row's instructions, with their arguments.
-
-    Raises:
-        SteerlensError: The plan has no choice for one of them.
-    """
-    found = []
-    for name, kwargs in zip(row.instruction_ids, row.kwargs, strict=True):
-        task = catalogue.matching(name, kwargs)
-        if task is None or task.id not in plan.instructions:
-            raise SteerlensError(f"the plan has no choice for {name} with {dict(kwargs)}")
-        found.append((task.id, kwargs))
-    return found
-
-
-def asked_of(
+def in_condition(
     row: EvaluationPrompt, condition: str, plan: Plan | None, book: VectorBook | None
-) -> Asked:
-    """The question a row is under a condition.
-
-    Args:
-        row: The prompt.
-        condition: One of `CONDITIONS`.
-        plan: Needed for steered conditions.
-        book: Needed for steered conditions: holds or fits the vectors.
-    """
+) -> PromptInCondition:
+    """A row under one of `conditions_for` it; steered ones need a plan and a book of vectors."""
     context = condition.split("+")[0]
     prompt = row.prompt if context == "instructed" else row.prompt_without_instruction
-    if prompt is None:
-        raise SteerlensError(f"row {row.key} has no prompt without its instruction")
-    if "+" not in condition:
-        return Asked(row, condition, Question(prompt), "no steering")
-    if plan is None or book is None:
-        raise SteerlensError(f"the condition {condition!r} needs a plan")
-    instructions = steerable(row, plan)
+    assert prompt is not None  # else `conditions_for` leaves the condition out
+    if plan is None or book is None or "+" not in condition:
+        return PromptInCondition(row, condition, Question(prompt))
+    chosen = [
+        (task, kwargs, plan.candidate(task.id, context)) for task, kwargs in _tasks(row, plan)
+    ]
+    if not any(candidate for *_, candidate in chosen):
+        return PromptInCondition(row, condition, Question(prompt))
     placebo = condition.endswith("placebo")
-    choices: list[Candidate] = [plan.candidate(name, context) for name, _ in instructions]
-    if not any(choices):
-        return Asked(row, condition, Question(prompt), "no steering")
     label = {
         "plan": [
-            {
-                "instruction": name,
-                "words": catalogue[name].wording(kwargs),
-                "parts": [one.to_json() for one in choice],
-            }
-            for (name, kwargs), choice in zip(instructions, choices, strict=True)
+            {"instruction": task.id, "words": task.wording(kwargs), "parts": to_json(candidate)}
+            for task, kwargs, candidate in chosen
         ],
         "placebo": placebo,
-        "recipe": plan.recipe.to_json(),
+        "recipe": asdict(plan.recipe),
     }
+    instructions = [(task.id, kwargs) for task, kwargs, _ in chosen]
     steering = plan.steering(book, instructions, context, placebo)
-    words = "; ".join(
-        f"{name}: {describe(choice)}"
-        for (name, _), choice in zip(instructions, choices, strict=True)
-    )
-    return Asked(row, condition, Question(prompt, steering, label), words)
+    words = "; ".join(f"{task.id}: {describe(candidate)}" for task, _, candidate in chosen)
+    return PromptInCondition(row, condition, Question(prompt, steering, label), words)
 
 
 def left_out(
     rows: Sequence[EvaluationPrompt], plan: Plan
 ) -> tuple[list[EvaluationPrompt], dict[str, int]]:
     """Rows the plan can steer, and how many it cannot, by what they ask for."""
-    kept: list[EvaluationPrompt] = []
-    missing: dict[str, int] = {}
+    steerable: list[EvaluationPrompt] = []
+    missing: Counter[str] = Counter()
     for row in rows:
         try:
-            steerable(row, plan)
+            _tasks(row, plan)
+            steerable.append(row)
         except SteerlensError:
-            name = " + ".join(row.instruction_ids)
-            missing[name] = missing.get(name, 0) + 1
-        else:
-            kept.append(row)
-    return kept, missing
+            missing[" + ".join(row.instruction_ids)] += 1
+    return steerable, dict(missing)
+
+
+def _tasks(row: EvaluationPrompt, plan: Plan) -> list[tuple[Task, Mapping[str, Any]]]:
+    """The tasks that a row asks for, with their arguments.
+
+    Raises:
+        SteerlensError: The plan has no choice for one of them.
+    """
+    tasks = []
+    for name, kwargs in zip(row.instruction_ids, row.kwargs, strict=True):
+        task = catalogue.matching(name, kwargs)
+        if task is None or task.id not in plan.instructions:
+            raise SteerlensError(f"the plan has no choice for {name} with {dict(kwargs)}")
+        tasks.append((task, kwargs))
+    return tasks

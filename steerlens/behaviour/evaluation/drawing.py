@@ -2,8 +2,8 @@
 
 `catalogue_prompts` draws prompts with one instruction and `several` prompts with two or more, from
 a split of queries and phrasings that nothing was fitted on. Both are deterministic: the prompts for
-*n* are the first *n* of those for any larger *n*, and combinations see the queries in the order in
-which single instructions see them.
+*n* are the first *n* of those for any larger *n*, and combinations see the queries in the same
+order as single instructions.
 
 >>> first = catalogue_prompts(["punctuation:no_comma"], 2)[0]
 >>> first.key, first.prompt.startswith(first.prompt_without_instruction or "")
@@ -19,30 +19,31 @@ from typing import Any
 from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
 from steerlens.errors import SteerlensError
 from steerlens.errors.arguments import arguments
-from steerlens.tasks import base_queries, catalogue
-from steerlens.tasks.pairs import contrast_pairs
+from steerlens.tasks import Task, catalogue
+from steerlens.tasks.pairs import contrast_pairs, task_of
 
 __all__ = ["catalogue_prompts", "several"]
 
-_WORDS_FIXED = frozenset(
-    i for i in catalogue if i.startswith(("length:", "length_constraints:number_words"))
-)
-_LANGUAGES = frozenset(i for i in catalogue if i.startswith("language:"))
-_SENTENCES = frozenset(i for i in catalogue if i.startswith("length_constraints:number_sentences"))
 _LOWER, _UPPER = "change_case:english_lowercase", "change_case:english_capital"
 _JSON = "detectable_format:json_format"
 # Of each group at most one instruction can be asked for.
 _EXCLUSIVE: tuple[frozenset[str], ...] = (
-    _WORDS_FIXED,
-    _SENTENCES,
-    # Both cases ask for English.
-    frozenset({_LOWER, _UPPER}) | _LANGUAGES,
+    *(
+        frozenset(task_id for task_id in catalogue if task_id.startswith(beginning))
+        for beginning in (
+            ("length:", "length_constraints:number_words"),
+            "length_constraints:number_sentences",
+            # Both cases ask for English.
+            ("language:", _LOWER, _UPPER),
+        )
+    ),
     frozenset({_LOWER, "change_case:capital_word_frequency"}),
     # "My answer is yes." and "Section 1" are looked for as they are spelled.
-    frozenset({_LOWER, "detectable_format:constrained_response"}),
-    frozenset({_UPPER, "detectable_format:constrained_response"}),
-    frozenset({_LOWER, "detectable_format:multiple_sections"}),
-    frozenset({_UPPER, "detectable_format:multiple_sections"}),
+    *(
+        frozenset({case, f"detectable_format:{form}"})
+        for case in (_LOWER, _UPPER)
+        for form in ("constrained_response", "multiple_sections")
+    ),
     # The whole answer is to be JSON; only contrived texts are both.
     frozenset({_JSON, "startend:quotation"}),
     frozenset({_JSON, "combination:two_responses"}),
@@ -55,38 +56,38 @@ _EXCLUSIVE: tuple[frozenset[str], ...] = (
 
 @arguments
 def catalogue_prompts(
-    instruction_ids: Sequence[str], n_per_instruction: int, split: str = "report", seed: int = 0
+    tasks: Sequence[str | Task], n_per_task: int, split: str = "report", seed: int = 0
 ) -> tuple[EvaluationPrompt, ...]:
-    """Prompts with one instruction each, from the catalogue.
+    """Prompts with one instruction each.
 
     Args:
-        instruction_ids: Ids in the catalogue.
-        n_per_instruction: Prompts for each, at least 1.
-        split: "fit", "select" or "report"; both queries and phrasings are of this split.
+        tasks: Tasks, or their ids in the catalogue.
+        n_per_task: Prompts for each, at least 1.
+        split: "fit", "select" or "report", of both queries and phrasings.
         seed: Decides queries, phrasings and arguments.
 
     Returns:
-        Instruction after instruction; the keys are "id/0", "id/1", ….
+        Task after task; the keys are "id/0", "id/1", ….
 
     Raises:
-        UnknownNameError: An instruction or the split does not exist.
+        UnknownNameError: A task or the split does not exist.
         PairsError: More prompts than the split holds.
-        SteerlensError: No list of ids, one of them twice, or fewer than 1 prompt.
+        SteerlensError: No list of tasks, one of them twice, or fewer than 1 prompt.
     """
-    _validate_request(instruction_ids, n_per_instruction)
+    _validate_request(tasks, n_per_task)
     prompts = []
-    for instruction_id in instruction_ids:
-        # Pairs come in twos at least; the first of them do not depend on how many are drawn.
-        pairs = contrast_pairs(instruction_id, max(n_per_instruction, 2), seed, split).pairs
+    for task in map(task_of, tasks):
+        # There are at least two pairs; the first do not depend on how many are drawn.
+        pairs = contrast_pairs(task, max(n_per_task, 2), seed, split).pairs
         prompts += [
             EvaluationPrompt(
-                key=f"{instruction_id}/{i}",
+                key=f"{task.id}/{i}",
                 prompt=pair.instructed,
                 prompt_without_instruction=pair.uninstructed,
-                instruction_ids=(instruction_id,),
+                instruction_ids=(task.id,),
                 kwargs=(dict(pair.kwargs),),
             )
-            for i, pair in enumerate(pairs[:n_per_instruction])
+            for i, pair in enumerate(pairs[:n_per_task])
         ]
     return tuple(prompts)
 
@@ -99,9 +100,9 @@ def several(
 ) -> tuple[EvaluationPrompt, ...]:
     """Prompts with several instructions at once: their phrasings one after the other.
 
-    A query is one that every instruction of the combination makes sense for. Combinations that no
-    response can follow are refused where the ids tell ("all lowercase" with "all capitals"); others
-    may still be hard together.
+    Every instruction of a combination makes sense for its queries. Combinations that no response
+    can follow are refused where the ids tell ("all lowercase" with "all capitals"); others may
+    still be hard together.
 
     Args:
         combinations: Two or more ids of the catalogue each.
@@ -113,7 +114,7 @@ def several(
         Combination after combination; the keys are "id+id/0", ….
 
     Raises:
-        UnknownNameError: An instruction or the split does not exist.
+        UnknownNameError: A task or the split does not exist.
         SteerlensError: A combination of one or of twice the same, a contradiction, no query that
             suits all, or more prompts than queries.
     """
@@ -127,12 +128,9 @@ def several(
 
 def _combined(combination: Sequence[str], n: int, split: str, seed: int) -> list[EvaluationPrompt]:
     _refuse_contradictions(combination)
-    instructions = [catalogue[i] for i in combination]
-    queries = [
-        query
-        for query in base_queries(split)
-        if all(one.query_kinds is None or query.kind in one.query_kinds for one in instructions)
-    ]
+    tasks = [catalogue[task_id] for task_id in combination]
+    shared = set.intersection(*(set(task.queries(split)) for task in tasks))
+    queries = [query for query in tasks[0].queries(split) if query in shared]
     name = "+".join(combination)
     if n > len(queries):
         raise SteerlensError(
@@ -142,16 +140,16 @@ def _combined(combination: Sequence[str], n: int, split: str, seed: int) -> list
     # Strings seed `random` alike on every machine; queries as `contrast_pairs` orders them.
     random.Random(f"{seed}/{split}").shuffle(queries)
     rng = random.Random(f"{seed}/{split}/{name}")
-    phrasings = [list(one.phrasings_for(split)) for one in instructions]
-    for some in phrasings:
-        rng.shuffle(some)
+    phrasings = [list(task.phrasings_for(split)) for task in tasks]
+    for choices in phrasings:
+        rng.shuffle(choices)
     prompts = []
     for i, query in enumerate(queries[:n]):
-        kwargs = tuple(one.sample_kwargs(rng, query) for one in instructions)
+        kwargs = tuple(task.sample_kwargs(rng, query) for task in tasks)
         text = query.text
-        for place, (one, some) in enumerate(zip(instructions, phrasings, strict=True)):
-            # Each place changes half as often as the one before, so that all pairings occur.
-            text = one.instruct(text, some[(i >> place) % len(some)], kwargs[place])
+        for k, (task, choices) in enumerate(zip(tasks, phrasings, strict=True)):
+            # Each changes half as often as the one before, so that all pairings occur.
+            text = task.instruct(text, choices[(i >> k) % len(choices)], kwargs[k])
         prompts.append(
             EvaluationPrompt(f"{name}/{i}", text, query.text, tuple(combination), kwargs)
         )
@@ -159,27 +157,24 @@ def _combined(combination: Sequence[str], n: int, split: str, seed: int) -> list
 
 
 def _refuse_contradictions(combination: Sequence[str]) -> None:
-    if (
-        isinstance(combination, str)
-        or len(set(combination)) != len(combination)
-        or len(combination) < 2
-    ):
+    is_text = isinstance(combination, str)
+    if is_text or len(combination) < 2 or len(set(combination)) < len(combination):
         raise SteerlensError(
             f"a combination is two or more different instructions; got {combination!r}"
         )
     for group in _EXCLUSIVE:
-        both = [i for i in combination if i in group]
+        both = [task_id for task_id in combination if task_id in group]
         if len(both) > 1:
             raise SteerlensError(
                 f"{both[0]!r} and {both[1]!r} contradict each other; take one of them"
             )
 
 
-def _validate_request(asked: Sequence[Any], n: int) -> None:
-    if isinstance(asked, str) or not asked:
-        raise SteerlensError(f"a list of instructions is needed; got {asked!r}")
-    twice = next((one for i, one in enumerate(asked) if one in asked[:i]), None)
+def _validate_request(tasks: Sequence[Any], n: int) -> None:
+    if isinstance(tasks, str) or not tasks:
+        raise SteerlensError(f"a list of instructions is needed; got {tasks!r}")
+    twice = next((task for i, task in enumerate(tasks) if task in tasks[:i]), None)
     if twice is not None:
         raise SteerlensError(f"{twice!r} was asked for twice; give each once")
     if n < 1:
-        raise SteerlensError(f"at least 1 prompt an instruction is needed; got {n}")
+        raise SteerlensError(f"at least 1 prompt per instruction is needed; got {n}")

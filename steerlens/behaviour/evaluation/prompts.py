@@ -1,6 +1,7 @@
 """Prompts to evaluate on, and reading them from an IFEval-shaped file.
 
-An evaluation file has one JSON object a line with IFEval's fields (Zhou et al., arXiv 2311.07911):
+An evaluation file has one JSON object per line with IFEval's fields (Zhou et al., arXiv
+2311.07911):
 
     {"key": 1001, "prompt": "Plan a trip. Use no commas.",
      "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}],
@@ -10,14 +11,14 @@ An evaluation file has one JSON object a line with IFEval's fields (Zhou et al.,
 field that seems to be one of these misspelt is refused; others are ignored, with a warning unless
 they are known from files made of IFEval (`FOREIGN`).
 
-`kwargs` has one object an instruction, in order; entries that are null count as absent (IFEval's
+`kwargs` has one object per instruction, in order; entries that are null count as absent (IFEval's
 rows list every argument of every check). Ids are IFEval's or the catalogue's ("length:brief");
 arguments are tried on their checks here, so that a row that could not be scored is refused before
 anything is generated for it.
 
-**Keys.** Files reduced from IFEval repeat a key where one prompt was made into several, each with
-another word to include. Such rows are kept, and `EvaluationPrompt.row` tells them apart ("1265",
-"1265#2"). The same key with the same prompt twice is a mistake and refused.
+**Keys.** Files derived from IFEval repeat a key where one prompt became several, each with another
+word to include. `EvaluationPrompt.row` tells such rows apart ("1265", "1265#2"). The same key with
+the same prompt twice is refused as a mistake.
 
 `steerlens.behaviour.evaluation.drawing` makes the same records from the catalogue.
 """
@@ -33,6 +34,7 @@ from typing import Any
 
 from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
 from steerlens.files.fields import Foreign
+from steerlens.files.records import jsonl_records, read_text
 from steerlens.tasks.checks import is_known, verdict
 
 __all__ = ["EvaluationPrompt", "PromptFile", "check_prompts", "read_prompts", "unknown_ids"]
@@ -89,14 +91,12 @@ class PromptFile:
         path: The file.
         data_hash: ``"sha256:…"`` of the file's bytes.
         left_out: Unknown instruction id -> how many rows were left out because of it.
-        left_out_lines: Lines of the rows left out.
     """
 
     prompts: tuple[EvaluationPrompt, ...]
     path: str
     data_hash: str
     left_out: Mapping[str, int] = field(default_factory=dict, hash=False)
-    left_out_lines: tuple[int, ...] = ()
 
 
 def read_prompts(path: str | os.PathLike[str], skip_unknown: bool = False) -> PromptFile:
@@ -104,7 +104,7 @@ def read_prompts(path: str | os.PathLike[str], skip_unknown: bool = False) -> Pr
 
     Args:
         path: The file.
-        skip_unknown: Leave out rows with an instruction nobody here can check, and report them in
+        skip_unknown: Leave out rows with an instruction that no check knows, and report them in
             the result, instead of refusing the file.
 
     Raises:
@@ -114,14 +114,9 @@ def read_prompts(path: str | os.PathLike[str], skip_unknown: bool = False) -> Pr
         UnknownNameError: "FILE asks for 2 instructions that are not known: 'x:y' (3 rows), …".
     """
     file = Path(path)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise FileFormatError(
-            f"the prompts file {file} cannot be read: {error.strerror}"
-        ) from error
     fields = Foreign((*REQUIRED, *OPTIONAL), FOREIGN)
-    rows = [(line, _row(file, line, text, fields)) for line, text in _lines(file, data)]
+    records = jsonl_records(file, read_text(file, "prompts", FileFormatError), FileFormatError)
+    rows = [(line, _row(f"{file}, line {line}", record, fields)) for line, record in records]
     fields.warn(str(file))
     if not rows:
         raise FileFormatError(f"{file} holds no prompt; give one JSON object a line")
@@ -134,27 +129,25 @@ def read_prompts(path: str | os.PathLike[str], skip_unknown: bool = False) -> Pr
             f"{file} has no row left: every one of its {len(rows)} asks for an unknown instruction"
         )
     for line, row in known:
-        _try_arguments(file, line, row)
-    kept = {line for line, _ in known}
+        try:
+            verdict("A response.", row["instruction_id_list"], row["kwargs"], row["prompt"])
+        except SteerlensError as error:
+            raise _fault(f"{file}, line {line}", "kwargs", str(error)) from error
     return PromptFile(
         prompts=_named(file, known),
         path=str(file),
-        data_hash=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        data_hash=f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}",
         left_out=dict(sorted(unknown.items())),
-        left_out_lines=tuple(line for line, _ in rows if line not in kept),
     )
 
 
 def unknown_ids(asked: Iterable[Sequence[str]]) -> Counter[str]:
-    """Ids that no check here knows, and how many rows ask for each."""
+    """Ids that no check knows, and how many rows ask for each."""
     return Counter(i for ids in asked for i in set(ids) if not is_known(i))
 
 
 def check_prompts(prompts: Sequence[EvaluationPrompt]) -> None:
     """Refuse prompts whose responses could not be scored, before anything is answered.
-
-    Prompts that `read_prompts` and `steerlens.behaviour.evaluation.drawing` give were checked
-    there; others may hold anything.
 
     Raises:
         UnknownNameError: "the prompts ask for an instruction that is not known: 'x:y' (3 rows); …".
@@ -180,64 +173,38 @@ def check_prompts(prompts: Sequence[EvaluationPrompt]) -> None:
             raise SteerlensError(f"{name}: {error}") from error
 
 
-def _lines(file: Path, data: bytes) -> list[tuple[int, str]]:
-    """Number and text of each line that is not blank."""
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise FileFormatError(
-            f"{file}, line {line}: not UTF-8 text; save the file as UTF-8"
-        ) from error
-    # Not str.splitlines: JSON strings may hold other line separators, such as U+2028.
-    return [(i, line) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
-
-
-def _row(file: Path, line: int, text: str, fields: Foreign) -> dict[str, Any]:
+def _row(where: str, row: object, fields: Foreign) -> dict[str, Any]:
     """One row with its fields validated; ids may still be unknown."""
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        fault = error.msg if isinstance(error, json.JSONDecodeError) else "it cannot be decoded"
-        raise FileFormatError(f"{file}, line {line}: not a JSON object ({fault})") from error
     if not isinstance(row, dict):
-        raise FileFormatError(f"{file}, line {line}: {type(row).__name__} is not a JSON object")
+        raise FileFormatError(f"{where}: {type(row).__name__} is not a JSON object")
     for name in REQUIRED:
         if row.get(name) is None:
-            raise _fault(file, line, name, "is missing")
-    fields.check(row, f"{file}, line {line}", FileFormatError)
+            raise _fault(where, name, "is missing")
+    fields.check(row, where, FileFormatError)
     if isinstance(row["key"], bool) or not isinstance(row["key"], int | str):
-        raise _fault(file, line, "key", f"must be a number or a text; got {row['key']!r}")
-    _validate_text(file, line, "prompt", row["prompt"])
-    if row.get("prompt_without_instruction") is not None:
-        _validate_text(file, line, "prompt_without_instruction", row["prompt_without_instruction"])
+        raise _fault(where, "key", f"must be a number or a text; got {row['key']!r}")
+    for name in ("prompt", *OPTIONAL):
+        if row.get(name) is not None:
+            _validate_text(where, name, row[name])
     ids, kwargs = row["instruction_id_list"], row["kwargs"]
     if not isinstance(ids, list) or not ids or not all(isinstance(i, str) for i in ids):
-        raise _fault(file, line, "instruction_id_list", f"must be a list of ids; got {ids!r}")
+        raise _fault(where, "instruction_id_list", f"must be a list of ids; got {ids!r}")
     if not isinstance(kwargs, list) or not all(isinstance(one, dict) for one in kwargs):
-        raise _fault(file, line, "kwargs", f"must be a list of objects; got {kwargs!r}")
+        raise _fault(where, "kwargs", f"must be a list of objects; got {kwargs!r}")
     if len(kwargs) != len(ids):
-        raise _fault(file, line, "kwargs", f"has {len(kwargs)} objects for {len(ids)} instructions")
+        raise _fault(where, "kwargs", f"has {len(kwargs)} objects for {len(ids)} instructions")
     # IFEval drops nulls when it reads a row.
     row["kwargs"] = [{k: v for k, v in one.items() if v is not None} for one in kwargs]
     return row
 
 
-def _validate_text(file: Path, line: int, name: str, value: object) -> None:
+def _validate_text(where: str, name: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise _fault(file, line, name, f"must be a text that is not blank; got {value!r}")
+        raise _fault(where, name, f"must be a text that is not blank; got {value!r}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _fault(file, line, name, "holds half a character (a surrogate)") from error
-
-
-def _try_arguments(file: Path, line: int, row: Mapping[str, Any]) -> None:
-    for instruction_id, kwargs in zip(row["instruction_id_list"], row["kwargs"], strict=True):
-        try:
-            verdict("A response.", [instruction_id], [kwargs], row["prompt"])
-        except SteerlensError as error:
-            raise _fault(file, line, "kwargs", str(error)) from error
+        raise _fault(where, name, "holds half a character (a surrogate)") from error
 
 
 def _named(file: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> tuple[EvaluationPrompt, ...]:
@@ -247,15 +214,12 @@ def _named(file: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> tuple[Eval
     taken = {str(row["key"]) for _, row in rows}
     prompts = []
     for line, row in rows:
-        content = json.dumps(
-            [str(row["key"]), row["prompt"], row["instruction_id_list"], row["kwargs"]]
-        )
-        if content in first_line:
-            raise _fault(
-                file, line, "key", f"{row['key']!r} repeats the row of line {first_line[content]}"
-            )
-        first_line[content] = line
-        name = key = str(row["key"])
+        key = str(row["key"])
+        content = json.dumps([key, row["prompt"], row["instruction_id_list"], row["kwargs"]])
+        if first_line.setdefault(content, line) != line:
+            repeated = f"{row['key']!r} repeats the row of line {first_line[content]}"
+            raise _fault(f"{file}, line {line}", "key", repeated)
+        name = key
         times[key] += 1
         while times[key] > 1 and (name := f"{key}#{times[key]}") in taken:
             times[key] += 1
@@ -274,8 +238,8 @@ def _named(file: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> tuple[Eval
     return tuple(prompts)
 
 
-def _fault(file: Path, line: int, name: str, what: str) -> FileFormatError:
-    return FileFormatError(f"{file}, line {line}, field {name!r}: {what}")
+def _fault(where: str, name: str, what: str) -> FileFormatError:
+    return FileFormatError(f"{where}, field {name!r}: {what}")
 
 
 def _unknown_sentence(who: str, unknown: Mapping[str, int]) -> str:

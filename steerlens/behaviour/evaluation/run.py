@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.behaviour.answers import Answer, Answerer
-from steerlens.behaviour.evaluation.conditions import Asked, asked_of, conditions_for, left_out
+from steerlens.behaviour.answers import Answer, Answerer, Question, answering
+from steerlens.behaviour.evaluation.conditions import (
+    PromptInCondition,
+    conditions_for,
+    in_condition,
+    left_out,
+)
 from steerlens.behaviour.evaluation.prompts import (
     EvaluationPrompt,
     PromptFile,
@@ -21,14 +26,13 @@ from steerlens.behaviour.fluency import fluency, why_degenerate
 from steerlens.behaviour.judge import load_judge
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
-from steerlens.engine.remembered import rendered_example
 from steerlens.errors import SteerlensError
-from steerlens.errors.progress import shown
 from steerlens.models.identity import model_identity
 from steerlens.models.loading import model_info, tokenize_prompts
-from steerlens.runs import Run, piece_name
-from steerlens.runs.executors import Workers, check_workers, executor
+from steerlens.runs import piece_name
+from steerlens.runs.executors import Workers, check_workers
 from steerlens.tasks.checks import verdict
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -48,10 +52,10 @@ class EvaluationSettings:
         max_new_tokens: Longest response, in tokens.
         judge: Reference of the judge; ``None`` for none.
         judge_tokens: Tokens of a response that the judge reads.
-        batch_size: Rows decoded together.
-        piece_rows: Rows a piece: what is computed by one worker, and lost with it.
-        skip_unknown: Leave rows out whose instruction no check knows, or the plan has no choice
-            for.
+        batch_size: Rows decoded together; fixed, so that a resumed run rounds as it did.
+        piece_rows: Rows per piece: what is computed by one worker, and lost with it.
+        skip_unknown: Leave out rows with an instruction that no check knows, or that the plan has
+            no choice for.
         seed: Seed of the intervals.
     """
 
@@ -65,7 +69,7 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
+class Evaluation(Result):
     """Result of `evaluate`.
 
     Attributes:
@@ -76,39 +80,33 @@ class Evaluation:
     summary: Mapping[str, Any]
     responses: tuple[Mapping[str, Any], ...]
 
-    def __repr__(self) -> str:
-        rates = ", ".join(
-            f"{name} {record['all']['loose']['rate']:.0%}"
-            for name, record in self.summary["conditions"].items()
-        )
-        return f"Evaluation({len(self.responses)} responses: {rates})"
-
     @property
     def table(self) -> pd.DataFrame:
-        """One row a condition and instruction (``"all prompts"`` first): `n`, loose rate, interval.
+        """One row per condition and instruction (``"all prompts"`` first).
 
-        Columns: `instruction`, `condition`, `n`, `rate`, `low`, `high`, `strict`, `degenerate`,
-        `median_perplexity`, `median_words`.
+        Columns: `instruction`, `condition`, `n`, loose `rate` with `low` and `high`, `strict`,
+        `degenerate`, `median_perplexity`, `median_words`.
         """
-        rows = []
-        for condition, record in self.summary["conditions"].items():
-            for name, rates in {"all prompts": record["all"], **record["instructions"]}.items():
-                rows.append(
-                    {
-                        "instruction": name,
-                        "condition": condition,
-                        "n": rates["n"],
-                        **rates["loose"],
-                        "strict": rates["strict"]["rate"],
-                        "degenerate": rates["degenerate"]["rate"],
-                        "median_perplexity": rates["median_perplexity"],
-                        "median_words": rates["median_words"],
-                    }
-                )
-        frame = pd.DataFrame(rows)
-        return frame.sort_values(
-            "instruction", key=lambda names: names != "all prompts", kind="stable"
-        ).reset_index(drop=True)
+        rows = [
+            {
+                "instruction": name,
+                "condition": condition,
+                "n": rates["n"],
+                **rates["loose"],
+                "strict": rates["strict"]["rate"],
+                "degenerate": rates["degenerate"]["rate"],
+                "median_perplexity": rates["median_perplexity"],
+                "median_words": rates["median_words"],
+            }
+            for condition, record in self.summary["conditions"].items()
+            for name, rates in {"all prompts": record["all"], **record["instructions"]}.items()
+        ]
+        return pd.DataFrame(rows).sort_values(
+            "instruction",
+            key=lambda names: names != "all prompts",
+            kind="stable",
+            ignore_index=True,
+        )
 
     def plot(self) -> "go.Figure":
         """Rates by instruction and condition with their intervals."""
@@ -116,33 +114,35 @@ class Evaluation:
 
         return condition_rates(self.table)
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        return summary(repr(self), table=self.table)
+    def __repr__(self) -> str:
+        rates = ", ".join(
+            f"{name} {record['all']['loose']['rate']:.0%}"
+            for name, record in self.summary["conditions"].items()
+        )
+        return f"Evaluation({len(self.responses)} responses: {rates})"
 
 
 def evaluate(
     model: TransformerBridge,
     prompts: PromptFile | Sequence[EvaluationPrompt],
-    folder: str | Path,
+    out: str | Path,
     plan: Plan | None = None,
     settings: EvaluationSettings | None = None,
     resume: bool = False,
-    progress: bool | None = None,
+    show_progress: bool | None = None,
     workers: Workers | None = None,
 ) -> Evaluation:
     """Answer prompts under every condition, check the responses, and summarise.
 
     Args:
         model: A hooked model.
-        prompts: From `read_prompts`, or made from the catalogue (`catalogue_prompts`, `several`).
-        folder: New or empty, or a run of the same evaluation with `resume`. Gets
+        prompts: From `read_prompts`, or from the catalogue (`catalogue_prompts`, `several`).
+        out: A new or empty folder, or a run of the same evaluation with `resume`. Gets
             ``responses.jsonl`` and ``summary.json``.
         plan: Where and how hard to steer; without one, prompting alone is evaluated.
         settings: Lengths, judge, seed.
         resume: Continue the run in the folder.
-        progress: Show progress bars on standard error; by default only in a terminal.
+        show_progress: Show progress bars on standard error; by default only in a terminal.
         workers: Compute answers in Ray workers instead of here; the files are the same.
 
     Raises:
@@ -156,7 +156,7 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     check_workers(workers)
-    rows, missing = _checked(model, prompts, plan, settings)
+    rows, missing = _checked(model, prompts, plan, settings.skip_unknown)
     judge = load_judge(settings.judge) if settings.judge else None
     described = {
         "model": model_identity(model).settings,
@@ -164,20 +164,15 @@ def evaluate(
         "plan": None if plan is None else piece_name(dict(plan.data)),
         "settings": asdict(settings),
     }
-    with (
-        Run.open(folder, kind="evaluate", settings=described, resume=resume) as run,
-        executor(model, workers, run, judge) as pool,
-    ):
-        answerer = Answerer(
-            model, run, settings.batch_size, settings.piece_rows, shown(progress), pool
-        )
-        run.note(rendered_example(model))
+    with answering(
+        model, out, "evaluate", described, settings, resume, show_progress, workers, judge
+    ) as (run, answerer):
         book = None
         if plan is not None:
             book = VectorBook(answerer, plan.recipe)
             plan.fill(book)
         asked = [
-            asked_of(row, condition, plan, book)
+            in_condition(row, condition, plan, book)
             for row in rows
             for condition in conditions_for(row, plan is not None)
         ]
@@ -186,7 +181,7 @@ def evaluate(
         if judge is not None:
             texts = [answer.text for answer in answers]
             perplexities = answerer.perplexities(judge, texts, settings.judge_tokens)
-        records = [_record(*one) for one in zip(asked, answers, perplexities, strict=True)]
+        records = list(map(_record, asked, answers, perplexities))
         summary = {
             "schema": EVALUATION_SCHEMA,
             **described,
@@ -203,7 +198,7 @@ def _checked(
     model: TransformerBridge,
     prompts: PromptFile | Sequence[EvaluationPrompt],
     plan: Plan | None,
-    settings: EvaluationSettings,
+    skip_unknown: bool,
 ) -> tuple[list[EvaluationPrompt], dict[str, int]]:
     """The rows to answer, and those left out, before anything is computed."""
     rows = list(prompts.prompts if isinstance(prompts, PromptFile) else prompts)
@@ -211,13 +206,13 @@ def _checked(
     if plan is not None:
         plan.check_model(model)
         rows, missing = left_out(rows, plan)
-        if missing and not settings.skip_unknown:
+        if missing and not skip_unknown:
             named = ", ".join(f"{name} ({n} rows)" for name, n in sorted(missing.items()))
             raise SteerlensError(
                 f"the plan has no choice for {named}; search for them, or leave their rows out "
                 "with --skip-unknown"
             )
-    elif settings.skip_unknown:
+    elif skip_unknown:
         missing = dict(unknown_ids(row.instruction_ids for row in rows))
         rows = [row for row in rows if not missing.keys() & set(row.instruction_ids)]
     if not rows:
@@ -233,10 +228,10 @@ def _check_lengths(model: TransformerBridge, rows: Sequence[EvaluationPrompt]) -
     for row in rows:
         texts = [row.prompt, row.prompt_without_instruction]
         try:
-            given = tokenize_prompts(model, [text for text in texts if text is not None])
+            tokens = tokenize_prompts(model, [text for text in texts if text is not None])
         except SteerlensError as error:
             raise SteerlensError(f"row {row.row!r}: {error}") from error
-        if max(map(len, given)) >= context:
+        if max(map(len, tokens)) >= context:
             raise SteerlensError(
                 f"prompt {row.row!r} fills the model's context of {context} tokens; nothing can "
                 "follow it; shorten it"
@@ -248,50 +243,52 @@ def _described_data(
     rows: Sequence[EvaluationPrompt],
     missing: Mapping[str, int],
 ) -> dict[str, Any]:
-    is_file = isinstance(prompts, PromptFile)
+    file = prompts if isinstance(prompts, PromptFile) else None
     return {
-        "file": Path(prompts.path).name if is_file else None,  # type: ignore[union-attr]
+        "file": Path(file.path).name if file else None,
         "hash": piece_name({"rows": [[row.row, row.prompt, row.kwargs] for row in rows]}),
         "n_rows": len(rows),
-        "left_out": {**(prompts.left_out if is_file else {}), **missing},  # type: ignore[union-attr]
+        "left_out": {**(file.left_out if file else {}), **missing},
     }
 
 
-def _answers(answerer: Answerer, asked: Sequence[Asked], max_new_tokens: int) -> list[Answer]:
+def _answers(
+    answerer: Answerer, asked: Sequence[PromptInCondition], max_new_tokens: int
+) -> list[Answer]:
     """Answers to all questions; equal ones (no steering chosen) are asked once."""
-    names = [
-        piece_name({"prompt": one.question.prompt, "label": one.question.label}) for one in asked
-    ]
-    distinct = dict(zip(reversed(names), reversed(asked), strict=True))
-    order = list(dict.fromkeys(names))
-    given = answerer.ask([distinct[name].question for name in order], max_new_tokens, "answering")
-    found = dict(zip(order, given, strict=True))
-    return [found[name] for name in names]
+    questions = [prompt.question for prompt in asked]
+    names = [piece_name({"prompt": q.prompt, "label": q.label}) for q in questions]
+    distinct: dict[str, Question] = {}
+    for name, question in zip(names, questions, strict=True):
+        distinct.setdefault(name, question)
+    answers = answerer.ask(list(distinct.values()), max_new_tokens)
+    by_name = dict(zip(distinct, answers, strict=True))
+    return [by_name[name] for name in names]
 
 
-def _record(one: Asked, answer: Answer, perplexity: float | None) -> dict[str, Any]:
+def _record(asked: PromptInCondition, answer: Answer, perplexity: float | None) -> dict[str, Any]:
     """A row of ``responses.jsonl``."""
-    row = one.row
-    judged = verdict(answer.text, row.instruction_ids, row.kwargs, prompt=row.prompt)
+    row = asked.row
+    checked = verdict(answer.text, row.instruction_ids, row.kwargs, prompt=row.prompt)
     why = why_degenerate(fluency(answer.text))
     return {
         "key": row.key,
         "row": row.row,
-        "condition": one.condition,
-        "prompt": one.question.prompt,
+        "condition": asked.condition,
+        "prompt": asked.question.prompt,
         "response": answer.text,
         "instruction_id_list": list(row.instruction_ids),
         "kwargs": [dict(kwargs) for kwargs in row.kwargs],
-        "strict": judged.all_strict,
-        "loose": judged.all_loose,
-        "strict_each": list(judged.strict),
-        "loose_each": list(judged.loose),
+        "strict": checked.all_strict,
+        "loose": checked.all_loose,
+        "strict_each": list(checked.strict),
+        "loose_each": list(checked.loose),
         "judge_perplexity": None if perplexity is None else round(perplexity, 4),
         "degenerate": why is not None,
         "degenerate_why": why,
-        "n_words": judged.n_words,
-        "n_sentences": judged.n_sentences,
+        "n_words": checked.n_words,
+        "n_sentences": checked.n_sentences,
         "n_tokens": answer.n_tokens,
         "finish_reason": answer.finish_reason,
-        "steering": one.setting,
+        "steering": asked.steering,
     }

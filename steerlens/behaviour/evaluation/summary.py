@@ -5,18 +5,19 @@
 * ``conditions``: for each condition, over all prompts and by instruction: n, strict and loose rate
   with Wilson intervals, the rate of responses that pass loosely and are not degenerate (``clean``),
   median judge perplexity, share of degenerate responses, median length;
-* ``differences``: steered − unsteered conditions over the same prompts: difference of loose and of
-  clean rates with paired-bootstrap intervals, exact McNemar p of the loose ones and the same after
-  Holm's correction over all differences, ratio of median perplexities, difference of degenerate
-  shares.
+* ``differences``: steered − unsteered conditions over the same prompts: difference of loose, clean
+  and degenerate rates with paired-bootstrap intervals, exact McNemar p of the loose ones and the
+  same after Holm's correction over all differences, ratio of median perplexities.
 """
 
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
+
 from steerlens.behaviour.evaluation.conditions import CONDITIONS, UNSTEERED
 from steerlens.stats.rates import (
+    Interval,
     holm,
     mcnemar_exact,
     median_ratio_bootstrap,
@@ -29,34 +30,35 @@ __all__ = ["COMPARISONS", "summarise"]
 # Each condition with the one it is compared with; steering is also compared with prompting.
 COMPARISONS = (*UNSTEERED.items(), ("uninstructed+steering", "instructed"))
 
-Record = Mapping[str, Any]
 
-
-def summarise(records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
+def summarise(records: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
     """Rates and differences of evaluated responses.
 
     Args:
         records: Rows of ``responses.jsonl``.
         seed: Seed of the bootstrap.
     """
-    by_condition = {
-        name: {record["row"]: record for record in records if record["condition"] == name}
-        for name in CONDITIONS
-    }
-    present = {name: rows for name, rows in by_condition.items() if rows}
+    frame = pd.DataFrame(list(records))
+    frame = frame.astype(dict.fromkeys(("strict", "loose", "degenerate"), bool))
+    # A pass that counts even for those to whom a loop is no answer.
+    frame["clean"] = frame["loose"] & ~frame["degenerate"]
+    frame["judge_perplexity"] = pd.to_numeric(frame["judge_perplexity"])
+    frame["instructions"] = frame["instruction_id_list"].map(" + ".join)
+    by_condition = dict(list(frame.groupby("condition")))
+    present = {name: by_condition[name] for name in CONDITIONS if name in by_condition}
     differences = [
         _difference(name, other, present[name], present[other], seed)
         for name, other in COMPARISONS
-        if name in present and other in present and set(present[name]) & set(present[other])
+        if name in present and other in present
+        if set(present[name]["row"]) & set(present[other]["row"])
     ]
-    adjusted = holm([one["p"] for one in differences])
+    adjusted = holm([difference["p"] for difference in differences])
     return {
         "conditions": {
             name: {
-                "all": _rates(list(rows.values())),
+                "all": _rates(rows),
                 "instructions": {
-                    instruction: _rates(own)
-                    for instruction, own in _by_instruction(list(rows.values())).items()
+                    str(asked): _rates(part) for asked, part in rows.groupby("instructions")
                 },
             }
             for name, rows in present.items()
@@ -65,59 +67,45 @@ def summarise(records: Sequence[Record], seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _by_instruction(records: Sequence[Record]) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(" + ".join(record["instruction_id_list"]), []).append(record)
-    return dict(sorted(groups.items()))
-
-
-def _rates(records: Sequence[Record]) -> dict[str, Any]:
-    n = len(records)
-    result: dict[str, Any] = {"n": n}
-    for kind, verdicts in {
-        **{kind: [bool(r[kind]) for r in records] for kind in ("strict", "loose", "degenerate")},
-        "clean": [_clean(record) for record in records],
-    }.items():
-        interval = wilson(sum(verdicts), n)
-        result[kind] = {"rate": interval.value, "low": interval.low, "high": interval.high}
-    known = [r["judge_perplexity"] for r in records if r["judge_perplexity"] is not None]
-    result["median_perplexity"] = statistics.median(known) if known else None
-    result["median_words"] = statistics.median(record["n_words"] for record in records)
-    return result
-
-
-def _clean(record: Record) -> bool:
-    """A pass that counts even for those to whom a loop is no answer."""
-    return bool(record["loose"]) and not record["degenerate"]
+def _rates(rows: pd.DataFrame) -> dict[str, Any]:
+    n = len(rows)
+    rates = {
+        kind: _with_ends("rate", wilson(int(rows[kind].sum()), n))
+        for kind in ("strict", "loose", "degenerate", "clean")
+    }
+    perplexity = rows["judge_perplexity"].median()
+    return {
+        "n": n,
+        **rates,
+        "median_perplexity": None if pd.isna(perplexity) else float(perplexity),
+        "median_words": float(rows["n_words"].median()),
+    }
 
 
 def _difference(
-    name: str, other: str, rows: Mapping[str, Record], others: Mapping[str, Record], seed: int
+    name: str, other: str, rows: pd.DataFrame, others: pd.DataFrame, seed: int
 ) -> dict[str, Any]:
     """One condition minus another, over the prompts both have."""
-    shared = sorted(set(rows) & set(others))
-    a, b = [rows[key] for key in shared], [others[key] for key in shared]
-    passed = [[bool(record["loose"]) for record in side] for side in (a, b)]
-    loops = [[float(record["degenerate"]) for record in side] for side in (a, b)]
-    gain = paired_bootstrap([float(x) for x in passed[0]], [float(x) for x in passed[1]], seed=seed)
-    clean = [[float(_clean(record)) for record in side] for side in (a, b)]
-    kept = paired_bootstrap(clean[0], clean[1], seed=seed)
-    cost = paired_bootstrap(loops[0], loops[1], seed=seed)
-    ratio = median_ratio_bootstrap(
-        [record["judge_perplexity"] for record in a],
-        [record["judge_perplexity"] for record in b],
-        seed=seed,
-    )
+    both = rows.merge(others, on="row", suffixes=("", "_other")).sort_values("row")
+    sides = {
+        kind: (both[kind].tolist(), both[f"{kind}_other"].tolist())
+        for kind in ("loose", "clean", "degenerate")
+    }
+    known = both.dropna(subset=["judge_perplexity", "judge_perplexity_other"])
+    perplexities = known["judge_perplexity"].tolist(), known["judge_perplexity_other"].tolist()
+    ratio = median_ratio_bootstrap(*perplexities, seed=seed)
     return {
         "condition": name,
         "minus": other,
-        "n": len(shared),
-        "loose": {"difference": gain.value, "low": gain.low, "high": gain.high},
-        "clean": {"difference": kept.value, "low": kept.low, "high": kept.high},
-        "degenerate": {"difference": cost.value, "low": cost.low, "high": cost.high},
-        "perplexity_ratio": None
-        if ratio is None
-        else {"ratio": ratio.value, "low": ratio.low, "high": ratio.high},
-        "p": mcnemar_exact(passed[0], passed[1]),
+        "n": len(both),
+        **{
+            kind: _with_ends("difference", paired_bootstrap(*side, seed=seed))
+            for kind, side in sides.items()
+        },
+        "perplexity_ratio": None if ratio is None else _with_ends("ratio", ratio),
+        "p": mcnemar_exact(*sides["loose"]),
     }
+
+
+def _with_ends(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.value, "low": interval.low, "high": interval.high}

@@ -1,12 +1,12 @@
-"""A plan: for each instruction, where and how hard to steer, chosen by behaviour.
+"""A plan: for each task, where and how hard to steer, chosen by behaviour.
 
-`steerlens search` writes a folder with ``plan.json`` and the vectors it names; `Plan.load` reads
-it. For each instruction the plan holds two choices: one for prompts that do **not** state the
-instruction (``uninstructed``), one for prompts that do (``instructed``), each with its rate on the
-prompts it was chosen on, corrected for the choosing, and the whole table that was searched.
+`search` writes a folder with ``plan.json`` and the vectors it names; `Plan.load` reads it. For each
+task the plan holds two choices: one for prompts that do **not** state the instruction
+(``uninstructed``), one for prompts that do (``instructed``), each with its rate on the prompts it
+was chosen on, corrected for the choosing, and the whole table that was searched.
 
-Vectors of instructions whose arguments are words are not stored: they are fitted again for the
-words at hand, by the plan's own recipe.
+Vectors of tasks whose arguments are words are not stored: they are fitted again for the words at
+hand, by the plan's own recipe.
 """
 
 import json
@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.behaviour.plans.fitting import FitRecipe, VectorBook
-from steerlens.behaviour.plans.settings import Candidate, candidate_from_json, describe
+from steerlens.behaviour.plans.candidates import Candidate, candidate_from_json, describe
+from steerlens.behaviour.plans.fitting import FitRecipe, VectorBook, joined
 from steerlens.errors import FileFormatError, SteerlensError, unknown_name
 from steerlens.files import local_path
 from steerlens.models.loading import model_info
 from steerlens.steering.interventions import Steering
-from steerlens.tasks import Task, catalogue
+from steerlens.tasks import catalogue
 from steerlens.vectors import SteeringVector
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -38,12 +39,12 @@ CONTEXTS = ("uninstructed", "instructed")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Plan:
-    """Choices by instruction; see the module's page.
+class Plan(Result):
+    """The choices for each task.
 
     Attributes:
         data: The content of ``plan.json``.
-        vectors: Saved vectors, by instruction and estimator.
+        vectors: Saved vectors, by task id and estimator.
     """
 
     data: Mapping[str, Any]
@@ -81,7 +82,7 @@ class Plan:
 
     @property
     def instructions(self) -> tuple[str, ...]:
-        """Ids of the instructions it has a choice for."""
+        """Ids of the tasks it has a choice for."""
         return tuple(self.data["instructions"])
 
     @property
@@ -92,39 +93,35 @@ class Plan:
     def check_model(self, model: TransformerBridge) -> None:
         """`SteerlensError` when the plan was searched on other weights, or configured otherwise."""
         info = model_info(model, exact=True)
-        made_for = self.data["model"]
+        recorded = self.data["model"]
         for key in ("weights_hash", "configuration_hash"):
             # Plans of earlier versions do not name the configuration.
-            was, is_now = made_for.get(key), getattr(info, key)
-            if was != is_now and (key == "weights_hash" or was is not None):
+            before, now = recorded.get(key), getattr(info, key)
+            if before != now and (key == "weights_hash" or before is not None):
                 changed = ", whose weights were changed since loading," if info.edited else ""
                 raise SteerlensError(
-                    f"this plan was searched on {made_for['reference']} ({key} "
-                    f"{str(was)[:19]}…), not on {info.reference}{changed} ({is_now[:19]}…); search "
+                    f"this plan was searched on {recorded['reference']} ({key} "
+                    f"{str(before)[:19]}…), not on {info.reference}{changed} ({now[:19]}…); search "
                     "again with this model"
                 )
 
-    def candidate(self, instruction: str, context: str = "uninstructed") -> Candidate:
-        """The chosen candidate; the empty one is no steering.
-
-        Args:
-            instruction: An id of the catalogue.
-            context: ``"uninstructed"`` or ``"instructed"``: whether the prompt states it.
+    def candidate(self, task_id: str, context: str = "uninstructed") -> Candidate:
+        """The candidate chosen for prompts that do or do not state the instruction.
 
         Raises:
-            UnknownNameError: The plan has no such instruction, or a context that does not exist.
+            UnknownNameError: The plan has no such task, or a context that does not exist.
         """
-        if instruction not in self.data["instructions"]:
-            raise unknown_name("instruction of this plan", instruction, self.instructions)
+        if task_id not in self.data["instructions"]:
+            raise unknown_name("instruction of this plan", task_id, self.instructions)
         if context not in CONTEXTS:
             raise unknown_name("context", context, CONTEXTS)
-        return candidate_from_json(self.data["instructions"][instruction][context]["parts"])
+        return candidate_from_json(self.data["instructions"][task_id][context]["parts"])
 
     def fill(self, book: VectorBook) -> None:
         """Give the saved vectors to a book, so that it does not fit them again."""
-        for (instruction, estimator), vector in self.vectors.items():
+        for (task_id, estimator), vector in self.vectors.items():
             vector.check_model(book.model)
-            book.keep(instruction, estimator, vector)
+            book.keep(task_id, estimator, vector)
 
     def steering(
         self,
@@ -137,50 +134,42 @@ class Plan:
 
         Args:
             book: Holds or fits the vectors.
-            instructions: Ids of the catalogue with the arguments of their checks.
-            context: Whether the prompt states them.
+            instructions: Ids of tasks with the arguments of their checks.
+            context: As for `candidate`.
             placebo: Random directions instead.
         """
-        parts: list[Steering] = []
-        for name, kwargs in instructions:
-            task: Task = catalogue[name]
-            one = book.steering(task, kwargs, self.candidate(name, context), placebo)
-            if one is not None:
-                parts.append(one)
-        if not parts:
-            return None
-        return Steering(tuple(one for part in parts for one in part.interventions))
+        steerings = [
+            book.steering(catalogue[name], kwargs, self.candidate(name, context), placebo)
+            for name, kwargs in instructions
+        ]
+        return joined([steering for steering in steerings if steering is not None])
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row an instruction and context: the choice, and what it did on the select split.
+        """One row per task and context: the choice, and what it did on the select split.
 
         Columns: `instruction`, `context`, `choice`, `n`, `rate` with `low` and `high`,
-        `corrected_rate` (choosing the best of many taken off) with its ends, `unsteered_rate` with
-        its ends, `degenerate`, `perplexity`, `unsteered_perplexity`.
+        `corrected_rate` (corrected for choosing the best of many) with its ends, `unsteered_rate`
+        with its ends, `degenerate`, `perplexity`, `unsteered_perplexity`.
         """
         rows = []
-        for name in self.instructions:
+        for name, record in self.data["instructions"].items():
             for context in CONTEXTS:
-                record = self.data["instructions"][name][context]
-                told = {key: value for key, value in record.items() if key != "parts"}
                 choice = describe(self.candidate(name, context))
-                rows.append({"instruction": name, "context": context, "choice": choice, **told})
-        return pd.DataFrame(rows)
+                row = {"instruction": name, "context": context, "choice": choice}
+                rows.append({**row, **record[context]})
+        return pd.DataFrame(rows).drop(columns="parts", errors="ignore")
 
     @property
     def tried(self) -> pd.DataFrame:
-        """Every candidate of every stage, for every instruction, as the search scored it."""
+        """Every candidate of every stage, for every task, as the search scored it."""
+        records = self.data["instructions"]
         return pd.DataFrame(
-            [
-                {"instruction": name, **row}
-                for name in self.instructions
-                for row in self.data["instructions"][name]["table"]
-            ]
+            [{"instruction": name, **row} for name in records for row in records[name]["table"]]
         )
 
     def plot(self) -> "go.Figure":
-        """Rates on the select split with and without the choice, by instruction and context."""
+        """Rates on the select split with and without the choice, by task and context."""
         from steerlens.views import condition_rates
 
         rows = []
@@ -191,16 +180,14 @@ class Plan:
                 rows.append({**about, "condition": f"{row['context']}{steered}", **ends})
         return condition_rates(rows)
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
+    def __repr__(self) -> str:
+        return f"Plan({self.data['model']['reference']}, {len(self.instructions)} instructions)"
 
+    def _card(self) -> Mapping[str, Any]:
         columns = ["instruction", "context", "choice", "rate", "low", "high", "unsteered_rate"]
         table = self.table[columns]
         gained = table["rate"] - table["unsteered_rate"]
-        return summary(repr(self), table=table.assign(gain=gained), largest="gain")
-
-    def __repr__(self) -> str:
-        return f"Plan({self.data['model']['reference']}, {len(self.instructions)} instructions)"
+        return {"table": table.assign(gain=gained), "largest": "gain"}
 
 
 def vector_file(instruction: str, estimator: str) -> str:

@@ -4,13 +4,12 @@
 `settings`       how much is tried
 `space`          the candidates, their neighbours and combinations
 `scoring`        how candidates are compared
-`halving`        one instruction, stage by stage
-`run`            several instructions, in a folder that can be resumed
+`halving`        one task, stage by stage
+`run`            several tasks, in a folder that can be resumed
 ================ ==================================================================
 """
 
-from steerlens.behaviour.search.halving import Found, search_instruction
 from steerlens.behaviour.search.run import search
 from steerlens.behaviour.search.settings import SearchSettings, Stage
 
-__all__ = ["Found", "SearchSettings", "Stage", "search", "search_instruction"]
+__all__ = ["SearchSettings", "Stage", "search"]

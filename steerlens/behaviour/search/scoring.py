@@ -1,18 +1,18 @@
 """How candidates are compared: what they pass, and what they cost in fluency.
 
-A response **succeeds** when it passes the instruction's loose check and is not degenerate; one that
-was cut does not pass an instruction that limits its length (`Task.limits_length`).
-In early stages, where responses are cut short, candidates are ranked by successes, then by fewer
-degenerate responses, then by the order of the cheap evidence.
+A response **succeeds** when it passes the task's loose check and is not degenerate; one that was
+cut does not pass a task that limits its length (`Task.limits_length`). In early stages, where
+responses are cut short, candidates are ranked by successes, then by fewer degenerate responses,
+then by the cheap evidence.
 
 In the final stage a candidate is **allowed** when it passes more prompts than no steering does, and
 its median judge perplexity stays within the limit (the perplexity filter of Stolfo et al. 2025,
-§4.1, made relative to no steering). Among those the **worth** decides, and must be above that of no
-steering: passes, less the degenerate responses beyond those of no steering times their price.
+§4.1, made relative to no steering). Among those the **worth** decides, and must exceed that of no
+steering: passes, minus the degenerate responses beyond those of no steering times their price.
 
-Why a price and not a limit: with two dozen prompts one response more that loops is four points, so
-that a limit of a few points drops by chance most of what works; and a small model that falls into
-loops anyway would be barred from being steered at all.
+Why a price and not a limit: with two dozen prompts one more degenerate response is four points, so
+a limit of a few points would by chance drop most of what works; and a small model that falls into
+loops anyway could not be steered at all.
 """
 
 import statistics
@@ -24,10 +24,10 @@ import numpy as np
 
 from steerlens.behaviour.answers import Answer
 from steerlens.behaviour.fluency import fluency, is_degenerate
-from steerlens.behaviour.plans.settings import Candidate, describe
+from steerlens.behaviour.plans.candidates import Candidate, describe, to_json
 from steerlens.stats.rates import Interval, best_of_many, wilson
-from steerlens.tasks import catalogue
-from steerlens.tasks.checks import verdict
+from steerlens.tasks import Task
+from steerlens.tasks.checks import follows
 from steerlens.tasks.pairs import ContrastPair
 
 __all__ = ["Score", "choose", "gains", "is_allowed", "judged", "scored", "worth"]
@@ -43,7 +43,7 @@ class Score:
         degenerate: For each prompt, whether the response is degenerate.
         n_tokens: Tokens of all responses.
         perplexity: Median under the judge; ``None`` without one, and for what passes no more
-            prompts than no steering, which cannot be chosen whatever it reads like.
+            prompts than no steering, which cannot be chosen anyway.
         evidence: The cheap evidence for it, where there is some.
     """
 
@@ -80,7 +80,7 @@ class Score:
         return {
             "stage": stage,
             "setting": describe(self.candidate),
-            "parts": [one.to_json() for one in self.candidate],
+            "parts": to_json(self.candidate),
             "n": len(self.passed),
             "passed": sum(self.passed),
             "successes": sum(self.successes),
@@ -92,23 +92,18 @@ class Score:
 
 def scored(
     candidate: Candidate,
-    instruction: str,
+    task: Task,
     pairs: Sequence[ContrastPair],
     answers: Sequence[Answer],
     evidence: float | None = None,
 ) -> Score:
     """Check the answers to the pairs' prompts."""
-    task = catalogue[instruction]
-    verdicts = [
-        verdict(answer.text, [instruction], [pair.kwargs], prompt=pair.instructed)
-        for answer, pair in zip(answers, pairs, strict=True)
-    ]
     return Score(
         candidate=candidate,
         passed=tuple(
-            one.all_loose
+            follows(task, answer.text, pair.kwargs, pair.instructed, loose=True)
             and not (answer.finish_reason == "length" and task.limits_length(pair.kwargs))
-            for one, answer, pair in zip(verdicts, answers, pairs, strict=True)
+            for answer, pair in zip(answers, pairs, strict=True)
         ),
         degenerate=tuple(is_degenerate(fluency(answer.text)) for answer in answers),
         n_tokens=sum(answer.n_tokens for answer in answers),
@@ -137,9 +132,9 @@ def is_allowed(score: Score, baseline: Score, most_perplexity: float) -> bool:
 
 
 def worth(score: Score, baseline: Score, price: float) -> list[float]:
-    """For each prompt its pass, less the price of a degenerate response where there was none.
+    """For each prompt its pass, minus the price of a degenerate response where there was none.
 
-    A degenerate response that is gone counts as gained; the sum is what decides.
+    A degenerate response that is gone counts as gained; the sum decides.
     """
     sides = zip(score.passed, score.degenerate, baseline.degenerate, strict=True)
     return [passed - price * (now - before) for passed, now, before in sides]
@@ -159,18 +154,20 @@ def choose(
         seed: Of the bootstrap that corrects the winner's rate.
 
     Returns:
-        The winner, its rate corrected for having been chosen, and how many were allowed. One whose
-        corrected rate is not above that of no steering gained by the luck of being chosen: then no
-        steering wins.
+        The winner, its rate corrected for having been chosen, and how many were allowed. If its
+        corrected rate is not above that of no steering, it gained by the luck of being chosen, and
+        no steering wins.
     """
     baseline = scores[0]
     allowed = [
-        one for one in scores if one is baseline or is_allowed(one, baseline, most_perplexity)
+        score
+        for score in scores
+        if score is baseline or is_allowed(score, baseline, most_perplexity)
     ]
     choosing = best_of_many(
-        np.array([one.passed for one in allowed]),
+        np.array([score.passed for score in allowed]),
         seed=seed,
-        worth=np.array([worth(one, baseline, price) for one in allowed]),
+        worth=np.array([worth(score, baseline, price) for score in allowed]),
     )
     winner, corrected = allowed[choosing.chosen], choosing.corrected
     if winner is not baseline and corrected.value <= baseline.rate:

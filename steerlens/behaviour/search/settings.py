@@ -1,7 +1,6 @@
 """How much a search tries, stage by stage."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import astuple, dataclass, field
 
 from steerlens.behaviour.plans.fitting import FitRecipe
 from steerlens.errors import SteerlensError
@@ -14,7 +13,7 @@ class Stage:
     """One round of full or shortened generations.
 
     Attributes:
-        n_prompts: Prompts of the ``select`` split a candidate answers.
+        n_prompts: Prompts of the ``select`` split that a candidate answers.
         n_tokens: Longest response, in tokens.
         n_kept: Candidates that go on to the next stage.
     """
@@ -26,9 +25,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Everything the result of a search depends on, besides model, instructions and code.
+    """Everything the result of a search depends on, besides model, tasks and code.
 
-    Sizes were set so that one instruction takes about two minutes on two CPU cores in bfloat16.
+    Sizes were set so that one task takes about two minutes on two CPU cores in bfloat16.
 
     Attributes:
         broad: First look at every candidate: few prompts, short responses.
@@ -36,19 +35,19 @@ class SearchSettings:
         final: The finalists and combinations, in full; rates are reported from here.
         n_evidence: Pairs for first-token causal recovery.
         degenerate_price: How many passes one more degenerate response costs.
-        most_perplexity: A candidate is dropped when its median judge perplexity exceeds that of no
-            steering this many times.
+        most_perplexity: A candidate is dropped when its median judge perplexity exceeds this many
+            times that of no steering.
         judge: Reference of the judge; ``None`` for none.
         judge_tokens: Tokens of a response that the judge reads.
-        batch_size: Rows decoded together.
-        piece_rows: Rows a piece: what is computed by one worker, and lost with it.
+        batch_size: Rows decoded together; fixed, so that a resumed run rounds as it did.
+        piece_rows: Rows per piece: what is computed by one worker, and lost with it.
         recipe: How vectors are fitted.
         seed: Draws prompts and resamples.
     """
 
-    broad: Stage = field(default_factory=lambda: Stage(6, 64, 8))
-    narrow: Stage = field(default_factory=lambda: Stage(12, 128, 4))
-    final: Stage = field(default_factory=lambda: Stage(24, 192, 1))
+    broad: Stage = Stage(6, 64, 8)
+    narrow: Stage = Stage(12, 128, 4)
+    final: Stage = Stage(24, 192, 1)
     n_evidence: int = 12
     degenerate_price: float = 1.0
     most_perplexity: float = 1.5
@@ -62,7 +61,7 @@ class SearchSettings:
     def __post_init__(self) -> None:
         for name in ("broad", "narrow", "final"):
             stage: Stage = getattr(self, name)
-            if min(stage.n_prompts, stage.n_tokens, stage.n_kept) < 1:
+            if min(astuple(stage)) < 1:
                 raise SteerlensError(f"every number of stage {name!r} must be at least 1: {stage}")
         if self.final.n_prompts < self.narrow.n_prompts or self.n_evidence < 2:
             raise SteerlensError(
@@ -70,7 +69,3 @@ class SearchSettings:
                 f"least 2 pairs; got {self.final.n_prompts}, {self.narrow.n_prompts}, "
                 f"{self.n_evidence}"
             )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for the run's manifest."""
-        return asdict(self)

@@ -1,4 +1,4 @@
-"""The candidates: which settings a search starts from, their neighbours and combinations.
+"""The candidates that a search starts from, their neighbours and combinations.
 
 Where cheap evidence exists it chooses the layers: for ``last_prompt`` vectors those with the
 highest first-token causal recovery, some layers apart. Response vectors act on what the model
@@ -8,8 +8,9 @@ out: nothing follows that could carry the instruction on.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
-from steerlens.behaviour.plans.settings import Candidate, Setting
+from steerlens.behaviour.plans.candidates import Candidate, InterventionSpec, scaled
 
 __all__ = ["combinations", "first_candidates", "instructed_candidates", "neighbours", "spaced_best"]
 
@@ -18,8 +19,8 @@ _TARGETS = (1.0, 1.5)
 _FINER = 2**0.5
 _DEPTHS = (0.47, 0.6, 0.67, 0.74, 0.84, 0.9)
 # For response vectors meeting the compliant mean keeps the stream where the model knows it; adding
-# to every token leads it away ("lowercase", 12 prompts, layer 20–22: 10 to 11 pass either way, and
-# 2 to 3 responses are degenerate instead of 4 to 12). Beyond the mean, only tokens below it are
+# to every token leads it away ("lowercase", 12 prompts, layer 20 to 22: 10 to 11 pass either way,
+# and 2 to 3 responses are degenerate instead of 4 to 12). Beyond the mean, only tokens below it are
 # moved, or those that comply by themselves are pulled back ("highlighted sections", 24 prompts,
 # layer 25, 1.5 times: 19 pass instead of 11).
 _RESPONSE = ((1.0, False), (1.5, True))
@@ -36,99 +37,80 @@ def spaced_best(scores: Mapping[int, float], n: int) -> list[int]:
     [23, 20]
     """
     chosen: list[int] = []
-    for layer in sorted(scores, key=lambda one: (-scores[one], one)):
+    for layer in sorted(scores, key=lambda layer: (-scores[layer], layer)):
         if len(chosen) < n and all(abs(layer - other) > _APART for other in chosen):
             chosen.append(layer)
     return chosen
 
 
-def depths(n_layers: int) -> list[int]:
-    """Evenly spaced layers for vectors without cheap evidence."""
-    return sorted({min(round(share * n_layers), max(n_layers - 2, 0)) for share in _DEPTHS})
-
-
 def first_candidates(
     estimators: Sequence[str], n_layers: int, recovery: Mapping[int, float] | None
 ) -> list[Candidate]:
-    """Where the search starts.
+    """Where the search starts, given the estimators that have a vector.
 
-    Args:
-        estimators: Those that have a vector.
-        n_layers: Depth of the model.
-        recovery: First-token causal recovery of ``last_prompt`` by layer, where it was measured.
+    `recovery` is the first-token causal recovery of ``last_prompt`` by layer, where measured.
     """
-    spread = depths(n_layers)
-    settings: list[Setting] = []
-    if "last_prompt" in estimators:
-        layers = spaced_best(recovery, 3) if recovery else spread[-3:]
-        for layer in layers:
-            for strength in _TARGETS:
-                for scope in ("prompt", "all"):
-                    settings.append(
-                        Setting("last_prompt", layer, "set_projection", strength, scope)
-                    )
-        settings += [Setting("last_prompt", layers[0], "add", s, "all") for s in (1.0, 2.0)]
-    for estimator in ("response_rewrite", "response_own"):
-        if estimator in estimators:
-            settings += [
-                Setting(estimator, layer, "set_projection", strength, "all", only_below)
-                for strength, only_below in _RESPONSE
-                for layer in spread
+    spread = sorted({min(round(d * n_layers), max(n_layers - 2, 0)) for d in _DEPTHS})
+    layers = spaced_best(recovery, 3) if recovery else spread[-3:]
+    specs: dict[str, list[InterventionSpec]] = {
+        "last_prompt": [
+            *(
+                InterventionSpec("last_prompt", layer, "set_projection", strength, scope)
+                for layer, strength, scope in product(layers, _TARGETS, ("prompt", "all"))
+            ),
+            *(InterventionSpec("last_prompt", layers[0], "add", s, "all") for s in (1.0, 2.0)),
+        ],
+        **{
+            name: [
+                InterventionSpec(name, layer, "set_projection", strength, "all", only_below)
+                for (strength, only_below), layer in product(_RESPONSE, spread)
             ]
-    if "response_end" in estimators:
-        settings += [
-            Setting("response_end", layer, "add", strength, "response")
-            for layer in spread[:-1]
-            for strength in _ENDING
-        ]
-    if "include" in estimators:
-        settings += [
-            Setting("include", layer, "add", strength, "all")
-            for layer in spread[1:]
-            for strength in _SUBTRACTED
-        ]
-    return [(setting,) for setting in settings]
+            for name in ("response_rewrite", "response_own")
+        },
+        "response_end": [
+            InterventionSpec("response_end", layer, "add", strength, "response")
+            for layer, strength in product(spread[:-1], _ENDING)
+        ],
+        "include": [
+            InterventionSpec("include", layer, "add", strength, "all")
+            for layer, strength in product(spread[1:], _SUBTRACTED)
+        ],
+    }
+    return [(spec,) for name in specs if name in estimators for spec in specs[name]]
 
 
 def neighbours(candidate: Candidate, n_layers: int) -> list[Candidate]:
-    """The settings next to a single one: layers beside it, stronger, weaker, other tokens."""
+    """What is next to a single intervention: layers beside it, stronger, weaker, other tokens."""
     if len(candidate) != 1:
         return []
-    [one] = candidate
+    [spec] = candidate
     near = [
-        replace(one, layer=one.layer + step)
+        replace(spec, layer=spec.layer + step)
         for step in (-_APART, _APART)
-        if 0 <= one.layer + step < n_layers - 1
+        if 0 <= spec.layer + step < n_layers - 1
     ]
-    near += [
-        replace(one, strength=round(one.strength * factor, 3)) for factor in (_FINER, 1 / _FINER)
-    ]
-    if one.estimator.startswith("response"):
-        near.append(replace(one, scope="response" if one.scope == "all" else "all"))
-        if one.operation == "set_projection":
-            near.append(replace(one, only_below=not one.only_below))
-    return [(setting,) for setting in near]
+    near += [*scaled(candidate, _FINER), *scaled(candidate, 1 / _FINER)]
+    if spec.estimator.startswith("response"):
+        near.append(replace(spec, scope="response" if spec.scope == "all" else "all"))
+        if spec.operation == "set_projection":
+            near.append(replace(spec, only_below=not spec.only_below))
+    return [(spec,) for spec in near]
 
 
 def combinations(ranked: Sequence[Candidate]) -> list[Candidate]:
-    """The best prompt setting with the best response setting, the second also at half strength.
+    """The best prompt vector with the best response vector, the second also at half strength.
 
     A ``last_prompt`` vector says how to begin, a response vector how to go on.
     """
-    singles = [candidate[0] for candidate in ranked if len(candidate) == 1]
-    prompts = [one for one in singles if one.estimator == "last_prompt"]
-    others = [one for one in singles if one.estimator.startswith("response")]
+    singles = [candidate for candidate in ranked if len(candidate) == 1]
+    prompts = [single for single in singles if single[0].estimator == "last_prompt"]
+    others = [single for single in singles if single[0].estimator.startswith("response")]
     if not prompts or not others:
         return []
-    weaker = replace(others[0], strength=round(others[0].strength / 2, 3))
-    return [(prompts[0], others[0]), (prompts[0], weaker)]
+    return [prompts[0] + others[0], prompts[0] + scaled(others[0], 0.5)]
 
 
 def instructed_candidates(ranked: Sequence[Candidate]) -> list[Candidate]:
     """For prompts that state the instruction: the best without it, each also at half strength."""
-    trying = [one for candidate in ranked for one in (candidate, _halved(candidate))]
-    return list(dict.fromkeys(trying))
-
-
-def _halved(candidate: Candidate) -> Candidate:
-    return tuple(replace(one, strength=round(one.strength / 2, 3)) for one in candidate)
+    both = [half for candidate in ranked for half in (candidate, scaled(candidate, 0.5))]
+    return list(dict.fromkeys(both))

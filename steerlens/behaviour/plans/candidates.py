@@ -1,29 +1,37 @@
-"""Settings and candidates: what a search chooses between, as plain data.
+"""Candidates: what a search chooses between, as plain data.
 
-A `Setting` is one intervention, named by where its vector comes from; a candidate is a tuple of
-settings that are applied together, in order. The empty tuple is *no steering*, a candidate like
-any other.
+An `InterventionSpec` is one intervention, named by where its vector comes from. A candidate is a
+tuple of them, applied together in order. The empty tuple is *no steering*, a candidate like any
+other.
 
->>> one = Setting("last_prompt", 24, "set_projection", 1.0, "prompt")
->>> describe((one,))
+>>> spec = InterventionSpec("last_prompt", 24, "set_projection", 1.0, "prompt")
+>>> describe((spec,))
 'last_prompt: set_projection ×1 at layer 24 on prompt'
 >>> describe(NO_STEERING)
 'no steering'
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 from steerlens.errors import FileFormatError, SteeringError, unknown_name
 from steerlens.steering.operations import GENERAL, Operation, Scope
 
-__all__ = ["NO_STEERING", "Candidate", "Setting", "candidate_from_json", "describe"]
+__all__ = [
+    "NO_STEERING",
+    "Candidate",
+    "InterventionSpec",
+    "candidate_from_json",
+    "describe",
+    "scaled",
+    "to_json",
+]
 
 
 @dataclass(frozen=True, order=True)
-class Setting:
-    """One intervention, without its vector.
+class InterventionSpec:
+    """One intervention without its vector.
 
     Attributes:
         estimator: Where the vector comes from; see `steerlens.behaviour.plans.fitting`.
@@ -55,44 +63,49 @@ class Setting:
         if self.scope not in get_args(Scope):
             raise unknown_name("scope", self.scope, get_args(Scope))
         if self.layer < 0:
-            raise SteeringError(f"a setting's layer counts from 0; got {self.layer}")
-
-    def describe(self) -> str:
-        """One phrase."""
-        side = ", only below its target" if self.only_below else ""
-        side = ", only above its target" if self.only_above else side
-        return (
-            f"{self.estimator}: {self.operation} ×{self.strength:g} at layer {self.layer} "
-            f"on {self.scope}{side}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Its fields, `only_below` and `only_above` only where they are set."""
-        fields = asdict(self)
-        for name in ("only_below", "only_above"):
-            if not fields[name]:
-                del fields[name]
-        return fields
+            raise SteeringError(f"a layer counts from 0; got {self.layer}")
 
 
-Candidate = tuple[Setting, ...]
+Candidate = tuple[InterventionSpec, ...]
 NO_STEERING: Candidate = ()
 
 
+def scaled(candidate: Candidate, factor: float) -> Candidate:
+    """The candidate with each strength multiplied, to three decimals."""
+    return tuple(replace(spec, strength=round(spec.strength * factor, 3)) for spec in candidate)
+
+
 def describe(candidate: Candidate) -> str:
-    """A phrase for people."""
-    return " + ".join(setting.describe() for setting in candidate) or "no steering"
+    """The candidate in words."""
+    return " + ".join(map(_phrase, candidate)) or "no steering"
+
+
+def _phrase(spec: InterventionSpec) -> str:
+    sides = {"below": spec.only_below, "above": spec.only_above}
+    only = [f", only {side} its target" for side, is_set in sides.items() if is_set]
+    return (
+        f"{spec.estimator}: {spec.operation} ×{spec.strength:g} at layer {spec.layer} "
+        f"on {spec.scope}{''.join(only)}"
+    )
+
+
+def to_json(candidate: Candidate) -> list[dict[str, Any]]:
+    """Its parts' fields; `only_below` and `only_above` where they are set."""
+    return [
+        {name: value for name, value in asdict(spec).items() if value or "only" not in name}
+        for spec in candidate
+    ]
 
 
 def candidate_from_json(parts: Sequence[Mapping[str, Any]]) -> Candidate:
-    """The candidate whose settings' fields are given.
+    """The candidate whose parts' fields are given.
 
     Raises:
         FileFormatError: A part lacks a field, or one is of the wrong kind.
     """
     try:
         return tuple(
-            Setting(
+            InterventionSpec(
                 estimator=str(part["estimator"]),
                 layer=int(part["layer"]),
                 operation=str(part["operation"]),
@@ -105,5 +118,6 @@ def candidate_from_json(parts: Sequence[Mapping[str, Any]]) -> Candidate:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
-            f"a setting needs estimator, layer, operation, strength and scope; got {parts!r}"
+            "an intervention of a plan needs estimator, layer, operation, strength and scope; "
+            f"got {parts!r}"
         ) from error
