@@ -8,7 +8,7 @@ from effects_examples import by_hand
 from steering_examples import random_vector
 
 from steerlens.effects import token_effects
-from steerlens.effects.forced import token_texts
+from steerlens.effects.texts import token_texts
 from steerlens.errors import ActivationError, ModelError, SteeringError, UnknownNameError
 from steerlens.steering.interventions import Steering
 

@@ -17,8 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.activations.cache import ResidualCache
 from steerlens.errors import SteerlensError
 from steerlens.explorer import explore
-from steerlens.explorer.sources import as_python, kind_of, read_at, vector_of
-from steerlens.explorer.state import Setting
+from steerlens.explorer.trials import Trial, as_python, kind_of, read_at, vector_of
 from steerlens.models.loading import model_info
 from steerlens.vectors import difference_of_means
 from steerlens.views.tokens import LEVELS
@@ -49,10 +48,10 @@ def test_a_moved_slider_gives_the_texts_that_generate_gives(model: TransformerBr
     assert frame.position[frame.read].tolist() == [explorer.run.effects.n_prompt - 1]
     # And it can be pinned, and reproduced
     explorer.pin()
-    assert explorer.pins[0].setting.layer == 20
+    assert explorer.pins[0].trial.layer == 20
     assert "layer 20" in explorer.pinned.value
     dtype = model_info(model).dtype
-    assert explorer.to_python() == as_python(explorer.setting, "smollm2-135m-instruct", 4, dtype)
+    assert explorer.to_python() == as_python(explorer.trial, "smollm2-135m-instruct", 4, dtype)
     # And a click on a token gives its numbers
     words = next(t for t in explorer.strips.children[0].data if t.customdata is not None)
     explorer._show_token(words, SimpleNamespace(point_inds=[1]), None)
@@ -79,7 +78,7 @@ def test_cancelling_leaves_the_model_as_it_was(tiny_model: TransformerBridge) ->
     explorer.max_new_tokens.value = 40
     explorer.layer.value = 1
     explorer.operation.value = "add"
-    explorer.session.start(explorer.setting, lambda _: vector)
+    explorer.session.start(explorer.trial, lambda _: vector)
     explorer.session.wait(60.0)
     # Then it stopped there, and the model computes what it did before
     assert n_steps == 3 and explorer.run is None
@@ -98,7 +97,7 @@ def test_pins_are_compared_token_by_token_in_shades_of_one_scale(tiny_model) -> 
     for layer, times in ((1, 1.0), (2, 10.0)):
         run = made_up_run(["A", " b"], ["A", HOSTILE, " c"])
         run = replace(run, effects=replace(run.effects, kl=torch.full_like(run.effects.kl, times)))
-        explorer._shown, explorer.run = Setting("own words", "Hi!", layer), run
+        explorer._shown, explorer.run = Trial("own words", "Hi!", layer), run
         # When each is kept
         explorer.pin()
     # Then each row is a strip of the response alone, the stronger one darker, with one legend
@@ -117,7 +116,7 @@ def test_the_exported_python_gives_the_same_texts(model: TransformerBridge, monk
     import steerlens as sl
 
     # Given the lines for an instruction in own words, on the model that is loaded already
-    setting = Setting("Answer in capital letters.", "Hi there!", 20, max_new_tokens=5)
+    setting = Trial("Answer in capital letters.", "Hi there!", 20, max_new_tokens=5)
     lines = as_python(setting, "smollm2-135m-instruct", 4)
     monkeypatch.setattr(sl, "load_model", lambda _, dtype: model)
     # When they run
@@ -151,7 +150,7 @@ def test_a_faulty_setting_is_told_and_the_explorer_goes_on(tiny_model) -> None:
 
 
 def test_the_exported_python_loads_the_model_in_its_own_dtype() -> None:
-    setting = Setting("detectable_format:title", "Hi there!", 20)
+    setting = Trial("detectable_format:title", "Hi there!", 20)
     lines = as_python(setting, "smollm2-135m-instruct", 4, "bfloat16")
     assert "sl.load_model('smollm2-135m-instruct', dtype='bfloat16')" in lines
 
@@ -165,7 +164,7 @@ def test_an_unforeseen_fault_is_told_and_not_waited_for(tiny_model) -> None:
     explorer = explore(tiny_model)
     explorer._say("answering …")
     # When its setting runs
-    explorer.session.start(explorer.setting, fail)
+    explorer.session.start(explorer.trial, fail)
     explorer.session.wait(60.0)
     # Then the fault is said, as text
     assert explorer.message.value == "ValueError: unforeseen &lt;b&gt;"
@@ -175,7 +174,7 @@ def test_strips_of_the_setting_before_are_gone_when_a_slider_moves(tiny_model, m
     # Given an explorer that shows a run
     explorer = explore(tiny_model)
     run = made_up_run(["a", "b"], ["a", "c"])
-    explorer._show_run(Setting("detectable_format:title", "Hi!", 1), run)
+    explorer._show_run(Trial("detectable_format:title", "Hi!", 1), run)
     assert len(explorer.strips.children) == 2
     # When a control changes, and nothing has run yet
     monkeypatch.setattr(explorer.session, "start", lambda *_: None)
@@ -188,7 +187,7 @@ def test_hostile_tokens_told_at_a_click_are_text(tiny_model) -> None:
     # Given a run whose tokens are markup
     explorer = explore(tiny_model)
     run = made_up_run([HOSTILE], ["x", HOSTILE])
-    explorer._show_run(Setting("detectable_format:title", "Hi!", 1), run)
+    explorer._show_run(Trial("detectable_format:title", "Hi!", 1), run)
     # When each of them is clicked
     for figure in explorer.strips.children:
         for trace in figure.data:
@@ -211,7 +210,7 @@ def test_a_run_that_is_being_shown_when_a_slider_moves_is_cleared(tiny_model) ->
 
     explorer.session.on_run = show_slowly
     explorer.max_new_tokens.value = 2
-    explorer.session.start(explorer.setting, lambda _: random_vector(3, 16))
+    explorer.session.start(explorer.trial, lambda _: random_vector(3, 16))
     assert entered.wait(60.0)
     # When a slider moves
     explorer.strength.value = 2.0
@@ -260,7 +259,7 @@ def test_a_prompt_longer_than_the_context_is_told_in_a_sentence(tiny_model) -> N
     explorer = explore(tiny_model)
     explorer.prompt.value = "Rome " * 60
     # When it runs
-    explorer.session.start(explorer.setting, lambda _: random_vector(3, 16))
+    explorer.session.start(explorer.trial, lambda _: random_vector(3, 16))
     explorer.session.wait(60.0)
     # Then that is said, and nothing is shown
     assert "at most 128; shorten it" in explorer.message.value
@@ -280,7 +279,7 @@ def test_after_a_faulty_setting_nothing_of_the_one_before_is_left(tiny_model) ->
     # Given an explorer that shows both texts of a setting
     explorer = explore(tiny_model)
     run = made_up_run(["an older", " baseline"], ["an older", " answer"])
-    explorer._show_run(Setting("detectable_format:title", "Hi!", 1), run)
+    explorer._show_run(Trial("detectable_format:title", "Hi!", 1), run)
     explorer.details.value = "numbers of an older token"
     assert "older baseline" in explorer.baseline.value and "older answer" in explorer.steered.value
     # When a setting is wrong

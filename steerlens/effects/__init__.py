@@ -25,6 +25,7 @@ were steered; the parts sum to the whole.
 | `distributions` | next-token distributions compared |
 | `propagation`, `lens` | over layers × positions: what is left, and what it would say |
 | `alignment` | where two texts part and meet |
+| `texts` | tokens as text |
 | `contributions` | which positions changed a token |
 """
 

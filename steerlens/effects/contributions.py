@@ -30,7 +30,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.effects.forced import TokenEffects, decoder, token_table
+from steerlens.effects.forced import TokenEffects
+from steerlens.effects.texts import decoder, token_table
 from steerlens.engine.batches import packs
 from steerlens.engine.choosing import running
 from steerlens.engine.forward import PassRow, run_rows

@@ -4,18 +4,12 @@ r"""Forced mode: both models score the same text, so their distributions can be 
 (teacher forcing). For position *t*, with :math:`p` the unsteered and :math:`q` the steered
 next-token distribution after token *t*:
 
-==========================  ======================================================================
-``kl``                      :math:`\mathrm{KL}(q_t \| p_t)` in nats
-``entropy_change``          :math:`H(q_t) - H(p_t)` in nats
-``promoted``, ``suppressed``  the five tokens whose probability rose (fell) most, with their change
-                            of log-probability
-``logprob_baseline``, ``logprob_steered``  log-probability of token *t* itself, from position
-                            *t* − 1; undefined (NaN) for the first token
-``projection_before``, ``projection_after``  :math:`x_t \cdot u` at the steered layer, before and
-                            after the interventions of that layer
-``steered``                 whether an intervention wrote to this position
-``read``                    whether the vector was read at this position, where that is known
-==========================  ======================================================================
+- ``kl`` is :math:`\mathrm{KL}(q_t \| p_t)` and ``entropy_change`` :math:`H(q_t) - H(p_t)`, in nats;
+- ``logprob_baseline`` and ``logprob_steered`` are the log-probability of token *t* itself, from
+  position *t* − 1;
+- ``promoted`` and ``suppressed`` are the five tokens whose probability rose or fell most;
+- ``projection_before`` and ``projection_after`` are :math:`x_t \cdot u` at the steered layer,
+  before and after its interventions.
 
 Beside them, over layers × positions, what is left of the intervention
 (`steerlens.effects.propagation`) and, at layers asked for, what both streams would say there
@@ -27,7 +21,6 @@ attention. `steerlens.effects.contributions` takes one token's effect apart by p
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
@@ -41,6 +34,7 @@ from steerlens.effects.distributions import RankedTokens, compare
 from steerlens.effects.lens import LensReadout, read_through_lens
 from steerlens.effects.propagation import Propagation, PropagationRecorder
 from steerlens.effects.streams import Stream, both_streams
+from steerlens.effects.texts import decoder, token_table, token_texts
 from steerlens.errors import SteeringError, SteerlensError, unknown_name
 from steerlens.errors.arguments import arguments, whole_number
 from steerlens.steering.interventions import Steering
@@ -53,11 +47,8 @@ __all__ = [
     "PICTURES",
     "TokenEffects",
     "check_steering",
-    "decoder",
     "scored",
     "token_effects",
-    "token_table",
-    "token_texts",
 ]
 
 # Pictures that shade the text, with what they show.
@@ -92,8 +83,6 @@ _MAPS = {
     ),
 }
 PICTURES = (*_SHADED, *_MAPS, "lens", "tokens", "curve")
-# A character has at most four bytes, and a token before or after it may share some of them.
-_LONGEST = 8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -358,12 +347,6 @@ def scored(
     )
 
 
-def token_table(tokens: Sequence[str], n_prompt: int) -> pd.DataFrame:
-    """One row per token: position, token, role."""
-    roles = ["prompt"] * n_prompt + ["response"] * (len(tokens) - n_prompt)
-    return pd.DataFrame({"position": range(len(tokens)), "token": tokens, "role": roles})
-
-
 def check_steering(steering: object) -> None:
     """`SteeringError` unless this is a steering that does something."""
     if not isinstance(steering, Steering) or not steering.interventions:
@@ -371,39 +354,6 @@ def check_steering(steering: object) -> None:
             f"a Steering with at least one intervention is needed, not {steering!r}; make one with "
             "vector.at(layer=…)"
         )
-
-
-def decoder(model: TransformerBridge) -> Callable[[int], str]:
-    """A function from token ids to their text that decodes each id once."""
-    tokenizer: Any = model.tokenizer
-
-    @cache
-    def decode(token: int) -> str:
-        return str(tokenizer.decode([token]))
-
-    return decode
-
-
-def token_texts(model: TransformerBridge, tokens: Sequence[int]) -> tuple[str, ...]:
-    """Each token's text, so that together they are the text.
-
-    A character that takes several tokens (emoji, many scripts) belongs to the first of them; the
-    others have none of their own.
-    """
-    tokenizer: Any = model.tokenizer
-    decode = decoder(model)
-    texts: list[str] = []
-    while len(texts) < len(tokens):
-        start = len(texts)
-        text, n_joined = decode(tokens[start]), 1
-        if "\ufffd" in text:
-            for stop in range(start + 2, min(start + _LONGEST, len(tokens)) + 1):
-                joined = str(tokenizer.decode(list(tokens[start:stop])))
-                if "\ufffd" not in joined:
-                    text, n_joined = joined, stop - start
-                    break
-        texts += [text, *[""] * (n_joined - 1)]
-    return tuple(texts)
 
 
 def _touched(steering: Steering, n_prompt: int, n_tokens: int) -> Bool[Tensor, "intervention pos"]:

@@ -23,8 +23,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.effects.alignment import MIN_SHARED, Alignment, align, parts_at
 from steerlens.effects.distributions import score
-from steerlens.effects.forced import TokenEffects, token_table, token_texts
+from steerlens.effects.forced import TokenEffects
 from steerlens.effects.streams import Stream, other_ending
+from steerlens.effects.texts import token_table, token_texts
 from steerlens.errors import unknown_name
 from steerlens.steering.interventions import Steering
 from steerlens.views import Result

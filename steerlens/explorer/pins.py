@@ -1,4 +1,4 @@
-"""Pinned settings side by side: what each wrote, token by token, in shades that can be compared.
+"""Pinned trials side by side: what each wrote, token by token, in shades that can be compared.
 
 All strips share one limit, that of the strongest change among them, so that a darker token is a
 stronger change whichever pin it is in. Text of the model is escaped; nothing runs.
@@ -6,19 +6,52 @@ stronger change whichever pin it is in. Text of the model is escaped; nothing ru
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from steerlens.explorer.state import Pin
+from steerlens.effects.run import SteeredRun
+from steerlens.explorer.trials import Trial
 from steerlens.views.numbers import show
 from steerlens.views.tokens import strip_css, strip_legend, strip_limit, token_strip
 
-__all__ = ["pins_table"]
+__all__ = ["Pin", "pins_table"]
 
 _CELL = "vertical-align:top;text-align:start;padding:.3em .8em .3em 0"
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
 
 
+@dataclass(frozen=True)
+class Pin:
+    """A trial kept with what it gave.
+
+    Attributes:
+        trial: What was run.
+        baseline: The unsteered response.
+        steered: The steered response.
+        tokens: Rows of `TokenEffects.table`, those of the steered response.
+        parts_at: The first of them that the baseline does not have; ``None`` where there is none.
+        mean_kl: `TokenEffects.mean_kl`; ``None`` where it is not known.
+    """
+
+    trial: Trial
+    baseline: str
+    steered: str
+    tokens: tuple[dict[str, Any], ...] = ()
+    parts_at: int | None = None
+    mean_kl: float | None = None
+
+    @classmethod
+    def of(cls, trial: Trial, run: SteeredRun) -> "Pin":
+        """The trial with what its run gave."""
+        table = run.effects.table
+        rows = table[table["role"] == "response"].to_dict("records")
+        tokens = tuple({str(name): value for name, value in row.items()} for row in rows)
+        texts = (run.baseline, run.steered)
+        return cls(trial, *texts, tokens, run.parts_at, run.effects.mean_kl)
+
+
 def pins_table(pins: Sequence[Pin]) -> str:
-    """One row a pin: its setting, its baseline, and its steered response as a strip of KL."""
+    """One row per pin: its trial, its baseline, and its steered response as a strip of KL."""
     if not pins:
         return ""
     limit = max(strip_limit(pin.tokens) for pin in pins)
@@ -36,11 +69,11 @@ def _row(number: int, pin: Pin, limit: float) -> str:
     steered = token_strip(
         pin.tokens, limit=limit, parts_at=pin.parts_at, styled=False, legend=False
     )
-    said = html.escape(f"{number}. {pin.setting.describe()}")
+    about = html.escape(f"{number}. {pin.trial.describe()}")
     if pin.mean_kl is not None:
-        said += f"<br>mean KL over the response {show(pin.mean_kl, 3)} nats"
+        about += f"<br>mean KL over the response {show(pin.mean_kl, 3)} nats"
     return (
-        f'<tr><td style="{_CELL};max-width:18em">{said}</td>'
+        f'<tr><td style="{_CELL};max-width:18em">{about}</td>'
         f'<td style="{_CELL};{_TEXT};max-width:24em" dir="auto">{html.escape(pin.baseline)}</td>'
         f'<td style="{_CELL};max-width:30em">{steered}</td></tr>'
     )

@@ -1,11 +1,8 @@
-"""Generation in a worker thread, given up when a new setting arrives.
+"""Generation in a worker thread, given up when a new trial arrives.
 
-Both texts are decoded together. The function that chooses each step's tokens is also where a step
-is reported and where a cancelled generation stops: it raises, and the engine's context managers
-put the model back as for any other failure.
-
-What a worker tells and a cancellation exclude each other: when `Session.cancel` returns, the older
-setting has said its last word, and what it showed can be cleared.
+The function that chooses each step's tokens also reports the step, and raises where a generation
+was cancelled; the engine then puts the model back as for any other failure. When `Session.cancel`
+returns, the older trial reports nothing more, and what it showed can be cleared.
 """
 
 import threading
@@ -20,8 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.effects.run import SteeredRun, record_run
 from steerlens.engine.generation import generate_from_tokens
 from steerlens.errors import SteerlensError
-from steerlens.explorer.sources import read_at
-from steerlens.explorer.state import Setting
+from steerlens.explorer.trials import Trial, read_at
 from steerlens.models.loading import end_token_ids, tokenize_prompts
 from steerlens.vectors import SteeringVector
 
@@ -29,16 +25,16 @@ __all__ = ["Session"]
 
 
 class _CancelledError(Exception):
-    """A newer setting has arrived."""
+    """A newer trial has arrived."""
 
 
 class Session:
-    """Runs the newest setting; older ones end at their next token.
+    """Runs the newest trial; older ones end at their next token.
 
     Args:
         model: A hooked model, which only one worker uses at a time.
         on_text: Called after each step with the baseline and the steered text so far.
-        on_run: Called with the setting and its recorded run.
+        on_run: Called with the trial and its recorded run.
         on_error: Called with the sentence of what went wrong.
     """
 
@@ -46,7 +42,7 @@ class Session:
         self,
         model: TransformerBridge,
         on_text: Callable[[str, str], None],
-        on_run: Callable[[Setting, SteeredRun], None],
+        on_run: Callable[[Trial, SteeredRun], None],
         on_error: Callable[[str], None],
     ) -> None:
         self.model = model
@@ -59,17 +55,11 @@ class Session:
         self._telling = threading.RLock()
         self._worker: threading.Thread | None = None
 
-    def start(self, setting: Setting, vector_of: Callable[[str], SteeringVector]) -> None:
-        """Run a setting in the background, and give up the one before.
-
-        Args:
-            setting: What to run.
-            vector_of: Gives the vector of the setting's source, in the worker.
-        """
+    def start(self, trial: Trial, vector_of: Callable[[str], SteeringVector]) -> None:
         self.cancel()
         self._stop = threading.Event()
         self._worker = threading.Thread(
-            target=self._run, args=(setting, vector_of, self._stop), daemon=True
+            target=self._run, args=(trial, vector_of, self._stop), daemon=True
         )
         self._worker.start()
 
@@ -95,22 +85,22 @@ class Session:
             yield
 
     def _tell(self, stop: threading.Event, callback: Callable[..., None], *told: Any) -> None:
-        """Call back, unless a newer setting has arrived."""
+        """Call back, unless a newer trial has arrived."""
         with self._telling:
             if not stop.is_set():
                 callback(*told)
 
     def _run(
         self,
-        setting: Setting,
+        trial: Trial,
         vector_of: Callable[[str], SteeringVector],
         stop: threading.Event,
     ) -> None:
         with self._in_use:
             try:
                 if not stop.is_set():
-                    run = self._steered_run(setting, vector_of(setting.source), stop)
-                    self._tell(stop, self.on_run, setting, run)
+                    run = self._steered_run(trial, vector_of(trial.source), stop)
+                    self._tell(stop, self.on_run, trial, run)
             except _CancelledError:
                 return
             except (SteerlensError, OSError) as error:
@@ -121,11 +111,11 @@ class Session:
                 raise
 
     def _steered_run(
-        self, setting: Setting, vector: SteeringVector, stop: threading.Event
+        self, trial: Trial, vector: SteeringVector, stop: threading.Event
     ) -> SteeredRun:
-        steering = setting.steering(vector)
+        steering = trial.steering(vector)
         steering.check_model(self.model)
-        [prompt] = tokenize_prompts(self.model, [setting.prompt])
+        [prompt] = tokenize_prompts(self.model, [trial.prompt])
         ends = end_token_ids(self.model)
         so_far: list[list[int]] = [[], []]
 
@@ -145,7 +135,7 @@ class Session:
             self.model,
             [prompt, prompt],
             [None, steering],
-            setting.max_new_tokens,
+            trial.max_new_tokens,
             choose=choose,
             progress=False,
         )
@@ -163,7 +153,7 @@ class Session:
             read_at=read_at(vector, len(prompt)),
         )
         return SteeredRun(
-            prompt=setting.prompt,
+            prompt=trial.prompt,
             baseline=self._text(baseline),
             steered=self._text(steered),
             effects=effects,

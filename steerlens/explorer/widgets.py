@@ -14,10 +14,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.effects.run import SteeredRun
 from steerlens.errors import SteerlensError
-from steerlens.explorer.pins import pins_table
+from steerlens.explorer.pins import Pin, pins_table
 from steerlens.explorer.session import Session
-from steerlens.explorer.sources import as_python, vector_of
-from steerlens.explorer.state import Pin, Setting
+from steerlens.explorer.trials import Trial, as_python, vector_of
 from steerlens.models.loading import model_info
 from steerlens.steering.operations import Operation, Scope
 from steerlens.tasks import catalogue
@@ -25,6 +24,9 @@ from steerlens.vectors import SteeringVector
 from steerlens.views import save
 
 __all__ = ["Explorer", "explore"]
+
+# Widgets whose value is the field of `Trial` with the same name.
+_CONTROLS = ("source", "prompt", "layer", "operation", "strength", "scope", "max_new_tokens")
 
 
 def explore(model: TransformerBridge, n_pairs: int = 32) -> "Explorer":
@@ -55,8 +57,8 @@ class Explorer:
 
     Attributes:
         view: The widget.
-        pins: The settings kept, with their texts.
-        run: What is shown; ``None`` while a setting runs.
+        pins: The trials kept, with their texts.
+        run: What is shown; ``None`` while a trial runs.
         session: The worker.
     """
 
@@ -65,7 +67,7 @@ class Explorer:
         self.model, self.n_pairs = model, n_pairs
         self.pins: list[Pin] = []
         self.run: SteeredRun | None = None
-        self._shown: Setting | None = None
+        self._shown: Trial | None = None
         self._vectors: dict[str, SteeringVector] = {}
         self.session = Session(model, self._show_text, self._show_run, self._say)
         n_layers = int(model.cfg.n_layers)
@@ -96,7 +98,7 @@ class Explorer:
         self.file = w.Text("steering.safetensors", description="file", **narrow)
         buttons = []
         for name, what, tip in (
-            ("pin", self.pin, "keep this setting and its texts, to compare"),
+            ("pin", self.pin, "keep this steering and its texts, to compare"),
             ("save vector", self._save_vector, "write the vector to the file"),
             ("save figure", self._save_figure, "write the strips to the file (html, svg, png)"),
             ("as Python", self._show_python, "the lines that give this again"),
@@ -104,8 +106,8 @@ class Explorer:
             button = w.Button(description=name, tooltip=tip)
             button.on_click(lambda _, what=what: what())
             buttons.append(button)
-        for control in self._controls():
-            control.observe(self._changed, "value")
+        for name in _CONTROLS:
+            getattr(self, name).observe(self._changed, "value")
         texts = w.GridBox(
             [self.baseline, self.steered],
             layout=w.Layout(grid_template_columns="1fr 1fr", grid_gap="1.5em"),
@@ -126,38 +128,27 @@ class Explorer:
             ]
         )
 
-    def _controls(self) -> list[Any]:
-        settings = [self.source, self.prompt, self.layer, self.strength, self.operation]
-        return [*settings, self.scope, self.max_new_tokens]
-
     @property
-    def setting(self) -> Setting:
+    def trial(self) -> Trial:
         """What the controls say now."""
-        return Setting(
-            source=self.source.value.strip(),
-            prompt=self.prompt.value,
-            layer=self.layer.value,
-            operation=self.operation.value,
-            strength=self.strength.value,
-            scope=self.scope.value,
-            max_new_tokens=self.max_new_tokens.value,
-        )
+        values = {name: getattr(self, name).value for name in _CONTROLS}
+        return Trial(**{**values, "source": values["source"].strip()})
 
     @property
     def vector(self) -> SteeringVector:
-        """The vector of the setting; fitted, if need be, when the worker has ended.
+        """The vector of the trial; fitted, if need be, when the worker has ended.
 
         Raises:
-            SteerlensError: See `steerlens.explorer.sources.vector_of`.
+            SteerlensError: See `steerlens.explorer.trials.vector_of`.
         """
-        source = self.setting.source
+        source = self.trial.source
         if source in self._vectors:
             return self._vectors[source]
         with self.session.alone():
             return self._vector_of(source)
 
     def pin(self) -> None:
-        """Keep the setting that is shown, to compare it with later ones."""
+        """Keep the trial that is shown, to compare it with later ones."""
         if self.run is None or self._shown is None:
             self._say("nothing to pin yet; wait until both texts are there")
             return
@@ -179,9 +170,9 @@ class Explorer:
         return save(self.run.effects.plot(), path)
 
     def to_python(self) -> str:
-        """The Python that gives the present setting again."""
+        """The Python that gives the present trial again."""
         info = model_info(self.model)
-        return as_python(self.setting, info.reference, self.n_pairs, info.dtype)
+        return as_python(self.trial, info.reference, self.n_pairs, info.dtype)
 
     def _vector_of(self, source: str) -> SteeringVector:
         if source not in self._vectors:
@@ -191,33 +182,29 @@ class Explorer:
     def _changed(self, _: Any) -> None:
         self.session.cancel()
         self.run = None
-        # What the setting before gave would stand as this one's, for good where this one fails.
+        # What the trial before gave would stand as this one's, for good where this one fails.
         self.baseline.value = self.steered.value = self.details.value = ""
         self.strips.children = ()
         if self.python.layout.display != "none":
             self.python.value = self.to_python()
         if self.source.value.strip():
             self._say("answering …")
-            self.session.start(self.setting, self._vector_of)
+            self.session.start(self.trial, self._vector_of)
         else:
             self._say("")
 
     def _show_text(self, baseline: str, steered: str) -> None:
-        for box, name, text in (
-            (self.baseline, "baseline", baseline),
-            (self.steered, "steered", steered),
-        ):
-            box.value = (
-                f"<b>{name}</b><div dir='auto' style='white-space:pre-wrap;line-height:1.4'>"
-                f"{html.escape(text)}</div>"
-            )
+        style = "white-space:pre-wrap;line-height:1.4"
+        for name, text in (("baseline", baseline), ("steered", steered)):
+            shown = f"<b>{name}</b><div dir='auto' style='{style}'>{html.escape(text)}</div>"
+            getattr(self, name).value = shown
 
-    def _show_run(self, setting: Setting, run: SteeredRun) -> None:
-        self._shown, self.run = setting, run
+    def _show_run(self, trial: Trial, run: SteeredRun) -> None:
+        self._shown, self.run = trial, run
         self._show_text(run.baseline, run.steered)
         figures = [go.FigureWidget(figure) for figure in (run.effects.plot(), run.plot())]
         for figure in figures:
-            # The setting is said by the controls; a subtitle is misplaced by a widget not yet seen.
+            # The controls show the steering; a subtitle is misplaced by a widget not yet seen.
             figure.update_layout(title_subtitle_text="")
             for trace in figure.data:
                 if trace.customdata is not None:
@@ -235,7 +222,7 @@ class Explorer:
         self.python.layout.display = "" if self.python.layout.display == "none" else "none"
 
     def _save_vector(self) -> None:
-        if self.session.is_running and self.setting.source not in self._vectors:
+        if self.session.is_running and self.trial.source not in self._vectors:
             self._say("the vector is still being made; wait until both texts begin")
             return
         self._saving(self.save_vector)

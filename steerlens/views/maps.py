@@ -51,8 +51,7 @@ def instruction_layer_heatmap(
 ) -> go.Figure:
     """Instructions (rows, in the order given) by layers (columns), coloured by `value`.
 
-    Values beyond the colour range (AUROC below 0.5, recovery below −1) take its end colour; the
-    hover shows the number itself.
+    Values beyond the colour range (AUROC below 0.5, recovery below −1) take its end colour.
 
     Args:
         table: one row per cell with `instruction`, `layer` and the column `value`.

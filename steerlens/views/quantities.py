@@ -38,14 +38,10 @@ LEVELS = 8
 
 @dataclass(frozen=True)
 class Quantity:
-    """Something a token has a number for.
+    """Something a token has a number for: `value` gives it, `None` where it is missing.
 
-    Attributes:
-        value: The number of a token, or `None`.
-        name: For legends.
-        unit: For legends; may be empty.
-        signed: Whether it has two directions from zero.
-        columns: What a row must have.
+    `name` and `unit` are for legends, `signed` quantities have two directions from zero, and a row
+    needs `columns`.
     """
 
     value: Callable[[Token], float | None]
@@ -99,7 +95,7 @@ def quantity_of(name: str, rows: Sequence[Token]) -> Quantity:
 
 
 def token_rows(tokens: Rows, quantity: str) -> tuple[list[dict[str, Any]], Quantity]:
-    """The rows as mappings, each known to have its text and what the quantity needs.
+    """The rows as mappings, and the quantity; a row without its text or value is refused.
 
     Raises:
         SteerlensError: A row without its text or its value.
@@ -109,14 +105,14 @@ def token_rows(tokens: Rows, quantity: str) -> tuple[list[dict[str, Any]], Quant
         rows = [{str(k): v for k, v in row.items()} for row in tokens.to_dict("records")]
     else:
         rows = [dict(row) for row in tokens]
-    found = quantity_of(quantity, rows)
+    shaded = quantity_of(quantity, rows)
     for index, row in enumerate(rows):
-        for key in ("token", *found.columns):
+        for key in ("token", *shaded.columns):
             if key not in row:
                 raise SteerlensError(f"token {index} of the strip has no {key!r}")
         if not isinstance(row["token"], str):
             raise SteerlensError(f"token {index} of the strip is {row['token']!r}, not text")
-    return rows, found
+    return rows, shaded
 
 
 def limit_of(rows: Sequence[Token], quantity: Quantity, limit: float | None = None) -> float:

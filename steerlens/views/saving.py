@@ -1,8 +1,7 @@
-"""Figures as files: HTML that works offline, or SVG, PNG and PDF.
+"""Figures as files, by the ending of their names.
 
-The ending of the name decides. HTML needs nothing else: plotly.js is inside the page (4.8 MB) and
-nothing is fetched. The static formats are drawn by kaleido in an installed Chromium or Chrome,
-without a network.
+HTML has plotly.js inside (4.8 MB) and fetches nothing. SVG, PNG and PDF are drawn by kaleido in an
+installed Chromium or Chrome, without a network.
 """
 
 import html
@@ -118,15 +117,13 @@ def _static(figure: go.Figure, form: str, scale: float, name: str) -> bytes:
         drawn: bytes = kaleido.calc_fig_sync(
             figure.to_plotly_json(), opts=options, kopts={"mathjax": False}
         )
-    except ChromeNotFoundError as error:
+    except (ChromeNotFoundError, BrowserFailedError) as error:
+        fault = ", and none was found; install one (for example"
+        if isinstance(error, BrowserFailedError):
+            fault = ", which did not start here; install it afresh (for example"
         raise SteerlensError(
-            f"{name} is drawn by Chromium or Chrome, and none was found; install one (for example "
-            "`apt-get install chromium`, or `kaleido_get_chrome`), or save as .html"
-        ) from error
-    except BrowserFailedError as error:
-        raise SteerlensError(
-            f"{name} is drawn by Chromium or Chrome, which did not start here; install it afresh, "
-            "or save as .html"
+            f"{name} is drawn by Chromium or Chrome{fault} `apt-get install chromium`, or "
+            "`kaleido_get_chrome`), or save as .html"
         ) from error
     return drawn
 

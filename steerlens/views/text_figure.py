@@ -89,10 +89,9 @@ def text_figure(
     Raises:
         SteerlensError: as `token_strip`.
     """
+    sections = sections or [Section("", [])]
     texts = [(section, *token_rows(section.tokens, quantity)) for section in sections]
-    shaded = next((found for _, rows, found in texts if rows), texts[0][2] if texts else None)
-    if shaded is None:
-        texts, shaded = [(Section("", []), *token_rows([], quantity))], token_rows([], quantity)[1]
+    shaded = next((found for _, rows, found in texts if rows), texts[0][2])
     limit = limit_of([row for _, rows, _ in texts for row in rows], shaded, limit)
     drawing = _Drawing(shaded, limit, columns)
     drawing.add_scale()

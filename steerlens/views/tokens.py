@@ -69,11 +69,8 @@ def token_strip(
     """Tokens as a block of HTML, shaded by `quantity`, with a legend.
 
     Args:
-        tokens: one row a token, in order. Needs `token` (text) and what `quantity` is made of;
-            shows where given `position`, `role` ("prompt" or "response"), `steered`, `read`, `kl`,
-            `logprob_baseline`, `logprob_steered`, `projection_before`, `projection_after`,
-            `entropy_change` and `promoted`, `suppressed` (pairs of a token and its change of
-            log-probability). Logarithms are natural (nats).
+        tokens: one row per token, in order, with `token` (text) and what `quantity` is made of.
+            Other columns of `TokenEffects.table` are shown where there are any.
         quantity: one of `QUANTITIES`, or another numeric column of the rows.
         limit: |value| of the darkest level; by default the largest in these tokens. Give two
             strips that are to be compared the same limit.
@@ -119,26 +116,15 @@ def strip_excerpt(table: pd.DataFrame, quantity: str = "kl", parts_at: int | Non
 
 
 def strip_limit(tokens: Rows, quantity: str = "kl") -> float:
-    """The largest |quantity| among `tokens`, at least 1e-6: the limit a strip takes by itself.
-
-    Raises:
-        SteerlensError: as `token_strip`.
-    """
+    """The largest |quantity| among `tokens`, at least 1e-6: the limit a strip takes by itself."""
     rows, shaded = token_rows(tokens, quantity)
     return limit_of(rows, shaded)
 
 
 def strip_legend(tokens: Rows, quantity: str = "kl", *, limit: float, parting: bool = False) -> str:
-    """What the shades and marks of strips mean: one legend for several with the same limit.
+    """One legend for several strips with the same limit, whose rows are all in `tokens`.
 
-    Args:
-        tokens: the rows of all of them; tells which marks there are.
-        quantity: as `token_strip`.
-        limit: theirs.
-        parting: whether one of them shows where it parts from the baseline.
-
-    Raises:
-        SteerlensError: as `token_strip`.
+    `parting` says whether one of them shows where it parts from the baseline.
     """
     rows, shaded = token_rows(tokens, quantity)
     below = _legend(shaded, rows, limit_of(rows, shaded, limit), parting)
@@ -158,17 +144,14 @@ def visible(token: str) -> str:
     >>> visible("a\\n"), visible("\\t"), visible(""), visible("\\u202eb")
     ('a⏎\\n', '⇥', '·', '[U+202E]b')
     """
-    # Printable text, as nearly all of it is, has nothing to look at.
-    if token.isprintable():
+    if token.isprintable():  # nearly always
         return token or "·"
-    return "".join(_visible_character(character) for character in token)
+    return "".join(map(_visible_character, token))
 
 
 def _visible_character(character: str) -> str:
-    if character == "\n":
-        return "⏎\n"
-    if character == "\t":
-        return "⇥"
+    if character in "\n\t":
+        return {"\n": "⏎\n", "\t": "⇥"}[character]
     # Zero-width joiners hold emoji and Indic text together; the other formats reorder or hide.
     if character in "\u200c\u200d":
         return character
@@ -235,9 +218,9 @@ def details(token: Token) -> str:
         lines.append(f"entropy change {show(token['entropy_change'], 3, signed=True)} nats")
     for column in ("surprisal", "entropy", "projection", "contribution"):
         if column in token:
-            one = QUANTITIES[column]
-            number = show(token[column], 3, signed=one.signed)
-            lines.append(f"{one.name} {number} {one.unit}")
+            quantity = QUANTITIES[column]
+            number = show(token[column], 3, signed=quantity.signed)
+            lines.append(f"{quantity.name} {number} {quantity.unit}")
     for name in ("promoted", "suppressed"):
         changes = token.get(name)
         if isinstance(changes, Sequence) and changes:

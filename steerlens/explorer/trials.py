@@ -1,5 +1,6 @@
-"""Where the explorer's vector comes from: the catalogue, a file, or an instruction in own words."""
+"""What the explorer tries: a vector from the catalogue, a file or your own words, and its use."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -7,15 +8,52 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import POSITIONS, cache_residuals
 from steerlens.errors import SteerlensError
-from steerlens.explorer.state import Setting
+from steerlens.steering.interventions import Steering
 from steerlens.tasks import base_queries, catalogue
 from steerlens.tasks.pairs import ContrastSet, contrast_pairs
 from steerlens.vectors import SteeringVector, difference_of_means
 from steerlens.vectors.formats import load_vector
 
-__all__ = ["as_python", "kind_of", "read_at", "vector_of"]
+__all__ = ["Trial", "as_python", "kind_of", "read_at", "vector_of"]
 
 _FILES = (".safetensors", ".gguf")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the controls are set to.
+
+    Attributes:
+        source: Where the vector comes from; see `kind_of`.
+        prompt: The user's message.
+        layer: Block whose output is steered.
+        operation: ``"add"``, ``"set_projection"`` or ``"ablate"``.
+        strength: Multiplies the change; see `SteeringVector.at`.
+        scope: ``"all"``, ``"prompt"`` or ``"response"``.
+        max_new_tokens: Longest response, in tokens.
+    """
+
+    source: str
+    prompt: str
+    layer: int
+    operation: str = "set_projection"
+    strength: float = 1.0
+    scope: str = "all"
+    max_new_tokens: int = 48
+
+    def steering(self, vector: SteeringVector) -> Steering:
+        """The vector, steered as this trial says.
+
+        Raises:
+            SteeringError: As `SteeringVector.at`.
+        """
+        return vector.at(self.layer, self.operation, self.strength, self.scope)
+
+    def describe(self) -> str:
+        return (
+            f"{self.source}: {self.operation} ×{self.strength:g} at layer {self.layer} on "
+            f"{self.scope}, {self.prompt!r}"
+        )
 
 
 def kind_of(source: str) -> Literal["instruction", "file", "words"]:
@@ -30,12 +68,7 @@ def kind_of(source: str) -> Literal["instruction", "file", "words"]:
 
 
 def vector_of(model: TransformerBridge, source: str, n_pairs: int) -> SteeringVector:
-    """The vector of a source, on this model.
-
-    Args:
-        model: A hooked model.
-        source: See `kind_of`.
-        n_pairs: Contrast pairs an instruction's vector is fitted on.
+    """The vector of a source (`kind_of`) on this model, fitted on `n_pairs` contrast pairs.
 
     Raises:
         SteerlensError: A file that is missing or no vector, or an instruction of one word, which is
@@ -62,9 +95,7 @@ def vector_of(model: TransformerBridge, source: str, n_pairs: int) -> SteeringVe
 def read_at(vector: SteeringVector, n_prompt: int) -> str | int | None:
     """Where a vector was read, to be marked in a text; ``None`` where it does not say.
 
-    Args:
-        vector: Of whatever source; the record of a file may hold anything.
-        n_prompt: Tokens of the prompt, which may be too short for an index.
+    The record of a file may hold anything, and a prompt of `n_prompt` tokens may be too short.
     """
     position = vector.metadata.get("position")
     if isinstance(position, str) and position in POSITIONS:
@@ -75,27 +106,20 @@ def read_at(vector: SteeringVector, n_prompt: int) -> str | int | None:
     return None
 
 
-def as_python(setting: Setting, model: str, n_pairs: int, dtype: str = "float32") -> str:
-    """The lines that reproduce a setting.
-
-    Args:
-        setting: What to reproduce.
-        model: The model's reference.
-        n_pairs: Contrast pairs an instruction's vector is fitted on.
-        dtype: The model's; another one rounds differently and may give another text.
-    """
-    kind = kind_of(setting.source)
+def as_python(trial: Trial, model: str, n_pairs: int, dtype: str = "float32") -> str:
+    """The lines that reproduce a trial on a model, given by its reference and dtype."""
+    kind = kind_of(trial.source)
     fitted = "vector = sl.difference_of_means(sl.cache_residuals(model, pairs))"
     marked = "" if kind == "file" else ", read_at='last_prompt'"
     if kind == "file":
-        vector = [f"vector = sl.load_vector({setting.source!r})"]
+        vector = [f"vector = sl.load_vector({trial.source!r})"]
     elif kind == "instruction":
-        vector = [f"pairs = sl.contrast_pairs({setting.source!r}, n={n_pairs})", fitted]
+        vector = [f"pairs = sl.contrast_pairs({trial.source!r}, n={n_pairs})", fitted]
     else:
         vector = [
             "from steerlens.tasks.pairs import ContrastSet",
             f"asked = [query.text for query in sl.base_queries('fit')[:{n_pairs}]]",
-            f"instructed = [text + ' ' + {setting.source!r} for text in asked]",
+            f"instructed = [text + ' ' + {trial.source!r} for text in asked]",
             "pairs = ContrastSet.from_prompts(instructed, asked)",
             fitted,
         ]
@@ -105,10 +129,10 @@ def as_python(setting: Setting, model: str, n_pairs: int, dtype: str = "float32"
             "",
             f"model = sl.load_model({model!r}, dtype={dtype!r})",
             *vector,
-            f"steering = vector.at(layer={setting.layer}, operation={setting.operation!r}, "
-            f"strength={setting.strength}, scope={setting.scope!r})",
-            f"run = sl.steer(model, {setting.prompt!r}, steering, "
-            f"max_new_tokens={setting.max_new_tokens}{marked})",
+            f"steering = vector.at(layer={trial.layer}, operation={trial.operation!r}, "
+            f"strength={trial.strength}, scope={trial.scope!r})",
+            f"run = sl.steer(model, {trial.prompt!r}, steering, "
+            f"max_new_tokens={trial.max_new_tokens}{marked})",
             "",
         ]
     )
