@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from steerlens.behaviour.plans.settings import Setting, candidate_from_json, describe
 from tiny_models import tiny_llama
 from torch import Tensor
 
 import steerlens as sl
-from steerlens.behaviour.plans.settings import Setting, candidate_from_json, describe
 from steerlens.engine.choosing import choose_path
 from steerlens.errors import FileFormatError, SteeringError, UnknownNameError
 from steerlens.models.chat import tokenize_prompts
