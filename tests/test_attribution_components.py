@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Ma
 
 from steerlens.activations.cache import cache_residuals
 from steerlens.attribution.components import writing_components
-from steerlens.engine.linear_norms import head_shares
+from steerlens.engine.linear_norms import head_contributions
 from steerlens.errors import ModelError, SteeringError, SteerlensError
 from steerlens.models.loading import load_model, render_prompt, tokenize_prompts
 from steerlens.tasks.pairs import ContrastSet, contrast_pairs
@@ -244,4 +244,4 @@ def test_attention_that_is_more_than_scaled_is_refused(tiny_model):
     z = torch.ones(2, 16)
     written = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ModelError, match="does more than scale its attention's output"):
-        head_shares(tiny_model, 0, z, written, torch.ones(1, 16))
+        head_contributions(tiny_model, 0, z, written, torch.ones(1, 16))

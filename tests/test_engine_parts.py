@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from steerlens.engine.components import check_components, last_parts, varied_parts
-from steerlens.engine.linear_norms import head_shares, through_final_norm
+from steerlens.engine.linear_norms import head_contributions, through_final_norm
 from steerlens.models.loading import load_model
 
 SMALL = {"vocab_size": 260, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
@@ -63,7 +63,7 @@ def test_parts_sum_to_the_stream_of_the_plain_model(config, hooked, tmp_path):
         for place, i in enumerate(batch):
             total = parts.resid[-1][place].double()
             for layer in range(3):
-                shares = head_shares(model, layer, parts.z[layer], parts.attn[layer], eye)
+                shares = head_contributions(model, layer, parts.z[layer], parts.attn[layer], eye)
                 total = total + shares.heads[place].sum(0) + parts.mlp[layer][place]
                 total = total if shares.bias is None else total + shares.bias[place]
             seen[i] = total

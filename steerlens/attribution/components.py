@@ -42,7 +42,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.components import Parts, check_components, last_parts
-from steerlens.engine.linear_norms import head_shares, tolerance
+from steerlens.engine.linear_norms import head_contributions, tolerance
 from steerlens.errors import ModelError, SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.models.adapter.bridge import own_module
@@ -235,7 +235,7 @@ def component_contributions(
     """What heads, biases and MLPs of some blocks wrote along directions; float64, on the CPU."""
     columns = []
     for layer in layers:
-        attention = head_shares(model, layer, parts.z[layer], parts.attn[layer], directions)
+        attention = head_contributions(model, layer, parts.z[layer], parts.attn[layer], directions)
         columns.append(attention.heads)
         if attention.bias is not None:
             columns.append(attention.bias[:, None])

@@ -51,10 +51,9 @@ from steerlens.attribution.components import (
     placebo_directions,
     provenance,
 )
-from steerlens.engine import Row, first_logits, running
 from steerlens.engine.components import Parts, Vary, check_components, varied_parts
 from steerlens.engine.linear_norms import through_final_norm
-from steerlens.engine.plain import first_logits_plainly
+from steerlens.engine.scoring import ForcedRow, score_rows
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.models.loading import tokenize_prompts
@@ -258,17 +257,14 @@ def logit_direction(
     n_pairs = len(rows) // 2
     moved = torch.zeros(model.cfg.d_vocab, dtype=torch.float64)
 
-    def visit(batch: list[int], logits: Float[Tensor, "row vocab"]) -> None:
+    def visit(batch: list[int], _steps: list[int], logits: Float[Tensor, "row vocab"]) -> None:
         sides = [1.0 if i < n_pairs else -1.0 for i in batch]
         signs = torch.tensor(sides, dtype=torch.float32, device=logits.device)
         moved.add_((signs @ logits.float().softmax(-1)).double().cpu(), alpha=1 / n_pairs)
 
-    flow = [Row(i, tuple(tokens), None, 1) for i, tokens in enumerate(rows)]
-    with running(model, max(map(len, rows))) as path:
-        if path.is_fast:
-            first_logits(model, flow, batch_size, visit)
-        else:
-            first_logits_plainly(model, flow, batch_size, visit, path)
+    # What is scored is any token: the logits that predict it are those of the first one.
+    forced = [ForcedRow(i, tuple(tokens), (0,), None) for i, tokens in enumerate(rows)]
+    score_rows(model, forced, visit, batch_size)
     share = float(moved.abs().sum()) / 2
     if share < _MIN_MOVED:
         raise SteeringError(

@@ -1,25 +1,21 @@
-"""Attention for one new token a row, over memory that is never copied.
+"""Attention on a CPU: one new token per row over memory that is never copied, and prompts.
 
-For a decoding step the query is one token, so attention is two small matrix products for each row
-and key-value head. Query heads that share a key-value head ride in one product, keys lie
+**Decoding.** The query of a step is one token per row, so attention is two small matrix products
+per row and key-value head. Query heads that share a key-value head ride in one product, keys lie
 transposed in memory (`steerlens.engine.memory.SlotCache`) so that the first product reads them in
 order, and the mask is added as numbers. On two CPU cores in bfloat16 a step over 96 rows × 105
-tokens takes 0.5 ms a layer, the fused kernel with a boolean mask 1.1–1.7 ms; on other devices the
-fused kernel is kept.
+tokens takes 0.5 ms per layer, the fused kernel with a boolean mask 1.1–1.7 ms. Compiling does not
+pay: with norms and MLPs compiled a step over 96 rows took 90 ms instead of 80, after 26 s.
 
-Compiling is left out because it does not pay here: with norms and MLPs compiled, a step over 96
-rows took 90 ms instead of 80, after 26 s of compiling (torch 2.13, two cores, bfloat16).
-
-**Reading prompts in half precision.** The bridge's own attention rounds scores and pattern to the
-model's dtype, the fused kernel keeps them in float32; either is as far from a float32 computation,
-but the two are apart from each other. So while a generation reads prompts in bfloat16 on a CPU,
-`read_attention` rounds as the bridge does, and greedy text follows TransformerLens's more closely.
+**Reading prompts in half precision.** The bridge's attention rounds scores and pattern to the
+model's dtype, the fused kernel keeps them in float32. Either is as far from a float32 computation.
+While a generation reads prompts in bfloat16, `read_attention` rounds as the bridge does, so that
+greedy text follows TransformerLens's more closely.
 
 **Attention without a fused kernel.** Soft-capped scores (Gemma 2) and attention sinks (GPT-OSS)
-are no part of the fused kernel; both functions here have them, and serve such models throughout.
+are not part of the fused kernel. Both functions have them, and serve such models throughout.
 
-Both functions, and the masks that go with them, are registered with Hugging Face's attention
-interface, under `DECODE` and `READ`, on first use, and chosen for a time only.
+Both are registered with Hugging Face's attention interface on first use, and chosen for a time.
 """
 
 import functools
@@ -59,18 +55,17 @@ def decode_attention(
     s_aux: Float[Tensor, "head"] | None = None,
     **_options: Any,
 ) -> tuple[Float[Tensor, "row one head d_v"], None]:
-    """Attention of one query token a row; the signature is Hugging Face's.
+    """Attention of one query token per row; the signature is Hugging Face's.
 
     Args:
-        module: The attention module; not looked at.
-        query: One token's queries.
+        module: Not looked at.
+        query: Queries of the new tokens.
         key: Keys of all tokens so far; fastest when their last two axes lie transposed in memory.
         value: Values of all tokens so far.
         attention_mask: 0 where a key may be seen, minus infinity elsewhere; float32.
         scaling: Factor of the scores; ``d_head ** -0.5`` by default.
         softcap: Soft limit of the scores (Gemma 2).
-        s_aux: Attention sink of each head, a score that takes its share and gives nothing
-            (GPT-OSS).
+        s_aux: Attention sink of each head: a score that takes its share and gives nothing.
     """
     n_rows, n_heads, _, width = query.shape
     n_shared = key.shape[1]
@@ -99,17 +94,9 @@ def read_attention(
     s_aux: Float[Tensor, "head"] | None = None,
     **_options: Any,
 ) -> tuple[Float[Tensor, "row query head d_v"], None]:
-    """Attention of many query tokens a row, with scores and pattern in the model's dtype.
+    """Attention of many query tokens per row, with scores and pattern in the model's dtype.
 
-    Args:
-        module: The attention module; not looked at.
-        query: Queries of the tokens being read.
-        key: Keys of all tokens so far.
-        value: Values of all tokens so far.
-        attention_mask: 0 where a key may be seen, minus infinity elsewhere; ``None``: all may.
-        scaling: Factor of the scores; ``d_head ** -0.5`` by default.
-        softcap: Soft limit of the scores (Gemma 2).
-        s_aux: Attention sink of each head (GPT-OSS).
+    Arguments as for `decode_attention`; without a mask all keys are seen.
     """
     n_rows, n_heads, n_queries, width = query.shape
     n_shared = key.shape[1]
@@ -145,19 +132,17 @@ def _register() -> None:
 
 @contextmanager
 def decoding_attention(model: TransformerBridge) -> Iterator[bool]:
-    """Choose `decode_attention` on a CPU; says whether it is chosen."""
-    wanted = _parameter(model).device.type == "cpu"
+    """Choose `decode_attention` on a CPU; yields whether it is chosen."""
+    wanted = next(model.original_model.parameters()).device.type == "cpu"
     with attention_chosen(model.original_model, DECODE if wanted else None):
         yield wanted
 
 
-@contextmanager
-def reading_attention(model: TransformerBridge) -> Iterator[bool]:
-    """Choose `read_attention` on a CPU in half precision; says whether it is chosen."""
-    one = _parameter(model)
-    wanted = one.device.type == "cpu" and one.dtype in (torch.bfloat16, torch.float16)
-    with attention_chosen(model.original_model, READ if wanted else None):
-        yield wanted
+def reading_attention(model: TransformerBridge) -> AbstractContextManager[None]:
+    """Choose `read_attention` on a CPU in half precision."""
+    weight = next(model.original_model.parameters())
+    wanted = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
+    return attention_chosen(model.original_model, READ if wanted else None)
 
 
 def attention_chosen(root: nn.Module, name: str | None) -> AbstractContextManager[None]:
@@ -169,7 +154,3 @@ def attention_chosen(root: nn.Module, name: str | None) -> AbstractContextManage
     """
     _register()
     return hugging_face.attention_chosen(root, name)
-
-
-def _parameter(model: TransformerBridge) -> nn.Parameter:
-    return next(model.original_model.parameters())

@@ -21,23 +21,19 @@ def residuals_at(
     batch_size: int = 16,
     progress: bool | None = None,
 ) -> Float[Tensor, "row layer d_model"]:
-    """Residual vectors of token rows, averaged over one span of each row.
+    """Residuals of token rows, averaged over one span of each row: float32, on the CPU.
 
     Args:
         model: A hooked model.
         rows: Token ids of each row, without padding.
         spans: Half-open token range ``(start, stop)`` of each row to average over.
         layers: Layers to read (output of these blocks).
-        batch_size: Rows a forward pass.
+        batch_size: Rows per forward pass.
         progress: Show a progress bar on standard error; by default only in a terminal.
-
-    Returns:
-        Float32 vectors on the CPU, in the order of `rows`.
     """
     if batch_size < 1:
         raise ActivationError(f"batch_size must be at least 1; got {batch_size}")
-    longest = max(map(len, rows), default=0)
-    with running(model, longest) as path:
+    with running(model, max(map(len, rows), default=0)) as path:
         if path.is_fast:
             return residuals_shared(model, rows, spans, layers, batch_size, progress)
         return residuals_unshared(model, rows, spans, layers, batch_size, progress, path)

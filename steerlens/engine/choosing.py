@@ -1,4 +1,4 @@
-"""Which path a call takes, and how many rows ride together.
+"""Which path a call takes, and why.
 
 Every call that runs a model does so inside `running`: it holds the model's lock
 (`steerlens.models.exclusion`), with autocast and training mode off, and says which path to take:
@@ -6,13 +6,13 @@ Every call that runs a model does so inside `running`: it holds the model's lock
 * the **fast path** (``"sdpa"``), the engine's own;
 * the **plain path** (``"eager"``), the bridge's own forward pass. It is taken when someone else has
   changed the model (`steerlens.engine.outside`), when the architecture has no plain stack of blocks
-  or no attention the engine can run, when the engine was compared with the bridge and differed
+  or no attention that the engine can run, when the engine was compared with the bridge and differed
   (`steerlens.engine.verification`), and for rows so long that the model computes differently
-  (`length_switch`). Models with a recurrent state of their own are read whole at every step.
+  (`length_switch`). Models with a recurrent state are read whole at every step.
 
-The result says which path it was, and why. A verdict holds for what was compared: the dtype, the
-device, the configuration, the kinds of modules, and TransformerLens's compatibility mode. A
-comparison that could not be made, for want of memory, is no verdict; the next call tries again.
+A verdict holds for what was compared: the dtype, the device, the configuration, the kinds of
+modules, and TransformerLens's compatibility mode. A comparison that could not be made, for want of
+memory, is no verdict; the next call tries again.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ _VERDICTS = "steerlens_engine_verdicts"
 
 @contextmanager
 def running(model: TransformerBridge, longest: int = 0) -> Iterator[FastPath]:
-    """Have a model to oneself for a while, and know which path to take.
+    """Have a model to oneself for a while; yields the path to take.
 
     Args:
         model: A hooked model.
@@ -91,14 +91,14 @@ def choose_path(model: TransformerBridge, longest: int = 0) -> FastPath:
         return FastPath("eager", "the architecture has no plain stack of blocks")
     if fused_attention(model) is None:
         return FastPath("eager", "the architecture has no fused attention")
-    found = _verdict(model)
-    if found.problem is not None:
-        return FastPath("eager", found.problem, pads=found.pads)
+    judged = _verdict(model)
+    if judged.problem is not None:
+        return FastPath("eager", judged.problem, pads=judged.pads)
     return FastPath(FUSED, "no hook needs the parts of attention")
 
 
 def _takes_cache(root: torch.nn.Module) -> bool:
-    """Whether a model remembers keys and values in the way Hugging Face's decoders do."""
+    """Whether a model remembers keys and values as Hugging Face's decoders do."""
     return "past_key_values" in inspect.signature(type(root).forward).parameters
 
 

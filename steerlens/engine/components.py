@@ -1,21 +1,19 @@
-"""Parts of the residual stream: what attention and MLPs write at the last token of each row.
+"""What attention and MLPs write to the residual stream at the last token of each row.
 
-A block adds two vectors to the stream, its attention's and its MLP's. `last_parts` records both
-for unsteered rows, with what each attention head put in (``z``, before the output projection) and
-the stream itself; `varied_parts` does so for one row whose last token's residual is replaced by
-several others at one layer. Only the last token is kept: ``z`` is 1/`n_heads` of the per-head
-outputs' size, and everything else about a head follows from it (`steerlens.engine.linear_norms`).
+A block adds two vectors to the stream, its attention's and its MLP's. `last_parts` records both for
+unsteered rows, with what the attention heads put in (``z``, before the output projection) and the
+stream itself. `varied_parts` does so for one row whose last residual is replaced by several others
+at one layer. Only the last token is kept, and everything else about a head follows from ``z``
+(`steerlens.engine.linear_norms`).
 
 Where a norm follows attention or MLP (Gemma 2 and 3, OLMo 2), what is written is what leaves that
-norm. TransformerLens's aliases ``hook_attn_out`` and ``hook_mlp_out`` point there, and say here
-which module to listen to on the fast path as well.
+norm. TransformerLens's aliases ``hook_attn_out`` and ``hook_mlp_out`` point there, on both paths.
 
-`ActivationCache.get_full_resid_decomposition` gives the same parts where no norm follows attention.
-It keeps ``[layer × head, row, pos, d_model]`` on the way, runs every block of every row whole, and
-takes a head's output for its contribution also where a norm follows; so it serves the tests.
+`ActivationCache.get_full_resid_decomposition` gives the same parts where no norm follows attention,
+but keeps ``[layer × head, row, pos, d_model]`` and runs every row whole; so it serves the tests.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,26 +23,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine.batches import common_prefix, left_padded, length_batches
+from steerlens.engine.batches import common_prefix, length_batches
 from steerlens.engine.choosing import running
 from steerlens.engine.forward import PassRow, run_rows
 from steerlens.engine.modules import fast_modules, on_blocks
-from steerlens.engine.paths import FastPath
+from steerlens.engine.plain import bridge_pass
 from steerlens.engine.reading import read
 from steerlens.errors import ModelError
 from steerlens.models.adapter.bridge import norm_after, own_module, parts_of
+from steerlens.steering.roles import TokenRoles
 
-__all__ = [
-    "Parts",
-    "check_components",
-    "last_parts",
-    "varied_parts",
-]
+__all__ = ["Parts", "check_components", "last_parts", "varied_parts"]
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What was written to the stream at the last token of some rows; dicts are by layer.
+    """What was written to the stream at the last token of some rows; all are by layer.
 
     Attributes:
         z: Concatenated head outputs ``[row, head × d_head]`` before the output projection.
@@ -89,45 +83,29 @@ def last_parts(
         model: A hooked model whose blocks have parts (`check_components`).
         rows: Token ids of each row, without padding.
         stop: How many blocks to run.
-        batch_size: Rows a forward pass.
+        batch_size: Rows per forward pass.
         visit: Called with the numbers of a batch's rows and their parts.
     """
-    with running(model, max(map(len, rows), default=0)) as path:
-        _last_parts(model, rows, stop, batch_size, visit, path)
-
-
-def _last_parts(
-    model: TransformerBridge,
-    rows: Sequence[Sequence[int]],
-    stop: int,
-    batch_size: int,
-    visit: Visit,
-    path: FastPath,
-) -> None:
-    layers = range(stop)
-    if not path.is_fast:
-        for batch in path.batches([len(row) for row in rows], batch_size):
-            tokens, mask = left_padded([rows[i] for i in batch], device=model.cfg.device)
-            with _recording_plainly(model, layers) as parts:
-                if stop < model.cfg.n_layers:
-                    model(tokens, attention_mask=mask, stop_at_layer=stop, use_cache=False)
-                else:
-                    model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
+    lengths = [len(row) for row in rows]
+    with running(model, max(lengths, default=0)) as path:
+        if not path.is_fast:
+            for batch in path.batches(lengths, batch_size):
+                with _recording_plainly(model, range(stop)) as parts:
+                    bridge_pass(model, [rows[i] for i in batch], stop=stop)
+                visit(batch, parts)
+            return
+        shared, trunk = common_prefix(rows), None
+        sources = _sources(model, range(stop))
+        if shared:
+            with fast_modules(model):
+                [trunk] = read(model, [rows[0][:shared]], [None], stop)
+        for batch in length_batches(lengths, batch_size):
+            tails = [PassRow(tokens=rows[i][shared:], before=trunk) for i in batch]
+            ends = [tail.n_tokens - 1 for tail in tails]
+            with fast_modules(model), _recording(model, sources, ends) as parts:
+                run_rows(model, tails, stop)
+            # Outside, where the model's parts have their own names again.
             visit(batch, parts)
-        return
-    shared = common_prefix(rows)
-    sites = _sites(model, layers)
-    trunk = None
-    if shared:
-        with fast_modules(model):
-            trunk = read(model, [rows[0][:shared]], [None], stop)[0]
-    for batch in length_batches([len(row) for row in rows], batch_size):
-        tails = [rows[i][shared:] for i in batch]
-        ends = [len(tail) - 1 for tail in tails]
-        with fast_modules(model), _recording(model, sites, ends) as parts:
-            read(model, tails, [trunk] * len(tails), stop)
-        # Outside, where the model's parts have their own names again.
-        visit(batch, parts)
 
 
 @torch.inference_mode()
@@ -135,9 +113,6 @@ def varied_parts(
     model: TransformerBridge, tokens: Sequence[int], layer: int, n_variants: int, vary: Vary
 ) -> Parts:
     """Parts of the blocks above `layer` when the last token's residual there takes several values.
-
-    The tokens before the last are run once: a residual changed at the last token alone is seen by
-    no other token.
 
     Args:
         model: A hooked model whose blocks have parts.
@@ -147,121 +122,100 @@ def varied_parts(
         vary: The values, from the residual as it was.
 
     Returns:
-        Parts with one row a variant, the stream at `layer` as replaced included.
+        Parts with one row per variant, the stream at `layer` as replaced included.
     """
+    above = range(layer + 1, model.cfg.n_layers)
     with running(model, len(tokens)) as path:
-        return _varied_parts(model, tokens, layer, n_variants, vary, path)
-
-
-def _varied_parts(
-    model: TransformerBridge,
-    tokens: Sequence[int],
-    layer: int,
-    n_variants: int,
-    vary: Vary,
-    path: FastPath,
-) -> Parts:
-    n_layers = model.cfg.n_layers
-    above = range(layer + 1, n_layers)
-    if not path.is_fast:
-        ids, mask = left_padded([tokens] * n_variants, device=model.cfg.device)
-
-        def replace(resid: Tensor, hook: Any) -> Tensor:
-            changed = resid.clone()
-            changed[:, -1] = vary(resid[0, -1])
-            return changed
-
-        with (
-            model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_out", replace)]),
-            _recording_plainly(model, above, before=layer) as parts,
-        ):
-            model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-        return parts
-    sites = _sites(model, above)
-    with fast_modules(model):
-        before = read(model, [tokens[:-1]], [None], n_layers)
-        [ending] = read(model, [tokens[-1:]], before, layer + 1, [layer])
-        variants = vary(ending.resid[layer][0])
-        rows = [PassRow(resid=resid[None], layer=layer, before=before[0]) for resid in variants]
-        with _recording(model, sites, None) as parts:
-            run_rows(model, rows)
+        if not path.is_fast:
+            with _recording_plainly(model, above) as parts:
+                bridge_pass(
+                    model,
+                    [tokens] * n_variants,
+                    _Vary(layer, vary),
+                    observe=lambda at, _, resid: parts.resid.update({at: resid[:, -1]}),
+                    observed=[layer],
+                )
+            return parts
+        sources = _sources(model, above)
+        with fast_modules(model):
+            # No other token sees the last one, so those before it are run once.
+            [before] = read(model, [tokens[:-1]], [None])
+            [ending] = read(model, [tokens[-1:]], [before], layer + 1, [layer])
+            variants = vary(ending.resid[layer][0])
+            rows = [PassRow(resid=resid[None], layer=layer, before=before) for resid in variants]
+            with _recording(model, sources, [0] * n_variants) as parts:
+                run_rows(model, rows)
         parts.resid[layer] = variants
-    return parts
+        return parts
+
+
+class _Vary:
+    """Puts another residual at the last token of each row."""
+
+    def __init__(self, layer: int, vary: Vary) -> None:
+        self.layers, self.vary = [layer], vary
+
+    def apply(
+        self, layer: int, resid: Float[Tensor, "batch pos d_model"], roles: TokenRoles
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residuals with the last ones replaced."""
+        return torch.cat([resid[:, :-1], self.vary(resid[0, -1])[:, None]], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
-class _Site:
-    """Where to listen to one block once the bridge's components are out of the way.
+class _Source:
+    """A module to listen to once the bridge's components are out of the way.
 
     Attributes:
-        layer: The block's number.
-        block: Its own module.
-        project: The output projection; its input is ``z``.
-        attn: The module whose output attention adds to the stream.
-        mlp: The same for the MLP.
-        scale: Factor of what is added (Granite).
+        part: The field of `Parts`.
+        layer: Under which layer.
+        module: The module.
+        is_input: Whether its input is recorded, not its output.
+        scale: Factor of what is recorded (Granite).
     """
 
+    part: str
     layer: int
-    block: nn.Module
-    project: nn.Module
-    attn: nn.Module
-    mlp: nn.Module
-    scale: float
+    module: nn.Module
+    is_input: bool = False
+    scale: float = 1.0
 
 
-def _sites(model: TransformerBridge, layers: Sequence[int]) -> list[_Site]:
+def _sources(model: TransformerBridge, layers: Iterable[int]) -> list[_Source]:
     """To be called outside `fast_modules`, where blocks are the bridge's."""
-    sites = []
+    sources = []
     for layer in layers:
         block = model.blocks[layer]
         project = own_module(block.attn.o)
-        sites.append(
-            _Site(
-                layer=layer,
-                block=own_module(block),
-                project=project,
-                attn=norm_after(block, "hook_attn_out") or project,
-                mlp=norm_after(block, "hook_mlp_out") or own_module(block.mlp),
-                scale=float(getattr(block, "residual_contribution_scale", 1.0)),
-            )
-        )
-    return sites
+        attn = norm_after(block, "hook_attn_out") or project
+        mlp = norm_after(block, "hook_mlp_out") or own_module(block.mlp)
+        scale = float(getattr(block, "residual_contribution_scale", 1.0))
+        sources += [
+            _Source("z", layer, project, is_input=True),
+            _Source("attn", layer, attn, scale=scale),
+            _Source("mlp", layer, mlp, scale=scale),
+        ]
+        if layer == 0:
+            sources.append(_Source("resid", -1, own_module(block), is_input=True))
+    return sources
 
 
 @contextmanager
 def _recording(
-    model: TransformerBridge,
-    sites: Sequence[_Site],
-    ends: Sequence[int] | None,
+    model: TransformerBridge, sources: Sequence[_Source], ends: Sequence[int]
 ) -> Iterator[Parts]:
-    """Fill a `Parts` from the plain modules, inside `fast_modules`.
-
-    Args:
-        model: The model.
-        sites: Blocks to listen to.
-        ends: Index of each row's last token; ``None``: the last column of every row.
-    """
+    """Fill a `Parts` from the plain modules, inside `fast_modules`; `ends` are the last tokens."""
     parts = Parts()
 
     def last(values: Tensor) -> Tensor:
-        if ends is None:
-            return values[:, -1]
-        index = torch.tensor(ends, device=values.device)
-        return values[torch.arange(len(values), device=values.device), index]
+        return values[list(range(len(ends))), list(ends)]
 
-    def keep(store: dict[int, Tensor], site: _Site) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+    def at(source: _Source) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
             values = output[0] if isinstance(output, tuple) else output
-            store[site.layer] = last(values) * site.scale
-
-        return hook
-
-    def keep_input(
-        store: dict[int, Tensor], layer: int
-    ) -> Callable[[nn.Module, Any, dict[str, Any]], None]:
-        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            store[layer] = last(args[0] if args else kwargs["hidden_states"])
+            if source.is_input:
+                values = args[0] if args else kwargs["hidden_states"]
+            getattr(parts, source.part)[source.layer] = last(values) * source.scale
 
         return hook
 
@@ -269,45 +223,37 @@ def _recording(
         parts.resid[layer] = last(resid)
 
     with ExitStack() as stack:
-        for site in sites:
-            z, enters = keep_input(parts.z, site.layer), keep_input(parts.resid, -1)
-            handles = [
-                site.attn.register_forward_hook(keep(parts.attn, site)),
-                site.mlp.register_forward_hook(keep(parts.mlp, site)),
-                site.project.register_forward_pre_hook(z, with_kwargs=True),
-            ]
-            if site.layer == 0:
-                handles.append(site.block.register_forward_pre_hook(enters, with_kwargs=True))
-            for handle in handles:
-                stack.callback(handle.remove)
-        stack.enter_context(on_blocks(model, [site.layer for site in sites], keep_stream))
+        for source in sources:
+            module = source.module
+            listen = (
+                module.register_forward_pre_hook
+                if source.is_input
+                else module.register_forward_hook
+            )
+            stack.callback(listen(at(source), with_kwargs=True).remove)
+        layers = {source.layer for source in sources if source.layer >= 0}
+        stack.enter_context(on_blocks(model, layers, keep_stream))
         yield parts
 
 
 @contextmanager
-def _recording_plainly(
-    model: TransformerBridge, layers: Sequence[int], before: int | None = None
-) -> Iterator[Parts]:
+def _recording_plainly(model: TransformerBridge, layers: Sequence[int]) -> Iterator[Parts]:
     """Fill a `Parts` through the bridge's own hook points; rows are padded on the left."""
     parts = Parts()
 
-    def keep(store: dict[int, Tensor], layer: int) -> Callable[[Tensor, Any], None]:
+    def at(name: str, store: dict[int, Tensor], layer: int) -> tuple[str, Callable[..., None]]:
         def hook(values: Tensor, hook: Any) -> None:
             store[layer] = values[:, -1].flatten(1)
 
-        return hook
+        return name, hook
 
-    hooks = []
+    hooks = [at("blocks.0.hook_in", parts.resid, -1)] if 0 in layers else []
     for layer in layers:
         hooks += [
-            (f"blocks.{layer}.attn.hook_z", keep(parts.z, layer)),
-            (f"blocks.{layer}.hook_attn_out", keep(parts.attn, layer)),
-            (f"blocks.{layer}.hook_mlp_out", keep(parts.mlp, layer)),
-            (f"blocks.{layer}.hook_out", keep(parts.resid, layer)),
+            at(f"blocks.{layer}.attn.hook_z", parts.z, layer),
+            at(f"blocks.{layer}.hook_attn_out", parts.attn, layer),
+            at(f"blocks.{layer}.hook_mlp_out", parts.mlp, layer),
+            at(f"blocks.{layer}.hook_out", parts.resid, layer),
         ]
-    if before is None:
-        hooks.append(("blocks.0.hook_in", keep(parts.resid, -1)))
-    else:
-        hooks.append((f"blocks.{before}.hook_out", keep(parts.resid, before)))
     with model.hooks(fwd_hooks=hooks):
         yield parts

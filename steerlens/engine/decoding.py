@@ -1,19 +1,18 @@
 """Decoding: rows flow through a fixed number of slots.
 
 A **row** is one prompt with its own steering. Rows wait, longest prompt first and rows of one
-prompt together; they are read into free slots (`steerlens.engine.reading`), decode one token a
-step with all other active rows, and leave when they end; waiting rows take their places, so the
-batch stays full to the end. Active rows are always slots 0 … n−1: a hole that no waiting row fills
-is filled by the last one.
+prompt together. They are read into free slots, decode one token per step with all other active
+rows, and leave when they end; waiting rows take their places, so the batch stays full to the end.
+Active rows are always slots 0 … n−1: where no row waits, the last one fills the hole.
 
-Each row carries its own interventions through `steerlens.steering.interventions.RowSteering`, so a
-sweep over layers × strengths × prompts is one stream of rows. A row whose logits are not finite
-ends with the reason ``"non-finite"``; the others go on. When memory runs out, the number of slots
-is halved and the rows in flight start again.
+A sweep over layers × strengths × prompts is one stream of rows (`steerlens.steering.rows`). A row
+whose logits are not finite ends with the reason ``"non-finite"``; the others go on. When memory
+runs out, the number of slots is halved and the rows in flight start again.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,13 +32,13 @@ from steerlens.errors import SteerlensError
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
 
-__all__ = ["decode_rows", "first_logits"]
+__all__ = ["decode_rows"]
 
 # Steps from which on packed weights pay: packing and unpacking 135M of them takes 0.3 s, a step
 # over one row is 8 ms faster with them, over 96 rows 13 ms.
 _WORTH_PACKING = 40
-# Waiting rows are admitted when this share of the slots is free: reading one row at a time would
-# stall the others, waiting longer would leave slots empty.
+# Waiting rows are admitted when one slot in so many is free: reading one row at a time would stall
+# the others, waiting longer would leave slots empty.
 _REFILL_SHARE = 8
 
 
@@ -74,42 +73,6 @@ def _open(
 
 
 @torch.inference_mode()
-def first_logits(
-    model: TransformerBridge,
-    rows: Sequence[Row],
-    batch_size: int,
-    visit: Callable[[list[int], Float[Tensor, "row vocab"]], None],
-) -> None:
-    """Logits of the first response token of every row, a batch at a time.
-
-    Args:
-        model: A model on the fast path.
-        rows: Prompts with their steering.
-        batch_size: Rows a batch.
-        visit: Called with the rows' indices and their logits.
-    """
-    waiting = _in_order(rows)
-    trunks = _trunks(model, rows)
-    with fast_modules(model), reading_attention(model):
-        for start in range(0, len(waiting), batch_size):
-            batch = waiting[start : start + batch_size]
-            _, logits = _open(model, trunks, batch)
-            visit([row.index for row in batch], logits)
-            for row in batch:
-                trunks.release(row.tokens)
-
-
-def _trunks(model: TransformerBridge, rows: Sequence[Row]) -> Trunks:
-    n_layers = model.cfg.n_layers
-    return Trunks(model, ((row.tokens, first_touched(row.steering, n_layers)) for row in rows))
-
-
-def _in_order(rows: Sequence[Row]) -> list[Row]:
-    """Longest prompts first, so memory peaks at once; rows of one prompt side by side."""
-    return sorted(rows, key=lambda row: (-len(row.tokens), row.tokens, row.index))
-
-
-@torch.inference_mode()
 def decode_rows(
     model: TransformerBridge,
     rows: Sequence[Row],
@@ -123,7 +86,7 @@ def decode_rows(
     Args:
         model: A model on the fast path.
         rows: Prompts with their steering.
-        n_slots: Rows decoded together at most.
+        n_slots: Most rows decoded together.
         ends: Token ids that end a response.
         choose: Picks next tokens from logits, given the rows' indices.
         finished: Called with each row as it ends.
@@ -131,7 +94,8 @@ def decode_rows(
     Raises:
         SteerlensError: Memory runs out even for one row at a time.
     """
-    waiting = _in_order(rows)
+    # Longest prompts first, so that memory peaks at once; rows of one prompt side by side.
+    waiting = sorted(rows, key=lambda row: (-len(row.tokens), row.tokens, row.index))
     while waiting:
         try:
             with fast_modules(model), reading_attention(model), _packed(model, waiting):
@@ -160,28 +124,27 @@ def _packed(model: TransformerBridge, rows: Sequence[Row]) -> AbstractContextMan
     return packed_linears(model.original_model)
 
 
+@dataclass(eq=False)
 class _Flow:
-    """One run of waiting rows through the slots."""
+    """One run of waiting rows through the slots; arguments as for `decode_rows`."""
 
-    def __init__(
-        self,
-        model: TransformerBridge,
-        rows: Sequence[Row],
-        n_slots: int,
-        ends: frozenset[int],
-        choose: Choose,
-        finished: Callable[[Row], None],
-    ) -> None:
-        self.model = model
+    model: TransformerBridge
+    rows: Sequence[Row]
+    n_slots: int
+    ends: frozenset[int]
+    choose: Choose
+    finished: Callable[[Row], None]
+
+    def __post_init__(self) -> None:
+        rows, n_layers = self.rows, self.model.cfg.n_layers
+        self.n_slots = min(self.n_slots, len(rows))
         self.waiting = list(reversed(rows))
-        self.n_slots = min(n_slots, len(rows))
-        self.ends = ends
-        self.choose = choose
-        self.finished = finished
-        self.trunks = _trunks(model, rows)
+        self.active: list[Row] = []
+        self.trunks = Trunks(
+            self.model, ((row.tokens, first_touched(row.steering, n_layers)) for row in rows)
+        )
         longest = max(len(row.tokens) + row.max_new_tokens for row in rows)
         self.cache = SlotCache(self.n_slots, longest)
-        self.active: list[Row] = []
         self.steering = RowSteering([], per_row=True)
 
     def run(self) -> None:

@@ -1,11 +1,11 @@
 """Batched, steered generation.
 
-Prompts given as plain text are rendered with the model's chat format and decoded by the engine
-(`steerlens.engine`), many at a time, each with its own steering. When something else on the model
-is hooked, the bridge's own forward pass is used instead; `Generations.settings` says which path it
-was and why. Decoding is greedy by default; with a temperature it samples, and each prompt draws
-from its own seeded stream, so the result does not depend on how prompts are batched. A response
-ends at the model's end-of-turn token, which is not part of it, or after `max_new_tokens`.
+Prompts are rendered with the model's chat format and decoded by the engine, many at a time, each
+with its own steering. When something else on the model is hooked, the bridge's own forward pass is
+used instead; `Generations.settings` says which path it was and why. Decoding is greedy by default;
+with a temperature it samples, and each prompt draws from its own seeded stream, so the result does
+not depend on how prompts are batched. A response ends before the model's end-of-turn token, or
+after `max_new_tokens`.
 
 In float32 the greedy tokens of a batch are those of one prompt at a time. In bfloat16 padding can
 change a rounding and with it a close argmax.
@@ -28,6 +28,7 @@ from steerlens.errors import ModelError, SteeringError, SteerlensError
 from steerlens.errors.arguments import finite_number, texts, whole_number
 from steerlens.models.loading import end_token_ids, model_info, tokenize_prompts
 from steerlens.steering.interventions import Steering
+from steerlens.views.result import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -36,12 +37,12 @@ __all__ = ["FinishReason", "Generations", "generate", "generate_from_tokens"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Generations:
+class Generations(Result):
     """Responses in the order of their prompts.
 
     Attributes:
         prompts: The prompts as given.
-        texts: The responses, special tokens removed.
+        texts: The responses, without special tokens.
         tokens: Response token ids, without the end-of-turn token.
         prompt_tokens: Token ids of the rendered prompts.
         finish_reasons: ``"stop"`` when the model ended its turn, ``"length"`` when it was cut,
@@ -58,7 +59,7 @@ class Generations:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row a prompt: prompt, text, n_tokens, finish_reason."""
+        """One row per prompt: prompt, text, n_tokens, finish_reason."""
         return pd.DataFrame(
             {
                 "prompt": self.prompts,
@@ -73,11 +74,6 @@ class Generations:
         from steerlens.views import response_lengths
 
         return response_lengths(self.table)
-
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        return summary(repr(self), table=self.table)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -100,18 +96,16 @@ def generate(
     progress: bool | None = None,
     control_tokens: str = "escape",
 ) -> Generations:
-    """Generate one response a prompt, steered or not.
+    """Generate one response per prompt, steered or not.
 
     Args:
         model: A hooked model.
-        prompts: User messages as plain text, rendered with the model's chat format: one string,
-            a list, or anything else that gives strings (an array, a column of a table).
-        steering: One `Steering` for all prompts, a sequence of one (or ``None``) a prompt, or
+        prompts: User messages as plain text: a string, or any iterable of strings.
+        steering: One `Steering` for all prompts, a sequence with one (or ``None``) per prompt, or
             ``None``. Checked here, not by annotation, so that a vector gets a sentence.
         max_new_tokens: Longest response, in tokens.
-        batch_size: Prompts decoded together at most; by default as many as memory allows.
-        temperature: 0 decodes greedily; otherwise samples at this temperature. The nearer to 0,
-            the nearer to greedy: below every gap between logits they are the same.
+        batch_size: Most prompts decoded together; by default what memory allows.
+        temperature: 0 decodes greedily; above 0 samples.
         top_p: When sampling, keep the smallest set of tokens with this probability.
         seed: Seed of the sampling; each prompt has its own stream.
         chat_format: ``"auto"``, ``"template"`` or ``"plain"``; see `steerlens.models.loading`.
@@ -120,20 +114,20 @@ def generate(
             lets them act; see `steerlens.models.control_tokens`.
 
     Raises:
-        SteerlensError: "max_new_tokens must be a whole number of at least 1; got …", and so for
-            the other numbers.
-        SteeringError: A steering does not fit the model, or their number differs from the
-            prompts'.
-        ModelError: Prompts that are no texts; an empty one, or one longer than the model's context.
+        SteerlensError: "max_new_tokens must be a whole number of at least 1; got …", and likewise
+            for the other numbers.
+        SteeringError: A steering that does not fit the model, or another number of steerings than
+            of prompts.
+        ModelError: A prompt that is not text, is empty, or is longer than the model's context.
     """
-    given = texts("prompts", [prompts] if isinstance(prompts, str) else prompts, ModelError)
+    prompts = texts("prompts", [prompts] if isinstance(prompts, str) else prompts, ModelError)
     max_new_tokens, batch_size = _sizes(max_new_tokens, batch_size)
     seed = whole_number("seed", seed)
     temperature = finite_number("temperature", temperature, least=0.0)
     top_p = finite_number("top_p", top_p)
     if not 0 < top_p <= 1:
         raise SteerlensError(f"top_p must be above 0 and at most 1; got {top_p:g}")
-    rows = tokenize_prompts(model, given, chat_format, control_tokens)
+    rows = tokenize_prompts(model, prompts, chat_format, control_tokens)
     steerings = _one_per_prompt(model, steering, len(rows))
     choose = _greedy if temperature == 0 else _Sampler(len(rows), temperature, top_p, seed)
     finished, how = generate_from_tokens(
@@ -142,7 +136,7 @@ def generate(
     tokenizer: Any = model.tokenizer
     info = model_info(model)
     return Generations(
-        prompts=given,
+        prompts=prompts,
         texts=tuple(tokenizer.decode(r.produced, skip_special_tokens=True) for r in finished),
         tokens=tuple(tuple(row.produced) for row in finished),
         prompt_tokens=tuple(tuple(row) for row in rows),
@@ -180,16 +174,16 @@ def generate_from_tokens(
     choose: Choose = _greedy,
     progress: bool | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Responses to token rows; see `generate`, which renders and decodes around this.
+    """Responses to token rows; arguments as for `generate`, which renders and decodes around this.
 
     Args:
         model: A hooked model.
         rows: Prompt token ids, without padding.
-        steerings: One a row.
+        steerings: One per row.
         max_new_tokens: Longest response, in tokens.
-        batch_size: Rows decoded together at most; by default as many as memory allows.
+        batch_size: Most rows decoded together.
         choose: Picks the next tokens from logits, given the rows' indices.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        progress: Show a progress bar on standard error.
 
     Returns:
         The finished rows in order, and how they were run: ``attention``, ``attention_reason``,
@@ -214,15 +208,11 @@ def generate_from_tokens(
         tqdm(total=len(flow), desc="generating", unit="prompt", disable=disable) as bar,
     ):
         together = slots_for(model, longest, max(len(flow), 1), batch_size)
-        ends = end_token_ids(model)
-
-        def finished(row: Row) -> None:
-            bar.update()
-
+        options = (together, end_token_ids(model), choose, lambda row: bar.update())
         if path.is_fast:
-            decode_rows(model, flow, together, ends, choose, finished)
+            decode_rows(model, flow, *options)
         else:
-            decode_rows_plainly(model, flow, together, ends, choose, finished, path)
+            decode_rows_plainly(model, flow, *options, path)
     return flow, {
         "attention": path.attention,
         "attention_reason": path.reason,
@@ -241,31 +231,24 @@ def _described(steerings: Sequence[Steering | None]) -> list[list[str]]:
 
 
 def _one_per_prompt(
-    model: TransformerBridge,
-    steering: Any,
-    n_prompts: int,
+    model: TransformerBridge, steering: Any, n_prompts: int
 ) -> list[Steering | None]:
+    hint = "a vector becomes one with vector.at(layer=…)"
     if steering is None or isinstance(steering, Steering):
-        steerings: list[Steering | None] = [steering] * n_prompts
+        steering = [steering] * n_prompts
     elif not isinstance(steering, Sequence) or isinstance(steering, str):
+        raise SteeringError(f"steering must be a Steering; got {type(steering).__name__}; {hint}")
+    elif len(steering) != n_prompts:
         raise SteeringError(
-            f"steering must be a Steering; got {type(steering).__name__}; a vector becomes one "
-            "with vector.at(layer=…)"
+            f"one steering per prompt is needed: got {len(steering)} for {n_prompts} prompts"
         )
-    else:
-        steerings = list(steering)
-        if len(steerings) != n_prompts:
+    for each in {id(s): s for s in steering if s is not None}.values():
+        if not isinstance(each, Steering):
             raise SteeringError(
-                f"one steering a prompt is needed: got {len(steerings)} for {n_prompts} prompts"
+                f"every steering must be a Steering or None; got {type(each).__name__}; {hint}"
             )
-    for one in {id(s): s for s in steerings if s is not None}.values():
-        if not isinstance(one, Steering):
-            raise SteeringError(
-                f"every steering must be a Steering or None; got {type(one).__name__}; a vector "
-                "becomes one with vector.at(layer=…)"
-            )
-        one.check_model(model)
-    return steerings
+        each.check_model(model)
+    return list(steering)
 
 
 class _Sampler:

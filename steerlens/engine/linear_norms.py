@@ -1,14 +1,12 @@
-r"""Shares: sums held apart through norms that are held fixed.
+r"""Sums taken apart through norms.
 
 A norm is not linear, but it scales each vector by one number. With that number held at its value
-for the vector in question (the norm *frozen*), what goes in as a sum comes out as one. Two places
-need this:
+for the vector in question (the norm is *frozen*), a sum that goes in comes out as a sum. That is
+needed where a norm follows attention (Gemma 2 and 3: heads sum before it) and for the final norm
+(components sum before it, logits are linear after it).
 
-* `head_shares`: where a norm follows attention (Gemma 2 and 3), heads sum before it;
-* `through_final_norm`: logits are linear after the final norm, components sum before it.
-
-The number is not computed from the norm's formula but taken from what came out, by least squares;
-what does not fit is refused, so an architecture that does something else is not misread.
+The number is taken from what came out, by least squares, not from the norm's formula. What does not
+fit is refused, so an architecture that does something else is not misread.
 """
 
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from steerlens.engine.modules import dtype_of
 from steerlens.errors import ModelError
 from steerlens.models.adapter.bridge import norm_after, own_module
 
-__all__ = ["HeadShares", "head_shares", "through_final_norm", "tolerance"]
+__all__ = ["HeadContributions", "head_contributions", "through_final_norm", "tolerance"]
 
 # Relative error of a sum of parts that counts as rounding.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -38,8 +36,8 @@ def tolerance(model: TransformerBridge) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class HeadShares:
-    """What attention wrote along some directions, head by head.
+class HeadContributions:
+    """What attention wrote along some directions, head by head, in float64 on the CPU.
 
     Attributes:
         heads: Contribution of each head.
@@ -51,18 +49,18 @@ class HeadShares:
 
 
 @torch.inference_mode()
-def head_shares(
+def head_contributions(
     model: TransformerBridge,
     layer: int,
     z: Float[Tensor, "row width"],
     written: Float[Tensor, "row d_model"],
     directions: Float[Tensor, "direction d_model"],
-) -> HeadShares:
+) -> HeadContributions:
     r"""Split what attention wrote along directions among its heads.
 
     With :math:`a = \sum_h z_h W_O^h + b_O`, what is written is :math:`s\,\gamma \odot a`: the gain
     :math:`\gamma` and, for each row, the scale *s* of the norm that follows; ones where none does.
-    With *s* held fixed the heads' parts are linear in :math:`z_h` and sum to the whole.
+    With *s* frozen the heads' parts are linear in :math:`z_h` and sum to the whole.
 
     Args:
         model: A hooked model, outside `fast_modules`.
@@ -70,9 +68,6 @@ def head_shares(
         z: Concatenated head outputs before the output projection.
         written: What attention added to the stream.
         directions: What to project on.
-
-    Returns:
-        Shares in float64 on the CPU.
 
     Raises:
         ModelError: What is written is no such scaling.
@@ -98,7 +93,7 @@ def head_shares(
     aimed = directions.cpu().double() * gain
     by_head = einsum(weight, aimed, "head d d_model, direction d_model -> head d direction")
     heads = einsum(per_head, by_head, "row head d, head d direction -> row head direction")
-    return HeadShares(
+    return HeadContributions(
         heads=heads * scale[:, None, None],
         bias=None if bias is None else scale[:, None] * (aimed @ bias),
     )

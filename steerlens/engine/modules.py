@@ -1,21 +1,19 @@
 """The model's fast path: its own weights and modules, without the hook plumbing nobody uses.
 
 A `TransformerBridge` wraps every part of a Hugging Face model in a component with hook points and
-re-implements attention step by step, so that scores and patterns can be hooked. Steering the
-residual stream needs none of that. `fast_modules` puts the wrapped parts back in their places for
-a while and lets attention run in its fused form (``sdpa``), or, where a model's attention has no
-fused form (soft-capped scores, attention sinks), in that of `steerlens.engine.attention`. On
-leaving, also by an exception or Ctrl-C, everything is as before; meanwhile other threads wait
+re-implements attention step by step. Steering the residual stream needs none of that.
+`fast_modules` puts the wrapped parts back in their places for a while and lets attention run in its
+fused form (``sdpa``), or, where it has none, in that of `steerlens.engine.attention`. On leaving,
+also by an exception or Ctrl-C, everything is as before; meanwhile other threads wait
 (`steerlens.models.exclusion`).
 
-`only_blocks` runs a range of blocks: the others let the residual stream pass. Given residuals, it
-starts a forward pass at any layer. What the model computes below that layer (embeddings, position
-embeddings, their scale or norm) is thrown away there, so it does not matter how an architecture
-makes it. With no block at all a pass is the final norm and unembedding (`unembed`). `on_blocks`
-reads and changes what chosen blocks put out.
+Within it `only_blocks` runs a range of blocks and lets the stream pass through the others. Given
+residuals, it starts a pass at any layer: what the model computes below (embeddings, their scale or
+norm) is thrown away there, however an architecture makes it. Without any block a pass is the final
+norm and unembedding (`unembed`). `on_blocks` reads and changes what blocks put out.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -76,8 +74,7 @@ def fused_attention(model: TransformerBridge) -> str | None:
 
 def _layers(model: TransformerBridge) -> nn.ModuleList:
     layers = block_list(model)
-    if layers is None:
-        raise AssertionError("only called on the fast path, which has a list of blocks")
+    assert layers is not None  # the fast path is only taken where there is a list of blocks
     return layers
 
 
@@ -94,27 +91,27 @@ def fast_modules(model: TransformerBridge) -> Iterator[None]:
     root: Any = model.original_model
     with exclusively(model), bystanders_wait(root):
         swaps = component_places(root)
+
+        def put_back() -> None:
+            for parent, name, component in swaps:
+                children_of(parent)[name] = component
+
         try:
-            for parent, name, child in swaps:
-                children_of(parent)[name] = own_module(child)
+            for parent, name, component in swaps:
+                children_of(parent)[name] = own_module(component)
             with attention_chosen(root, fused_attention(model) or FUSED):
                 _look_at_blocks(model)
                 yield
         finally:
-            to_its_end(lambda: _put_back(swaps))
-
-
-def _put_back(swaps: Sequence[tuple[nn.Module, str, nn.Module]]) -> None:
-    for parent, name, child in swaps:
-        children_of(parent)[name] = child
+            to_its_end(put_back)
 
 
 class _Pass(nn.Module):
-    """A block that lets the residual stream pass, or puts another in its place.
+    """A block that lets the residual stream pass, or puts `resid` in its place.
 
     Args:
         resid: What it puts out; by default what it is given.
-        in_tuple: Give it in a tuple, as the model's own blocks do.
+        in_tuple: Put it out in a tuple, as the model's own blocks do.
     """
 
     def __init__(self, resid: Tensor | None, in_tuple: bool) -> None:
@@ -154,7 +151,7 @@ def only_blocks(
 
 
 def _look_at_blocks(model: TransformerBridge) -> None:
-    """Note whether blocks give their residual stream in a tuple: seen once, on one token."""
+    """Note whether blocks put out their residual stream in a tuple: seen once, on one token."""
     root: Any = model.original_model
     kinds = {type(block) for block in _layers(model)}
     seen: dict[type, bool] = root.__dict__.get(_RETURNS_TUPLE, {})
@@ -164,13 +161,10 @@ def _look_at_blocks(model: TransformerBridge) -> None:
     def after(block: nn.Module, _args: Any, output: Any) -> None:
         seen[type(block)] = isinstance(output, tuple)
 
-    handles = [block.register_forward_hook(after) for block in _layers(model)]
-    try:
-        with torch.inference_mode():
-            root(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device_of(model)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.inference_mode():
+        for block in _layers(model):
+            stack.callback(block.register_forward_hook(after).remove)
+        root(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device_of(model)))
     root.__dict__[_RETURNS_TUPLE] = seen
 
 
@@ -191,11 +185,10 @@ def no_words(resid: Float[Tensor, "row pos d_model"], n_rows: int | None = None)
 def on_blocks(
     model: TransformerBridge, layers: Iterable[int], function: BlockFunction
 ) -> Iterator[None]:
-    """Call ``function(layer, output)`` after each of some blocks; a tensor it returns replaces it.
+    """Call ``function(layer, output)`` after some blocks; a tensor it returns replaces the output.
 
     The blocks' own modules are hooked, so this must be entered inside `fast_modules`.
     """
-    modules = _layers(model)
 
     def after(layer: int) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -206,10 +199,10 @@ def on_blocks(
 
         return hook
 
+    modules = _layers(model)
     with ExitStack() as stack:
         for layer in sorted(set(layers)):
-            handle = modules[layer].register_forward_hook(after(layer))
-            stack.callback(handle.remove)
+            stack.callback(modules[layer].register_forward_hook(after(layer)).remove)
         yield
 
 
@@ -217,14 +210,12 @@ def unembed(
     model: TransformerBridge, resid: Float[Tensor, "row d_model"]
 ) -> Float[Tensor, "row vocab"]:
     """Logits of residuals that have passed all blocks: final norm, unembedding, soft-capping."""
-    root = model.original_model
-    n_rows, n_layers = len(resid), model.cfg.n_layers
-    entering = resid[:, None]
+    n_layers, entering = model.cfg.n_layers, resid[:, None]
     with only_blocks(model, n_layers, n_layers, entering):
-        out = root(
+        out = model.original_model(
             input_ids=no_words(entering),
             position_ids=torch.zeros(1, 1, dtype=torch.long, device=resid.device),
-            attention_mask=torch.ones(n_rows, 1, dtype=torch.long, device=resid.device),
+            attention_mask=torch.ones(len(resid), 1, dtype=torch.long, device=resid.device),
             use_cache=False,
         )
     logits: Tensor = out.logits[:, -1]

@@ -1,13 +1,12 @@
 """What others have put on a model: hooks, replaced forwards, parametrisations, tensor subclasses.
 
-The fast path takes the bridge's components out and lets rows meet in an order of its own. A hook
-that someone registered, with TransformerLens or with PyTorch, on any module, would not fire there,
-or would meet other tokens than its author expects. `outside_change` finds the first such change;
-the call then takes the bridge's own path, where whole rows pass, without padding, as they would in
+On the fast path a hook that someone has registered, with TransformerLens or with PyTorch, would not
+fire, or would meet other tokens than its author expects. `outside_change` finds the first such
+change; the call then takes the plain path, where whole rows pass without padding, as they would in
 a loop over prompts.
 
-The bridge computes some parts itself, from the weights, and never calls the module it took them
-from (attention, GPT-2's layer norms and its joint projection). A change there has no effect in
+The bridge computes some parts itself from the weights and never calls the module that has them
+(attention, GPT-2's layer norms and its joint projection). A change there has no effect in
 ``model(tokens)`` either, so it is refused rather than ignored.
 
 What the libraries themselves put on a model is not a change: the hooks by which TransformerLens

@@ -1,15 +1,13 @@
-"""Weights in the order the CPU's matrix kernels want, for the time of decoding.
+"""Weights in the order that the CPU's matrix kernels want, for the time of decoding.
 
-oneDNN rearranges a weight matrix before it multiplies with it. For one step of decoding that costs
-a third of the product or more: on two cores in bfloat16 the products of a step over 96 rows take 30
-instead of 44 ms with weights rearranged once, with the same bits in the result. `packed_linears`
-does it for a model's linear layers, and puts the weights back on leaving, bit for bit, also after
-an exception or Ctrl-C.
+oneDNN rearranges a weight matrix before it multiplies with it, which costs a third of the product
+or more in a step of decoding: on two cores in bfloat16 the products of a step over 96 rows take 30
+instead of 44 ms with weights rearranged once, to the same bits. `packed_linears` does it for a
+model's linear layers, and puts the weights back on leaving, also after an exception or Ctrl-C.
 
-A rearranged weight takes the place of the plain one, so no memory is added; only where a weight has
-another use (an unembedding tied to the embedding) both are there. Within the context weights are
-not to be read. Where the kernels cannot do it (another device or dtype, another build of torch),
-nothing happens.
+A rearranged weight takes the place of the plain one, so no memory is added, except where a weight
+has another use (an unembedding tied to the embedding). Weights must not be read meanwhile. Where
+the kernels cannot do it (another device, dtype or build of torch), nothing happens.
 """
 
 import ctypes
@@ -28,16 +26,15 @@ from steerlens.models.exclusion import to_its_end
 
 __all__ = ["packed_linears"]
 
-# The number of rows the order is chosen for; other numbers are multiplied as well, and alike.
+# The number of rows that the order is chosen for; other numbers work too, to the same bits.
 _ROWS = 96
-
 # Weights rearranged before the memory of the plain ones goes back to the system.
 _BETWEEN_TRIMS = 50
 
 
 @contextmanager
 def packed_linears(root: nn.Module) -> Iterator[int]:
-    """Rearrange the weights of the linear layers of a model; says of how many.
+    """Rearrange the weights of a model's linear layers; yields how many.
 
     Args:
         root: A Hugging Face model, to be called under ``inference_mode`` only.
@@ -61,16 +58,18 @@ def packed_linears(root: nn.Module) -> Iterator[int]:
 
 def _packable(root: nn.Module) -> list[tuple[nn.Linear, bool]]:
     """Linear layers that can be packed, and whether something else holds the weight too."""
-    parameters = [own for module in root.modules() for own in parameters_of(module).values()]
-    uses = Counter(own.data_ptr() for own in parameters if own is not None)
-    found = []
-    for module in root.modules():
-        if type(module) is nn.Linear and module.weight.dim() == 2:
-            weight = module.weight
-            plain = weight.device.type == "cpu" and weight.is_contiguous()
-            if plain and "forward" not in vars(module) and _works(weight.dtype):
-                found.append((module, uses[weight.data_ptr()] > 1))
-    return found
+    weights = [weight for module in root.modules() for weight in parameters_of(module).values()]
+    uses = Counter(weight.data_ptr() for weight in weights if weight is not None)
+    return [
+        (module, uses[module.weight.data_ptr()] > 1)
+        for module in root.modules()
+        if type(module) is nn.Linear
+        and module.weight.dim() == 2
+        and module.weight.device.type == "cpu"
+        and module.weight.is_contiguous()
+        and "forward" not in vars(module)
+        and _works(module.weight.dtype)
+    ]
 
 
 def _product(packed: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -1,9 +1,8 @@
-"""The two paths a call can take, and what decides how rows ride together.
+"""The two paths a call can take, and how many rows memory allows.
 
 `steerlens.engine.choosing` says which path a call takes. Here is what a path is: whether rows may
 be padded and keys and values remembered on it (`FastPath`), the length beyond which a model
-computes by the whole row (`length_switch`), the context every call runs in (`alone_with`), and how
-many rows memory allows (`slots_for`).
+computes by the whole row (`length_switch`), and the context every call runs in (`alone_with`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import length_batches
-from steerlens.engine.modules import (
-    FUSED,
-    device_of,
-)
+from steerlens.engine.modules import FUSED, device_of, dtype_of
 from steerlens.models.exclusion import exclusively
 
 __all__ = [
@@ -32,10 +28,10 @@ __all__ = [
     "slots_for",
 ]
 
-# Rows beyond this gain little: weights are read from memory once a step for all of them.
+# More rows gain little: weights are read from memory once per step for all of them.
 _MOST_SLOTS = 128
 _MEMORY_SHARE = 0.4
-# Rotary embeddings that take other factors once a row is longer than so many tokens.
+# Rotary embeddings whose factors change once a row is longer than some number of tokens.
 _SWITCHING_ROPE = ("longrope", "dynamic")
 
 
@@ -46,10 +42,10 @@ class FastPath:
     Attributes:
         attention: ``"sdpa"`` on the fast path, ``"eager"`` on the bridge's own.
         reason: Why, in a phrase.
-        caches: On the plain path, whether a decoding step may rest on remembered keys and values.
-        pads: Whether rows of different lengths may share a batch of the plain path. They may not
-            where someone else's hook would meet the padding, or rows of different lengths are
+        pads: On the plain path, whether rows of different lengths may share a batch. They may not
+            where someone else's hook would meet the padding, or where rows of different lengths are
             computed differently.
+        caches: On the plain path, whether keys and values may be remembered while decoding.
     """
 
     attention: str
@@ -72,9 +68,9 @@ class FastPath:
             yield from length_batches(lengths, batch_size)
             return
         for length in sorted(set(lengths), reverse=True):
-            alike = [i for i, own in enumerate(lengths) if own == length]
-            for start in range(0, len(alike), batch_size):
-                yield alike[start : start + batch_size]
+            alike = [i for i, other in enumerate(lengths) if other == length]
+            for batch in length_batches([length] * len(alike), batch_size):
+                yield [alike[place] for place in batch]
 
 
 BRIDGE = FastPath("eager", "asked for")
@@ -113,43 +109,42 @@ def length_switch(model: TransformerBridge) -> int | None:
     """The length beyond which a row cannot be shared, packed or padded, if there is one.
 
     Long-range rotary embeddings (Phi-3's ``longrope``, ``dynamic`` scaling) choose their factors by
-    the length of the whole row, so the beginning of a long row is not that of a short one; Llama 4
-    scales queries by a position that it takes from the length of the batch.
+    the length of the whole row, so the beginning of a long row is not that of a short one. Llama 4
+    scales queries by a position that it takes from the length of the whole batch.
     """
     config: Any = model.original_model.config
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    found = []
+    limits = []
     if getattr(config, "attn_temperature_tuning", None) and getattr(config, "floor_scale", None):
-        # Llama 4 takes positions from the length of the whole batch; from here on they matter.
-        found.append(int(config.floor_scale) - 1)
-    for one in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if one.get("rope_type", one.get("type")) in _SWITCHING_ROPE:
-            limit = one.get("original_max_position_embeddings") or getattr(
+        limits.append(int(config.floor_scale) - 1)
+    for settings in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if settings.get("rope_type", settings.get("type")) in _SWITCHING_ROPE:
+            limit = settings.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )
-            found.append(int(limit or config.max_position_embeddings))
-    return min(found, default=None)
+            limits.append(int(limit or config.max_position_embeddings))
+    return min(limits, default=None)
 
 
 def slots_for(
     model: TransformerBridge, longest: int, n_rows: int, batch_size: int | None = None
 ) -> int:
-    """How many rows to decode together: the asked number, or what memory allows.
+    """How many of `n_rows` rows to decode together: `batch_size`, or what memory allows.
 
     Args:
         model: The model.
         longest: Longest prompt plus response, in tokens.
         n_rows: Rows in all.
-        batch_size: Asked for by the caller; ``None`` chooses from the free memory.
+        batch_size: What the caller asks for, if anything.
     """
     if batch_size is not None:
         return min(batch_size, n_rows)
     cfg = model.cfg
     n_heads = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-    width = next(model.parameters()).element_size()
-    a_row = 2 * cfg.n_layers * n_heads * cfg.d_head * width * longest + 4 * width * cfg.d_vocab
+    per_token, per_row = 2 * cfg.n_layers * n_heads * cfg.d_head, 4 * cfg.d_vocab
+    n_bytes = dtype_of(model).itemsize * (per_token * longest + per_row)
     budget = _MEMORY_SHARE * free_memory(device_of(model))
-    return max(1, min(n_rows, _MOST_SLOTS, int(budget // a_row)))
+    return max(1, min(n_rows, _MOST_SLOTS, int(budget // n_bytes)))
 
 
 def free_memory(device: torch.device) -> int:

@@ -22,7 +22,7 @@ from steerlens.engine.rows import Choose, Row, is_sound
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
 
-__all__ = ["bridge_pass", "decode_rows_plainly", "first_logits_plainly"]
+__all__ = ["bridge_pass", "decode_rows_plainly"]
 
 
 @contextmanager
@@ -126,8 +126,9 @@ def decode_rows_plainly(
         finished: Called with each row as it ends.
         path: Which rows may share a batch.
     """
+    switch = length_switch(model)
     for batch in path.batches([len(row.tokens) for row in rows], batch_size):
-        _decode_batch(model, [rows[i] for i in batch], ends, choose, path)
+        _decode_batch(model, [rows[i] for i in batch], ends, choose, path.caches, switch)
         for i in batch:
             finished(rows[i])
 
@@ -137,23 +138,22 @@ def _decode_batch(
     rows: Sequence[Row],
     ends: frozenset[int],
     choose: Choose,
-    path: FastPath,
+    caches: bool,
+    switch: int | None,
 ) -> None:
+    """Decode one batch; `switch` is the length at which rows must be read anew, if any."""
     tokens, mask = left_padded([row.tokens for row in rows], device=model.cfg.device)
-    compiled = RowSteering([r.steering for r in rows], device=model.cfg.device, per_row=True)
+    steering = RowSteering([row.steering for row in rows], device=model.cfg.device, per_row=True)
     n_prompt = torch.tensor([len(row.tokens) for row in rows], device=tokens.device)
-    switch = length_switch(model)
-    whole = tokens
+    whole, cache = tokens, None
     roles: list[TokenRoles] = []
-    cache: Any = None
-    with model.hooks(fwd_hooks=compiled.hooks(lambda: roles[0])):
+    with model.hooks(fwd_hooks=steering.hooks(lambda: roles[0])):
         while any(row.reason is None for row in rows):
             # What was read with the factors of short rows is read anew, as Hugging Face does.
-            switched = switch is not None and whole.shape[1] == switch + 1
-            if switched or not path.caches:
+            if not caches or (switch is not None and whole.shape[1] == switch + 1):
                 tokens, cache = whole, None
             roles[:] = [TokenRoles.of_mask(mask, tokens.shape[1], n_prompt)]
-            if path.caches:
+            if caches:
                 logits, cache = model(
                     tokens,
                     attention_mask=mask,
@@ -171,26 +171,3 @@ def _decode_batch(
             tokens = following[:, None]
             whole = torch.cat([whole, tokens], dim=1)
             mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-
-
-def first_logits_plainly(
-    model: TransformerBridge,
-    rows: Sequence[Row],
-    batch_size: int,
-    visit: Callable[[list[int], Float[Tensor, "row vocab"]], None],
-    path: FastPath = BRIDGE,
-) -> None:
-    """First-token logits of every row; arguments as for the engine's `first_logits`.
-
-    Args:
-        model: A hooked model.
-        rows: Prompts with their steering.
-        batch_size: Rows per batch.
-        visit: Called with the rows' indices and their logits.
-        path: Which rows may share a batch.
-    """
-    for batch in path.batches([len(row.tokens) for row in rows], batch_size):
-        some = [rows[i] for i in batch]
-        steer = RowSteering([row.steering for row in some], model.cfg.device, per_row=True)
-        logits = bridge_pass(model, [row.tokens for row in some], steer)
-        visit([row.index for row in some], logits[:, -1])

@@ -1,9 +1,4 @@
-"""What names remembered results: the model's identity, and whether it is only the model.
-
-A hook, a replaced forward or a parametrisation changes results in a way that nothing can be read
-off. What is computed on such a model gets a name of its own each time: it is kept, and never taken
-for the result of another call.
-"""
+"""What names remembered results: the model's identity, and whether it is only the model."""
 
 import uuid
 from typing import Any
@@ -22,7 +17,11 @@ EXAMPLE = "Tell me about Rome."
 
 
 def naming_key(model: TransformerBridge) -> dict[str, Any]:
-    """What the name of a piece says of the model; all weights are read.
+    """What names a result of this model; all weights are read.
+
+    A hook, a replaced forward or a parametrisation changes results in a way that cannot be read
+    off it. On such a model every call gets a name of its own: its results are kept, but never taken
+    for those of another call.
 
     Args:
         model: A hooked model.
@@ -34,11 +33,11 @@ def naming_key(model: TransformerBridge) -> dict[str, Any]:
 
 
 def rendered_example(model: TransformerBridge) -> dict[str, str]:
-    """How the model reads a fixed prompt at this moment: for a run to note, not to insist on.
+    """How the model's template renders a fixed prompt now: noted by a run, but not compared.
 
-    A template may write the date. That must not keep a run from being resumed, but shows here.
+    A template may write the date, which must not keep a run from being resumed.
     """
     try:
         return {"prompt": EXAMPLE, "rendered": render_prompt(model, EXAMPLE)}
-    except ModelError as error:  # a template that refuses this conversation, not others perhaps
+    except ModelError as error:  # a template that refuses this conversation, perhaps not others
         return {"prompt": EXAMPLE, "refused": str(error)}

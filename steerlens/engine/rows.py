@@ -14,6 +14,7 @@ __all__ = ["Choose", "FinishReason", "Row", "is_sound", "out_of_memory"]
 
 FinishReason = Literal["stop", "length", "non-finite"]
 Choose = Callable[[Float[Tensor, "row vocab"], Sequence[int]], Int[Tensor, "row"]]
+"""Picks next tokens from logits, given the rows' indices."""
 
 
 @dataclass(eq=False)
@@ -21,9 +22,9 @@ class Row:
     """One prompt on its way through the engine.
 
     Attributes:
-        index: The caller's number of it.
+        index: The caller's number for it.
         tokens: Prompt token ids.
-        steering: Its own interventions.
+        steering: Its interventions.
         max_new_tokens: Longest response, in tokens.
         produced: Response tokens so far.
         reason: Why it ended; ``None`` while it has not.
@@ -37,7 +38,7 @@ class Row:
     reason: FinishReason | None = None
 
     def take(self, token: int, sound: bool, ends: frozenset[int]) -> None:
-        """Add the next token, or end; a row that has ended ignores it.
+        """Add the chosen token, or end; a row that has ended ignores it.
 
         Args:
             token: The chosen token.

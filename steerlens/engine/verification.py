@@ -1,28 +1,26 @@
 """The engine compared with the bridge's own forward pass, before its first use on a model.
 
-The engine rearranges a model it does not know: it starts passes in the middle, shares beginnings,
-packs rows, makes its own masks. Whether that is right is a question of the architecture, and it is
-asked of an **excerpt** of the model (a second or less on a small model): its first few blocks, so
-many that every kind of block is among them, with a vocabulary of 64 tokens and with every attention
-window cut to 8 tokens, so that probes are longer than any window.
+The engine starts passes in the middle of a model, shares beginnings, packs rows and makes its own
+masks. Whether that is right is a question of the architecture, and it is asked of an **excerpt** of
+the model (a second or less on a small model): its first blocks, so many that every kind of block is
+among them, with 64 tokens and with attention windows of 8 tokens, so that probes are longer.
 
-1. In float32 a right engine agrees with the bridge to 1e-3 of the norms of logits and residuals,
-   and a wrong one does not hide behind the rounding of a half-precision model.
+1. In float32 a right engine agrees with the bridge to 1e-3 of the norms of logits and residuals;
+   there a wrong one cannot hide behind rounding.
 2. In the model's own dtype, if that is another one, the engine may be at most three times as far
    from the bridge's float32 numbers as the bridge is itself.
-3. On the model as a whole, with its devices and all its blocks, two steps must agree: to 1e-3 in
+3. On the whole model, with its devices and all its blocks, two steps must agree: to 1e-3 in
    float32, to a quarter of the norms in half precision, which only finds what is broken outright.
 
-A model that cannot be cut is judged by step 3 alone in float32; in half precision, where that step
-cannot tell a fault from rounding, it takes the bridge's path.
+A model that cannot be cut is judged by step 3 alone in float32; in half precision it takes the
+plain path, because that step cannot tell a fault from rounding.
 
-The bridge reads one row at a time here, as nothing can go wrong with padding then. Where its own
-padded batches differ from that by more than rounding, the plain path is told not to pad.
+The bridge reads one row at a time here. Where its own padded batches differ from that by more than
+rounding, the plain path does not pad.
 
 Probes are rows of several lengths that share a beginning, unsteered and steered at the first, a
-middle and the last block, with scopes prompt, response and all, over several decoding steps.
-A model that computes long rows differently (`steerlens.engine.paths.length_switch`) is probed below
-that length; longer rows never take the fast path.
+middle and the last block, in every scope, over several decoding steps. They are shorter than
+`steerlens.engine.paths.length_switch`; longer rows never take the fast path.
 """
 
 import copy
@@ -64,7 +62,7 @@ _WINDOWS = ("sliding_window", "attention_chunk_size")
 _MEMORY_SHARE = 0.25
 # Tokens that probes are answered with, whatever their logits.
 _ANSWER = (30, 17, 5, 41, 9, 23)
-# A pass of a new architecture that fails in one of these ways is one the engine does not know.
+# What a pass of an architecture that the engine does not know may fail with.
 _FAILURES = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError)
 
 
@@ -109,18 +107,15 @@ def _on_excerpt(model: TransformerBridge) -> Verdict:
     except _FAILURES as error:
         if out_of_memory(error):
             raise
-        # Not every architecture can be cut. In float32 the model itself will do; in half precision
-        # it would not tell a fault from rounding.
-        rounds = dtype_of(model) not in (torch.float32, torch.float64)
         reason = "the engine cannot be checked in float32 on this architecture"
-        return Verdict(reason if rounds else None)
+        return Verdict(reason if _is_half(model) else None)
     rows = _probes(small)
     true = _run(small, rows, fast=False, batch_size=1)
     pads = _worst(_run(small, rows, fast=False), true) <= _TOLERANCE
     wrong = _worst(_run(small, rows, fast=True), true)
     if wrong > _TOLERANCE:
         return Verdict(_differs(wrong), pads)
-    if dtype_of(model) not in (torch.float32, torch.float64):
+    if _is_half(model):
         half = excerpt(model, dtype_of(model))
         bridge = _run_bridge(half, rows, batch_size=1)
         limit = _BROKEN if bridge is None else _TIMES_ROUNDING * _mean(bridge, true)
@@ -138,9 +133,12 @@ def _on_the_whole(model: TransformerBridge, pads: bool) -> Verdict:
     if bridge is None:
         return Verdict(None, pads)
     worst = _worst(_run(model, rows, fast=True), bridge)
-    half = dtype_of(model) not in (torch.float32, torch.float64)
-    wrong = worst > (_BROKEN if half else _TOLERANCE)
-    return Verdict(_differs(worst) if wrong else None, pads)
+    is_wrong = worst > (_BROKEN if _is_half(model) else _TOLERANCE)
+    return Verdict(_differs(worst) if is_wrong else None, pads)
+
+
+def _is_half(model: TransformerBridge) -> bool:
+    return dtype_of(model) not in (torch.float32, torch.float64)
 
 
 def _differs(error: float) -> str:
@@ -178,23 +176,15 @@ def _probes(model: TransformerBridge) -> list[Row]:
 
     def push(layer: int, scope: str) -> Steering:
         direction = torch.randn(width, generator=generator, dtype=torch.float32)
-        one = Intervention(
-            layer=layer,
-            direction=direction / direction.norm(),
-            gap=math.sqrt(width),
-            target=0.0,
-            operation="add",
-            strength=1.0,
-            scope=scope,
-        )
-        return Steering((one,))
+        unit = direction / direction.norm()
+        return Steering((Intervention(layer, unit, gap=width**0.5, operation="add", scope=scope),))
 
     middle, last = n_layers // 2, n_layers - 1
     n_long = min(27, model.cfg.n_ctx - len(_ANSWER), (length_switch(model) or 99) - len(_ANSWER))
     n_shared = min(12, n_long - 6)
     shared = tuple(draw[:n_shared])
     short, long = (*shared, *draw[30:33]), tuple(draw[:n_long])
-    prompts_and_pushes = [
+    probes = [
         (short, None),
         (long, None),
         (long, push(0, "all")),
@@ -202,10 +192,7 @@ def _probes(model: TransformerBridge) -> list[Row]:
         (short, push(middle, "response")),
         (short, push(last, "all")),
     ]
-    return [
-        Row(i, prompt, steering, len(_ANSWER))
-        for i, (prompt, steering) in enumerate(prompts_and_pushes)
-    ]
+    return [Row(i, prompt, steering, len(_ANSWER)) for i, (prompt, steering) in enumerate(probes)]
 
 
 def _run(
@@ -222,19 +209,16 @@ def _run(
             seen[i, step] = own.detach().double().cpu().clone()
         return torch.tensor([_ANSWER[step] for step in steps], device=logits.device)
 
-    together = batch_size or len(rows)
-    if fast:
-        decode_rows(model, rows, together, frozenset(), choose, lambda row: None)
-        residuals = residuals_shared
-    else:
-        decode_rows_plainly(model, rows, together, frozenset(), choose, lambda row: None)
-        residuals = residuals_unshared
+    decode, residuals = (
+        (decode_rows, residuals_shared) if fast else (decode_rows_plainly, residuals_unshared)
+    )
+    batch_size = batch_size or len(rows)
+    decode(model, rows, batch_size, frozenset(), choose, lambda row: None)
     texts = [row.tokens for row in rows if row.steering is None]
     spans = [(len(tokens) - 1, len(tokens)) for tokens in texts]
-    layers = range(model.cfg.n_layers)
-    read = residuals(model, texts, spans, layers, together)
+    resid = residuals(model, texts, spans, range(model.cfg.n_layers), batch_size)
     logits = [seen[key] for key in sorted(seen)]
-    return logits + [one.double() for row in read for one in row]
+    return logits + [vector.double() for row in resid for vector in row]
 
 
 def _run_bridge(
@@ -250,21 +234,18 @@ def _run_bridge(
 
 
 def excerpt(model: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
-    """The first blocks of a model, with short windows and few tokens.
+    """The first blocks of a model, with short windows and few tokens, as a bridge of its own.
 
-    Quantised weights are replaced by random ones: what is asked is whether the engine runs such
+    Quantised weights are replaced by random ones: the question is whether the engine runs such
     blocks as the bridge does.
 
     Args:
         model: A hooked model with a plain stack of blocks.
         dtype: Of the excerpt.
 
-    Returns:
-        A bridge of its own, without tokenizer.
-
     Raises:
         MemoryError: It would take more than a quarter of the free memory.
-        AttributeError: Like other errors, a model that cannot be cut.
+        AttributeError: Or another error: a model that cannot be cut.
     """
     root: Any = model.original_model
     config = copy.deepcopy(root.config)
@@ -272,10 +253,8 @@ def excerpt(model: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
     with fast_modules(model):
         weights: dict[str, Tensor] = {} if quantised else root.state_dict()
         blocks: Any = block_list(model)
-        n_layers, n_blocks = (
-            len(blocks),
-            _kinds_end([*blocks], getattr(config, "layer_types", None)),
-        )
+        n_layers, layer_types = len(blocks), getattr(config, "layer_types", None)
+        n_blocks = _kinds_end([*blocks], layer_types)
         n_numbers = sum(p.numel() for block in blocks[:n_blocks] for p in block.parameters())
     device, n_vocab = device_of(model), config.vocab_size
     if n_numbers * dtype.itemsize > _MEMORY_SHARE * free_memory(device):
@@ -283,8 +262,8 @@ def excerpt(model: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
     if quantised:
         del config.quantization_config
     _shorten(config, n_layers, n_blocks)
-    # Building draws random weights on the CPU; the caller's random numbers stay as they were. It is
-    # done in float32, because building sets torch's default dtype for the whole process meanwhile.
+    # Building draws random weights and sets torch's default dtype for the whole process: so the
+    # random state is put back afterwards, and it is done in float32.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(0)
         small = random_model(type(root), config, torch.float32)
@@ -295,9 +274,9 @@ def excerpt(model: TransformerBridge, dtype: torch.dtype) -> TransformerBridge:
                 source = weights[name]
                 cut = len(target) if target.ndim and len(source) == n_vocab else None
                 target.copy_(source[:cut] if target.ndim else source)
-    small = small.to(device).eval()
+    small, name = small.to(device).eval(), type(root).__name__
     bridge: TransformerBridge = build_bridge_from_module(
-        small, type(root).__name__, hf_config=config, dtype=dtype, device=str(device)
+        small, name, hf_config=config, dtype=dtype, device=str(device)
     )
     bridge.eval()
     return bridge
