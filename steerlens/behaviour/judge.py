@@ -36,12 +36,12 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import length_batches, right_padded
+from steerlens.engine.forward import PassRow, run_rows
 from steerlens.engine.modules import (
     device_of,
     fast_modules,
     fused_attention,
     has_plain_stack,
-    on_blocks,
     unembed,
 )
 from steerlens.engine.outside import outside_change
@@ -250,21 +250,13 @@ def _has_chunks(model: TransformerBridge) -> bool:
 def _logprobs_by_chunks(
     model: TransformerBridge, rows: Sequence[Sequence[int]]
 ) -> list[Float[Tensor, "token"]]:
-    device, last = device_of(model), int(model.cfg.n_layers) - 1
-    # Padding stands after the real tokens, where causal attention never looks.
+    device = device_of(model)
     tokens = right_padded(rows, device)
-    held: list[Tensor] = []
-
-    def after(layer: int, resid: Tensor) -> None:
-        held.append(resid)
-
-    root: Any = model.original_model
     with fast_modules(model):
-        with on_blocks(model, [last], after):
-            root(input_ids=tokens, use_cache=False, logits_to_keep=1)
+        resid = run_rows(model, [PassRow(tokens=row) for row in rows]).resid
         lengths = torch.tensor([len(row) for row in rows], device=device)
         predicts = torch.arange(tokens.shape[1], device=device) < (lengths - 1)[:, None]
-        flat = held[0][predicts]
+        flat = resid[predicts]
         targets = tokens.roll(-1, dims=1)[predicts]
         size = max(1, _LOGITS // int(model.cfg.d_vocab))
         logprobs = [

@@ -26,7 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.batches import common_prefix, length_batches
 from steerlens.engine.choosing import running
 from steerlens.engine.forward import PassRow, run_rows
-from steerlens.engine.modules import fast_modules, on_blocks
+from steerlens.engine.modules import blocks_of, fast_modules, on_blocks
 from steerlens.engine.plain import bridge_pass
 from steerlens.engine.reading import read
 from steerlens.errors import ModelError
@@ -232,7 +232,7 @@ def _recording(
             )
             stack.callback(listen(at(source), with_kwargs=True).remove)
         layers = {source.layer for source in sources if source.layer >= 0}
-        stack.enter_context(on_blocks(model, layers, keep_stream))
+        stack.enter_context(on_blocks(blocks_of(model), layers, keep_stream))
         yield parts
 
 

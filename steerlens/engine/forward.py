@@ -33,7 +33,14 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import right_padded
 from steerlens.engine.memory import PassCache, Reading, SlotCache, attention_masks
-from steerlens.engine.modules import device_of, dtype_of, no_words, on_blocks, only_blocks
+from steerlens.engine.modules import (
+    blocks_of,
+    device_of,
+    dtype_of,
+    no_words,
+    on_blocks,
+    only_blocks,
+)
 from steerlens.steering.interventions import Steering
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
@@ -177,8 +184,8 @@ def run_rows(
     for row in rows if first >= 0 else ():
         entering_at.setdefault(row.layer, []).append(row)
     layout = _Layout(starts, lengths, device)
-    # A causal mask is left out where it says nothing new: it grows with the square of the tokens.
-    needs_mask = len({*starts, 0}) > 1 or len(set(lengths)) > 1 or len(entering_at) > 1
+    # Whole rows need no mask beside the causal one, which would grow with the square of the tokens.
+    needs_mask = len({*starts, 0}) > 1 or len(entering_at) > 1
     cache = PassCache([row.before for row in rows], remember)
     held: dict[int, Tensor] = {}
 
@@ -303,7 +310,7 @@ def run_blocks(
         stop: Where to stop.
         positions: Of the tokens.
         masks: As `attention_masks` gives them; ``None`` leaves them to the model, which is right
-            for whole rows without padding.
+            for rows from their beginning on that are padded on the right.
         cache: What stands before, and takes the new keys and values.
         layers: Blocks after which `function` is called.
         function: See `steerlens.engine.modules.on_blocks`.
@@ -324,7 +331,7 @@ def run_blocks(
         "use_cache": cache is not None,
     }
     hooked = [layer for layer in layers if first <= layer < stop]
-    with on_blocks(model, hooked, function), only_blocks(model, first, stop, resid):
+    with on_blocks(blocks_of(model), hooked, function), only_blocks(model, first, stop, resid):
         if body is not None:
             body(**options)
             return None

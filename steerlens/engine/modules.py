@@ -32,6 +32,7 @@ from steerlens.models.adapter.pytorch import children_of
 from steerlens.models.exclusion import bystanders_wait, exclusively, to_its_end
 
 __all__ = [
+    "blocks_of",
     "device_of",
     "dtype_of",
     "fast_modules",
@@ -44,7 +45,6 @@ __all__ = [
 ]
 
 FUSED = "sdpa"
-BlockFunction = Callable[[int, Tensor], Tensor | None]
 _RETURNS_TUPLE = "steerlens_block_returns_tuple"
 
 
@@ -72,10 +72,11 @@ def fused_attention(model: TransformerBridge) -> str | None:
     return READ if supports_custom_attention(root) else None
 
 
-def _layers(model: TransformerBridge) -> nn.ModuleList:
-    layers = block_list(model)
-    assert layers is not None  # the fast path is only taken where there is a list of blocks
-    return layers
+def blocks_of(model: TransformerBridge) -> nn.ModuleList:
+    """The model's own blocks, of a model that can take the fast path."""
+    blocks = block_list(model)
+    assert blocks is not None  # the fast path is only taken where there is a list of blocks
+    return blocks
 
 
 @contextmanager
@@ -137,7 +138,7 @@ def only_blocks(
         stop: Where to stop.
         resid: What enters block `first` (which is not 0), whatever the embeddings put out.
     """
-    modules = children_of(_layers(model))
+    modules = children_of(blocks_of(model))
     kept = dict(modules)
     in_tuple = any(model.original_model.__dict__[_RETURNS_TUPLE].values())
     skipped, start = _Pass(None, in_tuple), _Pass(resid, in_tuple)
@@ -153,7 +154,7 @@ def only_blocks(
 def _look_at_blocks(model: TransformerBridge) -> None:
     """Note whether blocks put out their residual stream in a tuple: seen once, on one token."""
     root: Any = model.original_model
-    kinds = {type(block) for block in _layers(model)}
+    kinds = {type(block) for block in blocks_of(model)}
     seen: dict[type, bool] = root.__dict__.get(_RETURNS_TUPLE, {})
     if seen.keys() >= kinds:
         return
@@ -162,7 +163,7 @@ def _look_at_blocks(model: TransformerBridge) -> None:
         seen[type(block)] = isinstance(output, tuple)
 
     with ExitStack() as stack, torch.inference_mode():
-        for block in _layers(model):
+        for block in blocks_of(model):
             stack.callback(block.register_forward_hook(after).remove)
         root(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device_of(model)))
     root.__dict__[_RETURNS_TUPLE] = seen
@@ -183,11 +184,16 @@ def no_words(resid: Float[Tensor, "row pos d_model"], n_rows: int | None = None)
 
 @contextmanager
 def on_blocks(
-    model: TransformerBridge, layers: Iterable[int], function: BlockFunction
+    blocks: nn.ModuleList,
+    layers: Iterable[int],
+    function: Callable[[int, Tensor], Tensor | None],
 ) -> Iterator[None]:
     """Call ``function(layer, output)`` after some blocks; a tensor it returns replaces the output.
 
-    The blocks' own modules are hooked, so this must be entered inside `fast_modules`.
+    Args:
+        blocks: The model's own, inside `fast_modules`, or the bridge's.
+        layers: After which of them.
+        function: What is called.
     """
 
     def after(layer: int) -> Callable[[nn.Module, Any, Any], Any]:
@@ -199,10 +205,9 @@ def on_blocks(
 
         return hook
 
-    modules = _layers(model)
     with ExitStack() as stack:
         for layer in sorted(set(layers)):
-            stack.callback(modules[layer].register_forward_hook(after(layer)).remove)
+            stack.callback(blocks[layer].register_forward_hook(after(layer)).remove)
         yield
 
 

@@ -6,46 +6,23 @@ is checked against (`steerlens.engine.verification`). `bridge_pass` is to this p
 says that they may not be, and a batch runs until its last row ends.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import left_padded
 from steerlens.engine.forward import Observe, Steers
+from steerlens.engine.modules import on_blocks
 from steerlens.engine.paths import BRIDGE, FastPath, length_switch
 from steerlens.engine.rows import Choose, Row, is_sound
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
 
 __all__ = ["bridge_pass", "decode_rows_plainly"]
-
-
-@contextmanager
-def _listening(
-    model: TransformerBridge, layers: Collection[int], function: Callable[[int, Tensor], None]
-) -> Iterator[None]:
-    """Call ``function(layer, residual)`` after each of some blocks of the bridge.
-
-    The block as a whole is listened to, not its ``hook_out``: PyTorch hooks that someone has put on
-    the block act after that, and what the next block reads is what they leave.
-    """
-
-    def after(layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            function(layer, output if isinstance(output, Tensor) else output[0])
-
-        return hook
-
-    with ExitStack() as stack:
-        for layer in sorted(set(layers)):
-            handle = model.blocks[layer].register_forward_hook(after(layer))
-            stack.callback(handle.remove)
-        yield
 
 
 @torch.inference_mode()
@@ -68,9 +45,9 @@ def bridge_pass(
         steer: What is done to the residuals.
         n_prompt: Where each row's response begins; by default all tokens are prompt.
         touched: Which tokens may be steered; for rows of one length.
-        observe: Called for each of `observed`, lowest layer first, with rows as padded.
+        observe: Called for each of `observed`, lowest layer first.
         observed: Layers to observe.
-        stop: How many blocks to run; by default all. With fewer there are no logits.
+        stop: How many blocks to run; by default all. With fewer, logits mean nothing.
         n_logits: At how many last positions logits are wanted.
     """
     tokens, mask = left_padded(rows, device=model.cfg.device)
@@ -89,6 +66,8 @@ def bridge_pass(
 
         return f"blocks.{layer}.hook_out", hook
 
+    # The block as a whole is observed, not its ``hook_out``: PyTorch hooks that someone has put on
+    # the block act after that, and what the next block reads is what they leave.
     def after(layer: int, resid: Tensor) -> None:
         if observe is not None:
             observe(layer, before.get(layer, resid), resid)
@@ -100,7 +79,7 @@ def bridge_pass(
         else {"stop_at_layer": stop}
     )
     hooks = [at(layer) for layer in sorted(steer.layers)] if steer is not None else []
-    with model.hooks(fwd_hooks=hooks), _listening(model, observed, after):
+    with model.hooks(fwd_hooks=hooks), on_blocks(model.blocks, observed, after):
         logits: Tensor = model(tokens, **options)
     return logits
 
@@ -115,17 +94,7 @@ def decode_rows_plainly(
     finished: Callable[[Row], None],
     path: FastPath = BRIDGE,
 ) -> None:
-    """Decode every row to its end; arguments as for the engine's `decode_rows`.
-
-    Args:
-        model: A hooked model.
-        rows: Prompts with their steering.
-        batch_size: Most rows decoded together.
-        ends: Token ids that end a response.
-        choose: Picks next tokens from logits, given the rows' indices.
-        finished: Called with each row as it ends.
-        path: Which rows may share a batch.
-    """
+    """Decode every row to its end; as `steerlens.engine.decoding.decode_rows` on this path."""
     switch = length_switch(model)
     for batch in path.batches([len(row.tokens) for row in rows], batch_size):
         _decode_batch(model, [rows[i] for i in batch], ends, choose, path.caches, switch)

@@ -3,21 +3,19 @@
 A row is a prompt, a continuation and a steering. Its continuation is fed, not chosen (teacher
 forcing), and the logits that predict each of its tokens are handed to a visitor: step 0 is
 predicted from the last prompt token, step *t* from continuation token *t* − 1. Only some positions'
-logits exist at a time: for a vocabulary of 49,152 those of 32 tokens under 1,000 steerings would
+logits exist at a time: with a vocabulary of 49,152 those of 32 tokens under 1,000 steerings would
 be 6 GB.
 
-Rows differ in few of the numbers they need, and what they share is computed once:
+What rows share is computed once:
 
-* below the first layer at which a row is steered, it is the unsteered run of its tokens (the
-  trunk, `steerlens.engine.reading`); rows join a pass at their own layer and ride through the
-  rest together;
+* below the first layer at which a row is steered, it is the unsteered run of its tokens, from which
+  it parts there (`steerlens.engine.forward`);
 * the beginning that all prompts share (a chat preamble) is steered once for all rows whose
   steerings do the same to a prompt, such as one vector at scopes ``prompt`` and ``all``;
-* the rest of a prompt likewise, so that only continuations are run row by row; a row that leaves
-  the prompt alone (scope ``response``) takes all of it from the trunk.
+* so is the rest of a prompt, so that only continuations are run row by row. A row that leaves the
+  prompt alone (scope ``response``) takes all of it from the unsteered run.
 
-On the plain path (`steerlens.engine.choosing`) rows are scored whole, in padded batches, with the
-same results.
+On the plain path (`steerlens.engine.choosing`) rows are scored whole, in padded batches.
 """
 
 from collections import Counter
@@ -54,9 +52,8 @@ Item = TypeVar("Item")
 _WORTH_A_PASS = 1024
 # Different steered prompts at a time: each holds its own memory of the prompts at work.
 _MOST_EFFECTS = 128
-# Logits at a time: 128 positions of a vocabulary of 49,152, 25 MB in float32. Blocks above 32 MB
-# are taken from the system anew at each use: copying 256 positions took 8 times as long as twice
-# 128 would.
+# Logits at a time: 25 MB in float32. Blocks above 32 MB are taken from the system anew at each use:
+# copying 256 positions took 8 times as long as twice 128.
 _MOST_LOGITS = 128 * 49_152
 # Rows of a padded batch on the bridge's own path, whose eager attention holds every score.
 _PLAIN_ROWS = 32
@@ -67,10 +64,10 @@ class ForcedRow:
     """One continuation to score.
 
     Attributes:
-        index: The caller's number of it.
+        index: The caller's number for it.
         prompt: Prompt token ids; at least one.
         continuation: Token ids to predict; at least one. The last is predicted, not read.
-        steering: Its own interventions; ``None`` leaves the model alone.
+        steering: Its interventions; ``None`` leaves the model alone.
     """
 
     index: int
@@ -98,11 +95,10 @@ class ForcedRow:
 
 def _as_value(intervention: Intervention) -> tuple[Hashable, ...]:
     """Everything about an intervention but its name and the tokens it touches."""
-    values = ((one.name, getattr(intervention, one.name)) for one in fields(intervention))
+    names = [field.name for field in fields(intervention) if field.name not in ("label", "scope")]
     return tuple(
         value.float().cpu().numpy().tobytes() if isinstance(value, Tensor) else value
-        for name, value in values
-        if name not in ("label", "scope")
+        for value in (getattr(intervention, name) for name in names)
     )
 
 
@@ -118,10 +114,9 @@ def score_rows(
     Args:
         model: A hooked model.
         rows: Prompts and continuations with their steering.
-        visit: Called with row indices, steps, and the logits of that row at that step. Every
-            (row, step) comes once, in an order of the engine's own: rows of one prompt and equal
-            steps mostly side by side.
-        batch_size: Rows a forward pass at most; by default as many as a pass holds.
+        visit: Called with row indices, steps, and the logits of each row at its step. Every (row,
+            step) comes once; rows of one prompt and equal steps mostly come side by side.
+        batch_size: Most rows per forward pass; by default as many as a pass holds.
 
     Raises:
         SteeringError: A steering does not fit the model.
@@ -134,7 +129,7 @@ def score_rows(
             return
         with fast_modules(model):
             for block in _blocks(rows):
-                _Block(model, block, visit, batch_size).run()
+                _Block(model, block, visit, batch_size or len(block)).run()
 
 
 def _check(model: TransformerBridge, rows: Sequence[ForcedRow]) -> None:
@@ -165,21 +160,17 @@ def _blocks(rows: Sequence[ForcedRow]) -> Iterator[list[ForcedRow]]:
         yield [row for _, group in groups[start : start + _MOST_EFFECTS] for row in group]
 
 
+@dataclass(eq=False)
 class _Block:
     """Rows that are scored together: what they share is known for as long as this lives."""
 
-    def __init__(
-        self,
-        model: TransformerBridge,
-        rows: Sequence[ForcedRow],
-        visit: Visit,
-        batch_size: int | None,
-    ) -> None:
-        self.model = model
-        self.rows = rows
-        self.visit = visit
-        self.batch_size = batch_size or len(rows)
-        n_layers = model.cfg.n_layers
+    model: TransformerBridge
+    rows: Sequence[ForcedRow]
+    visit: Visit
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        rows, n_layers = self.rows, self.model.cfg.n_layers
         prompts = list(dict.fromkeys(row.prompt for row in rows))
         self.preamble = prompts[0][: common_prefix(prompts, MIN_PREAMBLE)]
         # How deep the trunk must be, and at which layers rows part from it.
