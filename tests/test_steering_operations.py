@@ -6,11 +6,16 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from steerlens.behaviour.plans.settings import Setting, candidate_from_json, describe
 from tiny_models import tiny_llama
 from torch import Tensor
 
 import steerlens as sl
+from steerlens.behaviour.plans.candidates import (
+    InterventionSpec,
+    candidate_from_json,
+    describe,
+    to_json,
+)
 from steerlens.engine.choosing import choose_path
 from steerlens.errors import FileFormatError, SteeringError, UnknownNameError
 from steerlens.models.chat import tokenize_prompts
@@ -252,16 +257,16 @@ def test_what_a_vector_with_read_directions_cannot_do_is_refused(use, words):
 
 def test_a_plan_names_the_general_operation_and_one_sided_projections():
     chosen = (
-        Setting("last_prompt", 2, "general", 1.0, "all"),
-        Setting("last_prompt", 3, "set_projection", 0.5, "response", only_above=True),
+        InterventionSpec("last_prompt", 2, "general", 1.0, "all"),
+        InterventionSpec("last_prompt", 3, "set_projection", 0.5, "response", only_above=True),
     )
-    entries = [setting.to_json() for setting in chosen]
+    entries = to_json(chosen)
     assert candidate_from_json(json.loads(json.dumps(entries))) == chosen
     assert describe(chosen).endswith("only above its target")
     # a plan of an earlier version names neither side
     old = {key: entries[0][key] for key in ("estimator", "layer", "strength", "scope")}
-    [setting] = candidate_from_json([{**old, "operation": "add"}])
-    assert not setting.only_below and not setting.only_above
+    [spec] = candidate_from_json([{**old, "operation": "add"}])
+    assert not spec.only_below and not spec.only_above
 
 
 def test_parts_of_the_general_operation_belong_together():
