@@ -150,13 +150,13 @@ def is_rearranged(model: TransformerBridge) -> bool:
 
 def named_tensors(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and buffer, each under every name it has."""
-    yield from _of_the_model(model.original_model)
+    yield from _of_the_model(model.original_model, set())
     yield from tensors_beside(model)
 
 
 def tensors_beside(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers that only the bridge has, such as the parts of a joint matrix."""
-    modules: dict[int, str] = {}
+    modules: set[int] = set()
     tensors = {id(tensor) for _, tensor in _of_the_model(model.original_model, modules)}
     for name, module in _beside(model, "bridge", modules, set()):
         for key, tensor in _held(module):
@@ -218,23 +218,15 @@ def _polynomials(words: Tensor) -> Tensor:
 
 
 def _of_the_model(
-    root: nn.Module, modules: dict[int, str] | None = None
+    module: nn.Module, modules: set[int], prefix: str = ""
 ) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of the Hugging Face model by name; the modules are noted in `modules`."""
-    for name, module in _named_modules(root, {} if modules is None else modules):
-        for key, tensor in _held(module):
-            yield f"{name}.{key}" if name else key, tensor
-
-
-def _named_modules(
-    module: nn.Module, seen: dict[int, str], name: str = ""
-) -> Iterator[tuple[str, nn.Module]]:
-    """The model's own modules without the bridge's components, once for each name."""
-    seen[id(module)] = name
-    yield name, module
+    """Tensors of the Hugging Face model by name; the modules met are noted in `modules`."""
+    modules.add(id(module))
+    for key, tensor in _held(module):
+        yield f"{prefix}{key}", tensor
     for key, child in children_of(module).items():
         if (inner := unwrapped(child)) is not None:
-            yield from _named_modules(inner, seen, f"{name}.{key}" if name else key)
+            yield from _of_the_model(inner, modules, f"{prefix}{key}.")
 
 
 def _beside(
