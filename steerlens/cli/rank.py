@@ -14,7 +14,6 @@ from steerlens.cli.values import (
     local_path,
     print_json,
     seed_of,
-    without_nan,
 )
 from steerlens.errors import PairsError, SteerlensError
 
@@ -171,7 +170,7 @@ def _held_out(pairs: "ContrastSet", options: PairOptions) -> "tuple[ContrastSet,
 
 
 def _write(result: "gathered.Evidence", folder: Path) -> None:
-    from steerlens.files import write_text
+    from steerlens.files import without_nan, write_text
     from steerlens.views import layer_curves
 
     ranking = result.ranking

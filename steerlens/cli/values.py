@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,6 @@ __all__ = [
     "print_json",
     "refuse_unused",
     "seed_of",
-    "without_nan",
 ]
 
 
@@ -157,16 +156,7 @@ def _json_object(name: str, value: str) -> dict[str, Any]:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
+    from steerlens.files import without_nan
+
     json.dump(without_nan(value), sys.stdout, ensure_ascii=False, allow_nan=False)
     print()
-
-
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN: undefined numbers become null."""
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, Mapping):
-        return {name: without_nan(item) for name, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [without_nan(item) for item in value]
-    return value

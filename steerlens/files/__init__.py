@@ -29,6 +29,7 @@ __all__ = [
     "library_versions",
     "local_path",
     "read_tensors",
+    "without_nan",
     "write_atomically",
     "write_lines",
     "write_tensors",
@@ -51,6 +52,17 @@ def library_versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a source tree that was never installed
             found[name] = "not installed"
     return found
+
+
+def without_nan(value: Any) -> Any:
+    """Plain data for JSON, which has no NaN and no infinity: such numbers become None."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value
 
 
 def local_path(path: str | Path) -> Path:

@@ -41,7 +41,7 @@ from steerlens.attribution import (
 from steerlens.behaviour.plans.plan import Plan
 from steerlens.errors import SteerlensError
 from steerlens.errors.progress import shown
-from steerlens.files import REPORT_SCHEMA, check_writable, library_versions, write_text
+from steerlens.files import REPORT_SCHEMA, check_writable, library_versions, without_nan, write_text
 from steerlens.models.loading import model_info
 from steerlens.reports.page import render_report
 from steerlens.reports.samples import SteeredTask, answer_samples
@@ -156,7 +156,7 @@ def report(
         _task_record(one, shown_samples)
         for one, shown_samples in zip(measured, samples, strict=True)
     ]
-    data = _without_nan(
+    data = without_nan(
         {
             "schema": REPORT_SCHEMA,
             "model": _model_record(model),
@@ -286,14 +286,3 @@ def _model_record(model: TransformerBridge) -> dict[str, Any]:
     info = model_info(model)
     fields = ("reference", "n_layers", "d_model", "weights_hash", "dtype", "device", "chat_format")
     return {name: getattr(info, name) for name in fields}
-
-
-def _without_nan(value: Any) -> Any:
-    """The same data with `None` for every number that JSON does not have."""
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, Mapping):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value
