@@ -246,10 +246,10 @@ def shard_residuals(
             missing[piece.name] = piece
             numbers.setdefault(piece.name, []).append(number)
     n_kept = len(pieces) - sum(map(len, numbers.values()))
-    hidden = not shown(show_progress)
+    disable = not shown(show_progress)
     with (
         executor(model, workers if missing else None) as pool,
-        tqdm(total=len(pieces), desc="caching", unit="shard", disable=hidden) as bar,
+        tqdm(total=len(pieces), desc="caching", unit="shard", disable=disable) as bar,
     ):
         bar.update(n_kept)
         for piece, cache in _computed(model, list(missing.values()), pool):
