@@ -26,10 +26,10 @@ from scipy.stats import binomtest, norm
 
 from steerlens.activations.cache import ResidualCache
 from steerlens.attribution import rank_layers
-from steerlens.attribution.held_out import check_rankable, difference_scores, products
+from steerlens.attribution.held_out import check_rankable, difference_scores
 from steerlens.attribution.null import permutation_null
 from steerlens.attribution.sensitivity import sensitivity
-from steerlens.stats.resampling import INTERVAL, query_draws
+from steerlens.stats.queries import PERCENTILES, query_draws
 from steerlens.stats.separability import auroc_of, fit_noise_share, held_out_measures
 
 Array = np.ndarray
@@ -109,16 +109,15 @@ def coverage(world: World, n_seeds: int) -> dict[str, object]:
         runs = world.runs(np.random.default_rng(seed))
         sides = torch.from_numpy(runs[:, :, None]).float()
         folds = list(check_rankable(ResidualCache.from_tensors(*sides), N_FOLDS, seed))
-        product = products(runs)
-        scores = difference_scores(product, folds)[:, 0]
+        scores = difference_scores(runs, folds)[:, 0]
         measures = held_out_measures(
-            scores, groups, fit_noise_share(product[0] - product[1], groups, N_FOLDS)
+            scores, groups, fit_noise_share(runs[0] - runs[1], groups, N_FOLDS)
         )
         measures["d_prime_held_out"] = measures.pop("d_prime")
-        measures["d_prime"] = np.array(sensitivity(product, groups))
+        measures["d_prime"] = np.array(sensitivity(runs, groups))
         draws = query_draws(groups.tolist(), 200, seed)
         resampled = auroc_of(*(np.broadcast_to(side, draws.shape) for side in scores), draws)
-        measures["bootstrap auroc"] = np.array([np.nan, *np.percentile(resampled, INTERVAL)])
+        measures["bootstrap auroc"] = np.array([np.nan, *np.percentile(resampled, PERCENTILES)])
         truth = world.truth(runs, folds)
         for name, (value, low, high) in measures.items():
             target = truth[name.removeprefix("bootstrap ")]

@@ -35,7 +35,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from steerlens.errors import ActivationError
-from steerlens.stats.means import mean_interval
+from steerlens.stats.queries import mean_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

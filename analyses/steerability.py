@@ -190,7 +190,7 @@ def _evidence(model: Any, instruction: str, n_fit: int, n_held_out: int) -> pd.D
     held_out = sl.contrast_pairs(task, n=n_held_out, split="select")
     cache = sl.cache_residuals(model, pairs, show_progress=False)
     kinds = ("separability", "probes", "causal")
-    table = gather_evidence(model, cache, held_out, kinds, progress=False).ranking.table
+    table = gather_evidence(model, cache, held_out, kinds, show_progress=False).ranking.table
     return table.select_dtypes("number")
 
 
@@ -305,7 +305,7 @@ def evidence_costs(
         return sl.cache_residuals(model, pairs, show_progress=False)
 
     def recovery(horizon: int) -> Any:
-        return causal_recovery(model, held_out, vector, horizons=(horizon,), progress=False)
+        return causal_recovery(model, held_out, vector, horizons=(horizon,), show_progress=False)
 
     def answers() -> Any:
         asked = [prompt for _ in layers for prompt in prompts]

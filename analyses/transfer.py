@@ -128,7 +128,9 @@ def best_layer(model: Any, own: SteeringVector, instruction: str, n: int) -> int
     """Where the target's own vector recovers most on the select split."""
     layers = range(model.cfg.n_layers // 3, model.cfg.n_layers, 2)
     pairs = sl.contrast_pairs(instruction, n=n, split="select")
-    return first_token_recovery(model, pairs, own, layers=list(layers), progress=False).best_layer
+    return first_token_recovery(
+        model, pairs, own, layers=list(layers), show_progress=False
+    ).best_layer
 
 
 def best_strength(

@@ -33,7 +33,7 @@ def gathered(tiny_model):
     cache = sl.cache_residuals(tiny_model, pairs_of(WORDS[:8]))
     held_out = pairs_of(WORDS[8:])
     found = gather_evidence(
-        tiny_model, cache, held_out, ("separability", "causal", "components"), progress=False
+        tiny_model, cache, held_out, ("separability", "causal", "components"), show_progress=False
     )
     return cache, held_out, found
 
@@ -47,7 +47,7 @@ def test_separability_is_what_it_is_alone(gathered):
 def test_recovery_is_that_of_held_out_pairs_and_chooses_the_layer(tiny_model, gathered):
     cache, held_out, found = gathered
     curve = causal_recovery(
-        tiny_model, held_out, sl.difference_of_means(cache), horizons=(1, 32), progress=False
+        tiny_model, held_out, sl.difference_of_means(cache), horizons=(1, 32), show_progress=False
     ).table
     first = curve[(curve.horizon == 1) & (curve.scope == "prompt")].set_index("layer").recovery
     table = found.ranking.table.set_index("layer")
@@ -81,7 +81,7 @@ def test_writing_adds_up_over_layers_and_the_embedding(tiny_model, gathered):
         held_out,
         sl.difference_of_means(cache),
         found.ranking.best_layer,
-        progress=False,
+        show_progress=False,
     ).table
     embedding = parts[parts.kind == "embed"].share.sum()
     assert found.ranking.table.writing.sum() + embedding == pytest.approx(1, abs=1e-4)

@@ -5,8 +5,7 @@ import pytest
 from scipy import stats
 
 from steerlens.errors import SteerlensError
-from steerlens.stats.means import mean_interval, recovery_interval
-from steerlens.stats.resampling import query_draws
+from steerlens.stats.queries import mean_interval, query_draws, recovery_interval
 
 
 def test_with_one_pair_a_query_the_interval_of_a_mean_is_scipys():

@@ -80,7 +80,7 @@ def test_the_table_holds_scikit_learns_measures_of_those_decisions():
     runs = wide_runs()
     sides = torch.from_numpy(runs[:, :, None]).float()
     cache = ResidualCache.from_tensors(sides[0], sides[1], layers=[7], groups=GROUPS.tolist())
-    table = probe_layers(cache, seed=0).set_index("estimator")
+    table = probe_layers(cache, seed=0).set_index("probe")
     assert list(table.index) == list(PROBES) and (table.layer == 7).all()
     for estimator, fit in (("logistic", logistic), ("lda", lda)):
         scores = decisions_of(runs, fit)
@@ -102,7 +102,7 @@ def test_lda_finds_what_large_shared_variation_hides_from_the_difference_of_mean
     sides[0, :, 0, 1] += 4.0
     tensors = torch.from_numpy(sides).float()
     table = probe_layers(ResidualCache.from_tensors(tensors[0], tensors[1]))
-    auroc = table.set_index("estimator").auroc
+    auroc = table.set_index("probe").auroc
     assert auroc["difference_of_means"] < 0.75 < 0.95 < auroc["lda"]
 
 
@@ -115,6 +115,6 @@ def test_constant_dimensions_do_not_break_shrinkage():
 
 def test_unknown_estimators_and_unrankable_caches_are_refused():
     with pytest.raises(UnknownNameError, match="logistic"):
-        probe_layers(planted(), estimators=["logistics"])
+        probe_layers(planted(), probes=["logistics"])
     with pytest.raises(ActivationError, match="cannot fill 5 folds"):
         probe_layers(planted(n_pairs=4))

@@ -160,7 +160,7 @@ def test_all_evidence_stands_in_one_table_and_equals_that_of_its_own_functions()
     table = ranking.table
     probes = probe_layers(cache, seed=2)
     for estimator in ("lda", "logistic", "first_component"):
-        rows = probes[probes.estimator == estimator]
+        rows = probes[probes.probe == estimator]
         for measure in ("auroc", "d_prime", "balanced_accuracy"):
             for end in ("", "_low", "_high"):
                 column = table[f"{estimator}_{measure}{end}"]
@@ -173,7 +173,7 @@ def test_all_evidence_stands_in_one_table_and_equals_that_of_its_own_functions()
     dimension = instruction_dimension(cache, seed=2, n_resamples=50)
     np.testing.assert_array_equal(table.dimension, dimension.dimension)
     # The difference of means is the same in the ranking, among the probes and under the null.
-    rows = probes[probes.estimator == "difference_of_means"]
+    rows = probes[probes.probe == "difference_of_means"]
     np.testing.assert_allclose(table.auroc, rows.auroc)
     np.testing.assert_allclose(table.auroc, null.table.auroc)
     np.testing.assert_allclose(table.d_prime_held_out_low, rows.d_prime_low)

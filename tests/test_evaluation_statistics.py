@@ -15,16 +15,16 @@ from steerlens.stats.rates import (
     holm,
     mcnemar_exact,
     median_ratio_bootstrap,
-    paired_bootstrap,
+    paired_difference,
     wilson,
 )
 
 
-@given(st.integers(1, 400), st.data(), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
-def test_wilson_is_scipys_score_interval(n: int, data: st.DataObject, level: float) -> None:
+@given(st.integers(1, 400), st.data())
+def test_wilson_is_scipys_score_interval(n: int, data: st.DataObject) -> None:
     successes = data.draw(st.integers(0, n))
-    expected = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
-    found = wilson(successes, n, level)
+    expected = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    found = wilson(successes, n)
     assert found.value == successes / n
     assert found.low == pytest.approx(expected.low, abs=1e-12)
     assert found.high == pytest.approx(expected.high, abs=1e-12)
@@ -60,69 +60,52 @@ def test_a_rate_of_nothing_is_refused() -> None:
         wilson(0, 0)
     with pytest.raises(SteerlensError, match="between 0 and 3"):
         wilson(4, 3)
-    with pytest.raises(SteerlensError, match="level"):
-        wilson(1, 3, level=1.5)
 
 
-def test_the_paired_bootstrap_is_scipys() -> None:
-    rng = np.random.default_rng(1)
-    a, b = rng.normal(1.0, 1.0, 80), rng.normal(0.2, 1.0, 80)
-    for statistic in (np.mean, np.median):
-        expected = stats.bootstrap(
-            (a, b),
-            lambda x, y, axis, statistic=statistic: (
-                statistic(x, axis=axis) - statistic(y, axis=axis)
-            ),
-            paired=True,
-            n_resamples=9999,
-            method="percentile",
-            random_state=np.random.default_rng(2),
-        ).confidence_interval
-        found = paired_bootstrap(a, b, statistic, n_resamples=9999, seed=3)
-        assert found.value == pytest.approx(statistic(a) - statistic(b))
-        assert found.low == pytest.approx(expected.low, abs=0.03)
-        assert found.high == pytest.approx(expected.high, abs=0.03)
+def verdicts(both: int, only_a: int, only_b: int, neither: int) -> tuple[list[bool], list[bool]]:
+    counts = {(True, True): both, (True, False): only_a, (False, True): only_b}
+    pairs = [pair for pair, n in {**counts, (False, False): neither}.items() for _ in range(n)]
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def test_pairing_narrows_the_interval_of_conditions_that_agree() -> None:
-    passes = np.random.default_rng(0).random(100) < 0.5
-    same = paired_bootstrap(passes, passes)
-    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
-    shuffled = paired_bootstrap(passes, np.roll(passes, 1))
-    assert shuffled.low < -0.05 and shuffled.high > 0.05
+def test_the_paired_difference_has_the_published_interval() -> None:
+    # Newcombe (1998), Statistics in Medicine 17:2635–2650, table II, method 10.
+    found = paired_difference(*verdicts(20, 12, 2, 16))
+    assert [round(x, 4) for x in (found.value, found.low, found.high)] == [0.2, 0.0562, 0.3292]
 
 
-def test_the_bootstrap_is_the_same_for_the_same_seed_only() -> None:
-    a, b = np.arange(20.0), np.arange(20.0)[::-1] * 1.1
-    assert paired_bootstrap(a, b, seed=5) == paired_bootstrap(a, b, seed=5)
-    assert paired_bootstrap(a, b, seed=5) != paired_bootstrap(a, b, seed=6)
+@pytest.mark.parametrize("n", [12, 40])
+@pytest.mark.parametrize(
+    "cells", [(0.5, 0.2, 0.1, 0.2), (0.1, 0.8, 0.02, 0.08), (0.9, 0.05, 0, 0.05)]
+)
+def test_the_paired_difference_covers_the_truth_about_as_often_as_it_says(cells, n: int) -> None:
+    drawn = np.random.default_rng(0).multinomial(n, cells, size=1000)
+    found = [paired_difference(*verdicts(*row)) for row in drawn.tolist()]
+    truth = cells[1] - cells[2]
+    assert np.mean([one.low - 1e-12 <= truth <= one.high + 1e-12 for one in found]) > 0.92
 
 
-def test_prompts_made_from_one_are_drawn_together() -> None:
-    # given: every number stands five times, once for each prompt made from the same query
-    values = np.random.default_rng(0).normal(size=30)
-    repeated, zeros = np.repeat(values, 5), np.zeros(150)
-    groups = np.repeat(np.arange(30), 5).tolist()
-    # when
-    alone = paired_bootstrap(values, np.zeros(30), n_resamples=4000)
-    grouped = paired_bootstrap(repeated, zeros, n_resamples=4000, groups=groups)
-    ungrouped = paired_bootstrap(repeated, zeros, n_resamples=4000)
-    # then: copies are no evidence
-    assert grouped.high - grouped.low == pytest.approx(alone.high - alone.low, rel=0.1)
-    assert ungrouped.high - ungrouped.low < 0.6 * (alone.high - alone.low)
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_exchanging_the_conditions_turns_the_interval_round(pairs) -> None:
+    a, b = [one for one, _ in pairs], [other for _, other in pairs]
+    there, back = paired_difference(a, b), paired_difference(b, a)
+    assert -1 <= there.low <= there.value <= there.high <= 1
+    assert (there.value, there.low, there.high) == pytest.approx(
+        (-back.value, -back.high, -back.low)
+    )
+
+
+def test_conditions_that_agree_leave_some_doubt() -> None:
+    # A bootstrap of ten equal verdicts would claim certainty.
+    same = paired_difference([True] * 10, [True] * 10)
+    assert same.value == 0.0 and same.low < -0.2 and same.high > 0.2
 
 
 def test_conditions_over_other_prompts_are_refused() -> None:
     with pytest.raises(SteerlensError, match=r"shapes \(2,\) and \(3,\)"):
-        paired_bootstrap([1, 0], [1, 0, 1])
+        paired_difference([True, False], [True, False, True])
     with pytest.raises(SteerlensError, match="at least one"):
-        paired_bootstrap([], [])
-    with pytest.raises(SteerlensError, match="no finite number"):
-        paired_bootstrap([1.0, math.nan], [1.0, 2.0])
-    with pytest.raises(SteerlensError, match="3 for 2 prompts"):
-        paired_bootstrap([1.0, 2.0], [1.0, 2.0], groups=["a", "b", "c"])
-    with pytest.raises(SteerlensError, match="n_resamples"):
-        paired_bootstrap([1.0, 2.0], [1.0, 2.0], n_resamples=0)
+        paired_difference([], [])
 
 
 def test_the_ratio_of_medians_leaves_out_pairs_without_a_number() -> None:

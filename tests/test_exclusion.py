@@ -45,7 +45,7 @@ def _jobs(model: Any, n_new: int) -> dict[str, Callable[[], Any]]:
         return sl.cache_residuals(model, PAIRS, show_progress=False).instructed.tolist()
 
     def recovery() -> Any:
-        curve = sl.first_token_recovery(model, PAIRS, vector, progress=False)
+        curve = sl.first_token_recovery(model, PAIRS, vector, show_progress=False)
         return curve.table["recovery"].tolist()
 
     def effects() -> Any:

@@ -41,9 +41,9 @@ def calls(tiny_model, folder: Path, progress: bool | None):
     """What has a bar of its own."""
     vector = sl.difference_of_means(sl.cache_residuals(tiny_model, PAIRS, show_progress=progress))
     sl.generate(tiny_model, ["Hi."], max_new_tokens=2, progress=progress)
-    sl.first_token_recovery(tiny_model, PAIRS, vector, layers=[1], progress=progress)
-    reading_components(tiny_model, PAIRS, vector, 1, progress=progress)
-    writing_components(tiny_model, PAIRS, vector, 1, n_placebos=2, progress=progress)
+    sl.first_token_recovery(tiny_model, PAIRS, vector, layers=[1], show_progress=progress)
+    reading_components(tiny_model, PAIRS, vector, 1, show_progress=progress)
+    writing_components(tiny_model, PAIRS, vector, 1, n_placebos=2, show_progress=progress)
     settings = EvaluationSettings(max_new_tokens=2)
     evaluate(tiny_model, [PROMPT], folder, settings=settings, show_progress=progress)
 
@@ -56,7 +56,13 @@ def test_into_a_pipe_nothing_is_drawn_unless_it_is_asked_for(
     assert capfd.readouterr().err == ""
     calls(tiny_model, tmp_path / "b", True)
     drawn = capfd.readouterr().err
-    for name in ("caching residuals", "generating", "causal recovery", "reactions", "components"):
+    for name in (
+        "caching residuals",
+        "generating",
+        "causal recovery",
+        "reading components",
+        "writing components",
+    ):
         assert name in drawn, name
     assert "answering" in drawn, "evaluate has a bar too"
 

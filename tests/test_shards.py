@@ -13,10 +13,10 @@ from steerlens import files
 from steerlens.activations.cache import ResidualCache
 from steerlens.activations.pieces import ResidualPiece
 from steerlens.activations.shards import ShardedResiduals, shard_residuals, write_shards
-from steerlens.attribution import many_pairs, separability
+from steerlens.attribution import separability
 from steerlens.cli.main import main
 from steerlens.errors import ActivationError, FileFormatError, SteerlensError
-from steerlens.stats.resampling import query_draws
+from steerlens.stats.queries import query_draws
 from steerlens.tasks.pairs import ContrastSet
 
 
@@ -49,26 +49,18 @@ def test_shards_are_ranked_with_the_numbers_of_residuals_in_memory(
         np.testing.assert_allclose(outside.samples[kind], values, rtol=1e-5, atol=1e-5)
 
 
-def test_many_pairs_in_memory_take_the_same_way(monkeypatch):
+def test_resamples_measured_in_parts_are_those_measured_at_once(monkeypatch):
     cache = planted(d_prime=0.5, n_pairs=64)
-    few = sl.rank_layers(cache, n_resamples=20)
-    monkeypatch.setattr(separability, "MANY_PAIRS", 10)
-    many = sl.rank_layers(cache, n_resamples=20)
-    pd.testing.assert_frame_equal(few.table, many.table, check_like=True, rtol=1e-5, atol=1e-5)
+    at_once = sl.rank_layers(cache, n_resamples=20)
+    monkeypatch.setattr(separability, "_MOST_SCORES", 100)
+    in_parts = sl.rank_layers(cache, n_resamples=20)
+    pd.testing.assert_frame_equal(at_once.table, in_parts.table)
 
 
-def test_resamples_drawn_in_parts_are_those_drawn_at_once():
-    groups = [i // 2 for i in range(100)]
-    at_once = query_draws(groups, 250, seed=5)
-    in_parts = many_pairs._draws(groups, 250, seed=5)
-    np.testing.assert_array_equal(in_parts[:, groups], at_once)
-
-
-def test_tied_scores_count_half_here_too():
-    scores = np.array([[0.0, 1.0, 1.0, 2.0]])
-    counts = np.array([[1.0, 2.0, 0.0, 1.0]])
-    expected = many_pairs.auroc_of(scores, scores, counts)
-    np.testing.assert_allclose(many_pairs._aurocs(scores, scores, counts), expected)
+def test_draws_are_those_of_one_multinomial():
+    expected = np.random.default_rng(5).multinomial(50, np.full(50, 1 / 50), size=250)
+    drawn = query_draws([i // 2 for i in range(100)], 250, seed=5)
+    np.testing.assert_array_equal(drawn, np.repeat(expected, 2, axis=1))
 
 
 def test_shards_of_a_model_hold_what_caching_in_memory_gives(tiny_model, tmp_path):

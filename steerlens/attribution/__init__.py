@@ -28,8 +28,9 @@ from steerlens.attribution.geometry import (
     layer_geometry,
 )
 from steerlens.attribution.patching import PatchingMap, activation_patching
+from steerlens.attribution.ranking import LayerRanking
 from steerlens.attribution.recovery import RecoveryCurve, ResponseRecovery
-from steerlens.attribution.separability import LayerRanking, rank_layers
+from steerlens.attribution.separability import rank_layers
 from steerlens.attribution.vocabulary import VocabularyReadout, vocabulary_readout
 
 __all__ = [

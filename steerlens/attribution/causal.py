@@ -1,29 +1,28 @@
 r"""Causal recovery: how much of what an instruction does to a model, steering at a layer does too.
 
 No text is generated under steering. The instructed run's own greedy response :math:`y` is fed to
-the model after the *uninstructed* prompt (teacher forcing), and at every token of it three
+the model after the *uninstructed* prompt (teacher forcing), and at each of its tokens three
 distributions are compared: :math:`p^+` after the instructed prompt, :math:`p^-` after the
 uninstructed one, and :math:`q` after the uninstructed one steered in some setting (layer,
-operation, strength, scope). The share of the instruction's effect on the first *h* tokens that
-the setting recovers is
+operation, strength, scope). The share of the instruction's effect on the first *h* tokens that the
+setting recovers is
 
 .. math:: R_h = 1 - \frac{\sum_i \sum_{t \le h} \mathrm{KL}(p^+_{it} \,\|\, q_{it})}
                          {\sum_i \sum_{t \le h} \mathrm{KL}(p^+_{it} \,\|\, p^-_{it})}
 
-summed over pairs *i* the vector was **not** fitted on. 1 means that the steered model answers as
-the instructed one does, 0 that steering did nothing, below 0 that it moved the distribution
-elsewhere. A response that ends before *h* tokens counts to its end, the decision to end included.
-Intervals are 95 % intervals over base queries (`steerlens.stats.means`). The same is
-measured for a placebo, a random direction pushed as far.
+summed over pairs *i* the vector was **not** fitted on. At 1 the steered model answers as the
+instructed one does; at 0 steering did nothing; below 0 it moved the distribution elsewhere. A
+response that ends before *h* tokens counts to its end, the decision to end included. Intervals are
+95 % intervals over base queries (`steerlens.stats.queries`). The same is measured for a placebo, a
+random direction pushed as far.
 
 `causal_recovery` measures a grid of settings over several horizons *h*; `first_token_recovery`
 one setting at :math:`h = 1`, for which no response is needed.
 
 Caveats. The first token sees instructions that show at the start of an answer (a title, a bullet,
 a brace) and is blind to those that show later (no commas, a postscript). Further on, the fed
-tokens themselves tell the uninstructed model what is wanted (it has just read a bullet), so later
-tokens add less to both sums: :math:`R_h` is not an average over tokens. The best of many settings
-is flattered by the choice; its interval does not correct for that.
+tokens themselves tell the uninstructed model what is wanted, so later tokens add less to both sums.
+The best of many settings is flattered by the choice; its interval does not correct for that.
 """
 
 from collections.abc import Hashable, Sequence
@@ -33,27 +32,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, UInt16
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.attribution.model_evidence import require_effect, tokenized_sides
 from steerlens.attribution.recovery import RecoveryCurve, ResponseRecovery
 from steerlens.attribution.teacher_forcing import instructed_responses, kl_to_instructed
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
-from steerlens.models.loading import tokenize_prompts
-from steerlens.stats.means import recovery_interval
-from steerlens.stats.resampling import query_draws
+from steerlens.stats.queries import query_draws, recovery_interval
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector
 
 __all__ = ["causal_recovery", "first_token_recovery"]
 
-# Nats a pair; below this the difference of two distributions is float32 rounding.
-_MIN_EFFECT = 1e-6
 _COLUMNS = (("recovery", "low", "high"), ("placebo", "placebo_low", "placebo_high"))
 
 Array = np.ndarray
-Setting = tuple[str, float, str, int]
+GridPoint = tuple[str, float, str, int]
 """Operation, strength, scope, layer."""
 
 
@@ -70,7 +66,7 @@ def causal_recovery(
     placebo: SteeringVector | None = None,
     seed: int = 0,
     chat_format: str = "auto",
-    progress: bool | None = None,
+    show_progress: bool | None = None,
 ) -> ResponseRecovery:
     """Recovery of the instruction's effect on whole responses, for a grid of settings.
 
@@ -78,7 +74,6 @@ def causal_recovery(
     and what they share is run once (`steerlens.engine.scoring`).
 
     Args:
-        model: A hooked model.
         pairs: Contrast pairs that the vector was not fitted on.
         vector: The vector to test.
         layers: Layers to steer at; all of the vector's by default.
@@ -89,8 +84,7 @@ def causal_recovery(
             are as long as the longest of them at most. All cost no more than the longest.
         placebo: A vector to run beside it, for example `steerlens.vectors.random_direction`.
         seed: Seed of the bootstrap.
-        chat_format: See `steerlens.models.loading`.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        show_progress: Show a bar on standard error; by default only in a terminal.
 
     Raises:
         SteeringError: The vector or the placebo does not fit the model or has no such layer, the
@@ -112,31 +106,35 @@ def causal_recovery(
             "at least one layer, operation, strength and scope, horizons of at least 1 and a seed "
             f"of at least 0 are needed; got {len(grid)} settings, horizons {horizons}, seed {seed}"
         )
-    kinds = _fitting(model, vector, placebo)
+    vectors = _checked(model, vector, placebo)
     steerings = [
-        kind.at(layer, operation, strength, scope)
-        for kind in kinds
+        each.at(layer, operation, strength, scope)
+        for each in vectors
         for operation, strength, scope, layer in grid
     ]
     queries = pairs.query_groups
     draws = query_draws(queries, seed=seed)
-    instructed, uninstructed = _tokenized(model, pairs, chat_format)
-    responses = instructed_responses(model, instructed, uninstructed, horizons[-1], progress)
-    kl = kl_to_instructed(model, instructed, uninstructed, responses, [None, *steerings], progress)
+    instructed, uninstructed = tokenized_sides(model, pairs, chat_format)
+    responses = instructed_responses(model, instructed, uninstructed, horizons[-1], show_progress)
+    kl = kl_to_instructed(
+        model, instructed, uninstructed, responses, [None, *steerings], show_progress
+    )
     # Summed to each horizon, [steering pair horizon]; the first steering is none at all.
     summed = kl.cumsum(-1)[..., [min(h, kl.shape[-1]) - 1 for h in horizons]]
-    whole, remaining = summed[0], summed[1:].reshape(len(kinds), len(grid), *summed.shape[1:])
-    _require_effect(whole[:, -1], f"first {horizons[-1]} response tokens")
+    whole, remaining = summed[0], summed[1:].reshape(len(vectors), len(grid), *summed.shape[1:])
+    require_effect(whole[:, -1], f"first {horizons[-1]} response tokens")
     table = _table(grid, horizons, whole, remaining, queries)
     longest = table[table.horizon == horizons[-1]]
+    samples = _samples(remaining[0], whole, draws)
     return ResponseRecovery(
         table=table,
         best={str(k): v for k, v in longest.iloc[_highest(longest)].items()},
-        selection=_selection(grid, whole[:, -1], remaining[0, ..., -1], draws),
+        selection=_selection(longest.layer.tolist(), samples[longest.index]),
         n_pairs=len(pairs),
-        samples=_samples(remaining[0], whole, draws),
+        samples=samples,
         metadata={
-            **_provenance(vector, placebo, pairs, seed),
+            **_provenance(vector, placebo, pairs),
+            "seed": seed,
             "n_tokens": float(np.mean([len(response) for response in responses])),
             "kl_instructed_uninstructed": dict(zip(horizons, whole.mean(0).tolist(), strict=True)),
         },
@@ -153,15 +151,13 @@ def first_token_recovery(
     operation: str = "set_projection",
     strength: float = 1.0,
     scope: str = "all",
-    batch_size: int = 32,
-    seed: int = 0,
+    batch_size: int | None = None,
     chat_format: str = "auto",
-    progress: bool | None = None,
+    show_progress: bool | None = None,
 ) -> RecoveryCurve:
     """Recovery of the instruction's first-token effect by steering, layer by layer.
 
     Args:
-        model: A hooked model.
         pairs: Contrast pairs that the vector was not fitted on.
         vector: The vector to test.
         layers: Layers to steer at; all of the vector's by default.
@@ -169,10 +165,8 @@ def first_token_recovery(
         operation: See `steerlens.steering.interventions`.
         strength: See `steerlens.steering.interventions`.
         scope: ``"all"`` and ``"prompt"`` touch the prompt; ``"response"`` has no effect here.
-        batch_size: Rows a forward pass; a row is a prompt with its own layer.
-        seed: Kept in the metadata; nothing is drawn.
-        chat_format: See `steerlens.models.loading`.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        batch_size: Rows per forward pass; by default as many as memory allows.
+        show_progress: Show a bar on standard error; by default only in a terminal.
 
     Raises:
         SteeringError: The vector or the placebo does not fit the model or has no such layer, the
@@ -185,31 +179,31 @@ def first_token_recovery(
             "scope 'response' cannot change the first response token; use 'all' or 'prompt'"
         )
     layers = vector.layers if layers is None else tuple(layers)
-    if not layers or batch_size < 1 or seed < 0:
+    if not layers or (batch_size is not None and batch_size < 1):
         raise SteeringError(
-            "at least one layer, a batch_size of at least 1 and a seed of at least 0 are needed; "
-            f"got {len(layers)} layers, batch_size {batch_size}, seed {seed}"
+            "at least one layer and a batch_size of at least 1 are needed; got "
+            f"{len(layers)} layers, batch_size {batch_size}"
         )
-    kinds = _fitting(model, vector, placebo)
-    steerings = [kind.at(layer, operation, strength, scope) for kind in kinds for layer in layers]
+    vectors = _checked(model, vector, placebo)
+    steerings = [each.at(layer, operation, strength, scope) for each in vectors for layer in layers]
     queries = pairs.query_groups
-    instructed, uninstructed = _tokenized(model, pairs, chat_format)
+    instructed, uninstructed = tokenized_sides(model, pairs, chat_format)
     # What is predicted first does not depend on what follows: any token stands for a response.
     anything = [(0,)] * len(pairs)
     kl = kl_to_instructed(
-        model, instructed, uninstructed, anything, [None, *steerings], progress, batch_size
+        model, instructed, uninstructed, anything, [None, *steerings], show_progress, batch_size
     )
-    whole, remaining = kl[0, :, 0], kl[1:, :, 0].reshape(len(kinds), len(layers), len(pairs))
-    _require_effect(whole, "first response token")
+    whole, remaining = kl[0, :, 0], kl[1:, :, 0].reshape(len(vectors), len(layers), len(pairs))
+    require_effect(whole, "first response token")
     table = pd.DataFrame({"layer": layers})
     for names, values in zip(_COLUMNS, remaining, strict=False):
-        table[list(names)] = _shares(values, whole, queries)
+        table[list(names)] = _recoveries(values, whole, queries)
     return RecoveryCurve(
         table=table,
         best_layer=layers[_highest(table)],
         n_pairs=len(pairs),
         metadata={
-            **_provenance(vector, placebo, pairs, seed),
+            **_provenance(vector, placebo, pairs),
             "operation": operation,
             "strength": strength,
             "scope": scope,
@@ -223,51 +217,34 @@ def _listed(names: Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _fitting(
+def _checked(
     model: TransformerBridge, vector: SteeringVector, placebo: SteeringVector | None
 ) -> list[SteeringVector]:
-    kinds = [vector] if placebo is None else [vector, placebo]
-    for kind in kinds:
-        kind.check_model(model)
-    return kinds
-
-
-def _tokenized(
-    model: TransformerBridge, pairs: ContrastSet, chat_format: str
-) -> tuple[list[list[int]], list[list[int]]]:
-    """Instructed and uninstructed prompts as tokens."""
-    prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
-    rows = tokenize_prompts(model, prompts, chat_format=chat_format)
-    return rows[: len(pairs)], rows[len(pairs) :]
-
-
-def _require_effect(whole: Float[np.ndarray, "pair"], where: str) -> None:
-    if not whole.sum() > _MIN_EFFECT * len(whole):
-        raise SteeringError(
-            f"the instruction does not change the {where} of these pairs "
-            f"(mean KL {whole.mean():.1g} nats), so there is no effect to recover"
-        )
+    vectors = [vector] if placebo is None else [vector, placebo]
+    for each in vectors:
+        each.check_model(model)
+    return vectors
 
 
 def _table(
-    grid: Sequence[Setting],
+    grid: Sequence[GridPoint],
     horizons: Sequence[int],
     whole: Float[Array, "pair horizon"],
     remaining: Float[Array, "kind setting pair horizon"],
     queries: Sequence[Hashable],
 ) -> pd.DataFrame:
-    """One row a setting and horizon, the horizons of a setting side by side."""
+    """One row per setting and horizon, the horizons of a setting side by side."""
     settings = pd.DataFrame(grid, columns=["operation", "strength", "scope", "layer"])
     parts = []
-    for place, horizon in enumerate(horizons):
+    for index, horizon in enumerate(horizons):
         part = settings[["layer", "operation", "strength", "scope"]].assign(horizon=horizon)
-        for names, values in zip(_COLUMNS, remaining[..., place], strict=False):
-            part[list(names)] = _shares(values, whole[:, place], queries)
+        for names, values in zip(_COLUMNS, remaining[..., index], strict=False):
+            part[list(names)] = _recoveries(values, whole[:, index], queries)
         parts.append(part)
     return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
 
 
-def _shares(
+def _recoveries(
     remaining: Float[Array, "setting pair"],
     whole: Float[Array, "pair"],
     queries: Sequence[Hashable],
@@ -277,28 +254,16 @@ def _shares(
         return np.column_stack(recovery_interval(remaining.T, whole, queries))
 
 
-def _resampled(
-    remaining: Float[Array, "setting pair"],
-    whole: Float[Array, "pair"],
-    draws: Float[Array, "resample pair"],
-) -> Float[Array, "resample setting"]:
-    """Recovery of each setting in resamples of the pairs, the same resamples for all."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares: Array = 1 - (draws @ remaining.T) / (draws @ whole)[:, None]
-    return shares
-
-
 def _samples(
     remaining: Float[Array, "setting pair horizon"],
     whole: Float[Array, "pair horizon"],
-    draws: Float[Array, "resample pair"],
+    draws: UInt16[Array, "resample pair"],
 ) -> Float[Array, "row resample"]:
-    """Resampled recovery, in the order of the rows of `_table`."""
-    by_horizon = [
-        _resampled(remaining[..., place], whole[:, place], draws).T
-        for place in range(whole.shape[1])
-    ]
-    return rearrange(np.stack(by_horizon), "horizon setting resample -> (setting horizon) resample")
+    """Recovery in resamples of the pairs, in the order of the rows of `_table`."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left = np.einsum("rp,sph->shr", draws, remaining, optimize=True)
+        shares = 1 - left / (draws @ whole).T
+    return rearrange(shares, "setting horizon resample -> (setting horizon) resample")
 
 
 def _highest(table: pd.DataFrame) -> int:
@@ -309,27 +274,19 @@ def _highest(table: pd.DataFrame) -> int:
     return int(np.nanargmax(recovery))
 
 
-def _selection(
-    grid: Sequence[Setting],
-    whole: Float[Array, "pair"],
-    remaining: Float[Array, "setting pair"],
-    draws: Float[Array, "resample pair"],
-) -> pd.DataFrame:
+def _selection(layers: Sequence[int], samples: Float[Array, "row resample"]) -> pd.DataFrame:
     """In which share of resamples each layer holds the highest recovery."""
-    samples = _resampled(remaining, whole, draws)
-    winners = np.where(np.isnan(samples), -np.inf, samples).argmax(1)
-    layers = np.array([layer for *_, layer in grid])
-    order = list(dict.fromkeys(layers.tolist()))
-    frequency = [float(np.mean(layers[winners] == layer)) for layer in order]
-    return pd.DataFrame({"layer": order, "frequency": frequency})
+    winners = np.where(np.isnan(samples), -np.inf, samples).argmax(axis=0)
+    counts = pd.Series(layers).iloc[winners].value_counts(normalize=True)
+    order = list(dict.fromkeys(layers))
+    return pd.DataFrame({"layer": order, "frequency": [counts.get(n, 0.0) for n in order]})
 
 
 def _provenance(
-    vector: SteeringVector, placebo: SteeringVector | None, pairs: ContrastSet, seed: int
+    vector: SteeringVector, placebo: SteeringVector | None, pairs: ContrastSet
 ) -> dict[str, Any]:
     return {
         "vector": vector.name,
         "placebo": None if placebo is None else placebo.name,
         "data_hash": pairs.data_hash,
-        "seed": seed,
     }

@@ -14,20 +14,8 @@ in common is not what differences vary along most. What the other components sti
 **remaining AUROC**: that of held-out runs along the difference of means after the first *k*
 components are projected out of it (½: nothing is left).
 
-Beside it stands the **participation ratio** of the differences' second moments :math:`M`,
-
-.. math:: R = \frac{(\operatorname{tr} M)^2}{\operatorname{tr} M^2}
-            = \frac{(\operatorname{mean}_i \|d_i\|^2)^2}
-                   {\operatorname{mean}_{i \ne j} (d_i \cdot d_j)^2}
-
-(Litwin-Kumar et al. 2017, *Optimal degrees of synaptic connectivity*, Neuron 93:1153–1164, on
-second moments instead of covariances): over how many directions a single pair's difference spreads,
-noise and query included. Pairs in the second mean are of different base queries, so that few pairs
-in a wide space do not make it look small. Dimension 1 with a ratio of 20 reads: one shared
-direction, buried in what differs from query to query.
-
-Intervals: for the dimension, 95 % bootstrap percentiles over held-out base queries with the fitted
-components kept; for the ratio, delete-one jackknife over base queries on the logarithm.
+The interval of the dimension holds 95 % of bootstrap resamples of the held-out base queries, with
+the fitted components kept.
 
 Caveat: "dimension" depends on the stated share and grows with noise when there are few pairs.
 
@@ -40,25 +28,26 @@ Caveat: "dimension" depends on the stated share and grows with noise when there 
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
-from scipy.stats import t
+from jaxtyping import Float, Num
 
 from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.held_out import (
     Folds,
+    Runs,
     check_rankable,
-    fold_scores,
     group_numbers,
     layer_runs,
-    products,
+    scores_along,
 )
 from steerlens.errors import SteerlensError
-from steerlens.stats.resampling import INTERVAL, query_draws
+from steerlens.stats.queries import PERCENTILES, query_draws
 from steerlens.stats.separability import held_out_measures
 
 __all__ = ["instruction_dimension"]
 
 Array = np.ndarray
+_DIMENSION = ("dimension", "dimension_low", "dimension_high")
+_REMAINING = ("remaining_auroc", "remaining_auroc_low", "remaining_auroc_high")
 
 
 def instruction_dimension(
@@ -68,7 +57,7 @@ def instruction_dimension(
     share: float = 0.9,
     n_resamples: int = 1000,
 ) -> pd.DataFrame:
-    """Dimension and participation ratio of every layer.
+    """Dimension of every layer.
 
     Args:
         cache: Residuals of both sides.
@@ -78,10 +67,10 @@ def instruction_dimension(
         n_resamples: Bootstrap resamples.
 
     Returns:
-        One row a layer: ``layer``; ``dimension, remaining_auroc, participation_ratio``, each with
-        ``…_low`` and ``…_high``; ``first_share`` (what the first component alone carries). The
-        dimension is missing where the held-out mean difference
-        does not point the training one's way: nothing there is shared between queries.
+        One row per layer: ``layer``; ``dimension, remaining_auroc``, each with ``…_low`` and
+        ``…_high``; ``first_share`` (what the first component alone carries). The dimension is
+        missing where the held-out mean difference does not point the training one's way: nothing
+        there is shared between queries.
 
     Raises:
         ActivationError: As `rank_layers`.
@@ -95,90 +84,70 @@ def instruction_dimension(
     folds = check_rankable(cache, n_folds, seed)
     groups = group_numbers(cache.groups)
     draws = query_draws(cache.groups, n_resamples, seed)
+    once = np.ones((1, cache.n_pairs))
     rows = []
     for layer, runs in zip(cache.layers, layer_runs(cache), strict=True):
-        product = products(runs)
-        gram = product[0] - product[1]
-        carried, whole = _contributions(gram, folds)
-        everything = np.ones((1, len(gram)))
-        dimension = _smallest(carried, whole, everything, share)[0]
+        differences = runs[0] - runs[1]
+        carried, whole = _carried(differences, folds)
+        dimension = _smallest(carried, whole, once, share)[0]
         resampled = _smallest(carried, whole, draws, share)
         known = resampled[np.isfinite(resampled)]
-        low, high = (
-            np.percentile(known, INTERVAL, method="nearest") if len(known) else 2 * (np.nan,)
-        )
-        rest = np.full(3, np.nan)
+        ends = np.percentile(known, PERCENTILES, method="nearest") if len(known) else [np.nan] * 2
+        remaining = np.full(3, np.nan)
         if np.isfinite(dimension):
-            left = _scores_without(product, folds, int(dimension))
+            scores = _scores_without(runs, folds, int(dimension))
             # What is left of the direction is mostly noise of the fit: the largest share.
-            rest = held_out_measures(left, groups, fit_noise=1.0)["auroc"]
-        ratio, ratio_low, ratio_high = _participation(gram, groups)
+            remaining = held_out_measures(scores, groups, fit_noise=1.0)["auroc"]
         rows.append(
             {
                 "layer": layer,
-                "dimension": dimension,
-                "dimension_low": low,
-                "dimension_high": high,
-                "remaining_auroc": rest[0],
-                "remaining_auroc_low": rest[1],
-                "remaining_auroc_high": rest[2],
+                **dict(zip(_DIMENSION, (dimension, *ends), strict=True)),
+                **dict(zip(_REMAINING, remaining, strict=True)),
                 "first_share": carried[:, 0].sum() / whole.sum(),
-                "participation_ratio": ratio,
-                "participation_ratio_low": ratio_low,
-                "participation_ratio_high": ratio_high,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _contributions(
-    gram: Float[Array, "pair pair"], folds: Folds
-) -> tuple[Float[Array, "pair component"], Float[Array, "pair"]]:
-    """Each held-out pair's part of the numerator for 1, 2, … components, and of the denominator.
+def _components(differences: Float[Array, "pair d"]) -> Float[Array, "component d"]:
+    """Right singular vectors :math:`V` of the differences, the largest first."""
+    components: Array = np.linalg.svd(differences, full_matrices=False)[2]
+    return components
 
-    Right singular vectors follow from the products alone: with :math:`G = A \\Lambda A^\\top`
-    over the training pairs, component *c* is :math:`D^\\top a_c / \\sqrt{\\lambda_c}`.
-    """
-    n_components = min(len(train) for train, _ in folds)
-    carried = np.zeros((len(gram), n_components))
-    whole = np.zeros(len(gram))
+
+def _carried(
+    differences: Float[Array, "pair d"], folds: Folds
+) -> tuple[Float[Array, "pair component"], Float[Array, "pair"]]:
+    """Each held-out pair's part of the numerator for 1, 2, … components, and of the denominator."""
+    n_pairs, width = differences.shape
+    n_components = min(width, *(len(train) for train, _ in folds))
+    carried, whole = np.zeros((n_pairs, n_components)), np.zeros(n_pairs)
     for train, test in folds:
-        values, vectors = np.linalg.eigh(gram[np.ix_(train, train)])
-        values, vectors = values[::-1], vectors[:, ::-1]
-        real = values > values[0] * 1e-12
-        inverse = np.where(real, 1 / np.where(real, values, 1.0), 0.0)
-        to_test = gram[np.ix_(test, train)]
-        # (d' · v_c)(v_c · mean d), with both factors' 1/√λ in `inverse`.
-        mean_along = vectors.T @ gram[np.ix_(train, train)].mean(axis=1)
-        parts = (to_test @ vectors) * (inverse * mean_along)
-        carried[test] = parts.cumsum(axis=1)[:, :n_components]
-        whole[test] = to_test.mean(axis=1)
+        components = _components(differences[train])[:n_components]
+        mean = differences[train].mean(axis=0)
+        parts = (differences[test] @ components.T) * (components @ mean)
+        carried[test] = parts.cumsum(axis=1)
+        whole[test] = differences[test] @ mean
     return carried, whole
 
 
-def _scores_without(
-    product: Float[Array, "side run pair"], folds: Folds, k: int
-) -> Float[Array, "side run"]:
-    """Held-out scores along the difference of means without its first `k` components.
-
-    In the notation of `_contributions`, the projection of the mean on component *c* is
-    :math:`D^\\top a_c a_c^\\top 1 / n`.
-    """
-    gram = product[0] - product[1]
-    scores = np.zeros(product.shape[:2])
+def _scores_without(runs: Runs, folds: Folds, k: int) -> Float[Array, "side run"]:
+    """Held-out scores along the difference of means without its first `k` components."""
+    scores = np.zeros(runs.shape[:2])
     for train, test in folds:
-        _, vectors = np.linalg.eigh(gram[np.ix_(train, train)])
-        removed = vectors[:, -k:]
-        share = np.full((1, len(train)), 1 / len(train))
-        weights = share - (share @ removed) @ removed.T
-        scores[:, test] = fold_scores(product, train, test, weights, share)[:, 0]
+        differences = runs[0, train] - runs[1, train]
+        removed = _components(differences)[:k]
+        mean = differences.mean(axis=0)
+        direction = mean - (removed @ mean) @ removed
+        midpoint = runs[:, train].mean(axis=(0, 1))
+        scores[:, test] = scores_along(runs[:, test], direction[None], midpoint[None])[:, 0]
     return scores
 
 
 def _smallest(
     carried: Float[Array, "pair component"],
     whole: Float[Array, "pair"],
-    counts: Float[Array, "resample pair"],
+    counts: Num[Array, "resample pair"],
     share: float,
 ) -> Float[Array, "resample"]:
     """Smallest number of components that carry `share`; NaN where nothing is shared."""
@@ -188,22 +157,3 @@ def _smallest(
     reached[:, -1] = True
     result: Array = np.where(total > 0, reached.argmax(axis=1) + 1.0, np.nan)
     return result
-
-
-def _participation(
-    gram: Float[Array, "pair pair"], groups: Int[Array, "pair"]
-) -> tuple[float, float, float]:
-    member = np.eye(int(groups.max()) + 1)[groups]
-    n_groups = member.shape[1]
-    if n_groups < 3:
-        return (np.nan, np.nan, np.nan)
-    other = groups[:, None] != groups[None, :]
-    keep = np.concatenate([np.ones((1, len(gram))), 1 - member.T])
-    size = (keep @ gram.diagonal()) / keep.sum(axis=1)
-    squares = ((keep @ (gram**2 * other)) * keep).sum(axis=1)
-    squares /= ((keep @ other) * keep).sum(axis=1)
-    logarithms = np.log(size**2 / squares)
-    centred = logarithms[1:] - logarithms[1:].mean()
-    reach = t.ppf(0.975, n_groups - 1) * np.sqrt((n_groups - 1) / n_groups * (centred**2).sum())
-    low, middle, high = np.exp(logarithms[0] + np.array([-reach, 0.0, reach]))
-    return (float(middle), float(low), float(high))

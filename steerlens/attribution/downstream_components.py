@@ -1,9 +1,9 @@
-r"""Reactions: which later heads and MLPs react when a direction is added at a layer.
+r"""Downstream components: which later heads and MLPs respond when a direction is added at a layer.
 
 The uninstructed prompt runs with and without steering at layer *l*, **at the last prompt token
 only**. Every head and MLP above *l* then writes something else there; `reading_components` measures
-the change along the one direction that matters for the answer, that of the instruction's effect on
-the logits.
+the change along the direction that matters for the answer, that of the instruction's effect on the
+logits.
 
 **The logit direction.** Let :math:`p_i^+` and :math:`p_i^-` be the distributions of the first
 response token with and without the instruction, and
@@ -12,27 +12,27 @@ negative part then sums to −1). With the unembedding :math:`W_U`, :math:`t = W
 direction after the final norm along which the mean logit of the tokens the instruction makes
 likelier grows against that of the tokens it makes less likely. With the final norm **frozen** at
 the unsteered run of prompt *i*, :math:`d_i = s_i\, \gamma \odot t` is the same direction before it
-(gain :math:`\gamma`, scale :math:`s_i`; centred for a layer norm). No gradient is taken. The
-reaction of component *c* is
+(gain :math:`\gamma`, scale :math:`s_i`; centred for a layer norm). The effect through component *c*
+is
 
 .. math:: r_c = \frac1n \sum_i d_i \cdot (o_{c,i}^{\text{steered}} - o_{c,i}^{\text{unsteered}})
 
-in logits: its direct effect, to the exclusion of what later components make of it, which is theirs.
-Together with the term ``direct``, what was added itself, reactions sum to the change of the stream
-after the last block along :math:`d_i` (``total``); ``actual`` is the change with the norm free.
-Logits are those before any soft-capping or logit scale.
+in logits: its direct effect; what later components make of it counts as theirs. Together with the
+term ``direct``, what was added itself, effects sum to the change of the stream after the last block
+along :math:`d_i` (``total``); ``actual`` is the change with the norm free. Logits are those before
+any soft-capping or logit scale.
 
-**Control.** Random directions, pushed as far from the same residuals: a component reacts to *this*
-direction when its reaction lies outside their 95 % range. **Intervals** are 95 % intervals over
-base queries (`steerlens.stats.means`).
+**Control.** Random directions, pushed as far from the same residuals: a component reads *this*
+direction when its effect lies outside their 95 % range. **Intervals** are 95 % intervals over base
+queries.
 
-Caveat: steering at the last token only is not steering at all tokens; and a component reacts to
-what reaches it, which beyond the next layer holds the reactions of those before it.
+Caveat: steering at the last token only is not steering at all tokens; and beyond the next layer a
+component also reads what the components before it wrote in response.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.attribution.components import (
+from steerlens.attribution.model_evidence import (
+    ComponentResult,
     check_closure,
     check_numbers,
     component_columns,
@@ -50,22 +51,19 @@ from steerlens.attribution.components import (
     component_rows,
     placebo_directions,
     provenance,
+    tokenized_sides,
 )
 from steerlens.engine.components import Parts, Vary, check_components, varied_parts
 from steerlens.engine.linear_norms import through_final_norm
 from steerlens.engine.scoring import ForcedRow, score_rows
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
-from steerlens.models.loading import tokenize_prompts
-from steerlens.stats.resampling import numbered_queries
+from steerlens.stats.queries import numbered_queries
 from steerlens.steering.operations import Intervention
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-__all__ = ["ComponentReading", "logit_direction", "reading_components"]
+__all__ = ["ComponentReading", "reading_components"]
 
 Array = np.ndarray
 # Probability moved; below this both sides give the same first token up to rounding.
@@ -73,55 +71,39 @@ _MIN_MOVED = 1e-4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ComponentReading:
-    """How components above the steered layer react to a direction.
+class ComponentReading(ComponentResult):
+    """What components above the steered layer do in response to a direction.
 
     Attributes:
-        table: One row a component: ``component`` (``"direct"``, ``"L25H3"``, ``"L25 MLP"``),
-            ``kind, layer, head``, ``reaction, low, high`` (logits), ``share`` of the total, and
+        table: One row per component: ``component`` (``"direct"``, ``"L25H3"``, ``"L25 MLP"``),
+            ``kind, layer, head``, ``effect, low, high`` (logits), ``share`` of the total, and
             ``placebo, placebo_low, placebo_high`` (mean and 95 % range over random directions).
         layer: The steered layer.
-        total: Sum of the reactions, in logits.
+        total: Sum of the effects, in logits.
         actual: Change of the same logits with the final norm free.
-        reactions: Every term before averaging.
+        effects: Every term before averaging.
         n_pairs: Pairs used.
         metadata: Model, weights hash, data hash, vector, operation, strength, seed, and
             ``closure``: the largest error of the sum, relative to the norms of its factors.
     """
 
+    _measure = "effect"
+    _quantity = "effect of steering at layer {0.layer}, logits"
+
     table: pd.DataFrame
     layer: int
     total: float
     actual: float
-    reactions: Float[Array, "pair component"]
+    effects: Float[Array, "pair component"]
     n_pairs: int
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
-    def top(self, n: int = 10) -> pd.DataFrame:
-        """The `n` components with the largest reactions, whatever their sign."""
-        order = self.table.reaction.abs().sort_values(ascending=False).index
-        return self.table.loc[order].head(n)
-
     def __repr__(self) -> str:
-        first = ", ".join(f"{r.component} {r.reaction:+.2f}" for r in self.top(3).itertuples())
+        first = ", ".join(f"{r.component} {r.effect:+.2f}" for r in self.top(3).itertuples())
         return (
             f"ComponentReading(steered at layer {self.layer}, {self.total:+.2f} logits in all, "
             f"{first}, {self.n_pairs} pairs)"
         )
-
-    def plot(self, n: int = 12) -> "go.Figure":
-        """The `n` components that react most towards the instruction, and against it."""
-        from steerlens.views import ranked_tokens
-
-        rows = list(zip(self.table.component, self.table.reaction, strict=True))
-        rows.sort(key=lambda row: -row[1])
-        quantity = f"reaction to steering at layer {self.layer}, logits"
-        return ranked_tokens(rows, rows[::-1], n=n, quantity=quantity)
-
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        return summary(repr(self), table=self.table, largest="reaction")
 
 
 @arguments
@@ -133,25 +115,24 @@ def reading_components(
     operation: str = "add",
     strength: float = 1.0,
     n_placebos: int = 32,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     chat_format: str = "auto",
-    progress: bool | None = None,
+    show_progress: bool | None = None,
 ) -> ComponentReading:
-    """Reactions of later heads and MLPs to steering the last token of uninstructed prompts.
+    """Effects of later heads and MLPs when the last token of uninstructed prompts is steered.
 
     Args:
-        model: A hooked model.
         pairs: Contrast pairs that the vector was not fitted on.
         vector: The vector to steer with.
         layer: Where; there must be a layer above it.
         operation: See `steerlens.steering.interventions`.
         strength: See `steerlens.steering.interventions`.
         n_placebos: Random directions of the control.
-        batch_size: Prompts a forward pass when the logit direction is measured.
+        batch_size: Prompts per forward pass when the logit direction is measured; by default what
+            memory allows.
         seed: Seed of the random directions.
-        chat_format: See `steerlens.models.loading`.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        show_progress: Show a bar on standard error; by default only in a terminal.
 
     Raises:
         SteeringError: The vector does not fit the model, the layer is the last one or not the
@@ -169,28 +150,27 @@ def reading_components(
             f"layer {layer} is the model's last: no head or MLP comes after it; choose one below"
         )
     queries = numbered_queries(pairs.query_groups)
-    prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
-    rows = tokenize_prompts(model, prompts, chat_format=chat_format)
-    target = logit_direction(model, rows, batch_size)
+    instructed, uninstructed = tokenized_sides(model, pairs, chat_format)
+    target = _logit_direction(model, instructed, uninstructed, batch_size)
     vary = _variants(push, placebo_directions(n_placebos, model.cfg.d_model, seed))
     index = component_rows(model, range(layer + 1, n_layers), first="direct")
     values = np.empty((len(pairs), len(index), 1 + n_placebos))
     actual, closure = np.empty(len(pairs)), 0.0
-    disable = None if progress is None else not progress
-    own_rows = tqdm(rows[len(pairs) :], desc="reactions", unit="prompt", disable=disable)
-    for pair, tokens in enumerate(own_rows):
+    disable = None if show_progress is None else not show_progress
+    bar = tqdm(uninstructed, desc="reading components", unit="prompt", disable=disable)
+    for pair, tokens in enumerate(bar):
         parts = varied_parts(model, tokens, layer, 2 + n_placebos, vary)
         terms, along, actual[pair] = _along_logits(model, parts, layer, target)
         closure = max(closure, check_closure(terms.sum(1), *along, model))
         values[pair] = (terms[1:] - terms[0]).T
     total = float(values[..., 0].sum(1).mean())
-    columns = component_columns("reaction", values, queries, total)
+    columns = component_columns("effect", values, queries, total)
     return ComponentReading(
         table=pd.concat([index, columns], axis=1),
         layer=layer,
         total=total,
         actual=float(actual.mean()),
-        reactions=values[..., 0],
+        effects=values[..., 0],
         n_pairs=len(pairs),
         metadata={
             **provenance(model, pairs),
@@ -241,20 +221,14 @@ def _along_logits(
 
 
 @torch.inference_mode()
-def logit_direction(
-    model: TransformerBridge, rows: list[list[int]], batch_size: int
+def _logit_direction(
+    model: TransformerBridge,
+    instructed: list[list[int]],
+    uninstructed: list[list[int]],
+    batch_size: int | None,
 ) -> Float[Tensor, "d_model"]:
-    r"""The direction :math:`t = W_U\,\delta` of the module's docstring, in float64.
-
-    Args:
-        model: A hooked model.
-        rows: Token rows, all instructed ones, then all uninstructed ones.
-        batch_size: Rows a forward pass.
-
-    Raises:
-        SteeringError: Both sides have the same mean distribution.
-    """
-    n_pairs = len(rows) // 2
+    r"""The direction :math:`t = W_U\,\delta` of the module's docstring, in float64."""
+    rows, n_pairs = instructed + uninstructed, len(instructed)
     moved = torch.zeros(model.cfg.d_vocab, dtype=torch.float64)
 
     def visit(batch: list[int], _steps: list[int], logits: Float[Tensor, "row vocab"]) -> None:
@@ -270,7 +244,7 @@ def logit_direction(
         raise SteeringError(
             "the instruction does not change the first response token of these pairs "
             f"(it moves {share:.1g} of the probability), so there is no direction of logits to "
-            "react along"
+            "read along"
         )
     weights = model.W_U.float()
     return (weights @ (moved / share).to(weights)).double().cpu()

@@ -2,30 +2,26 @@
 
 `gather_evidence` ranks layers by separability and joins what was asked for:
 
-=============== ============================================ ==================================
-asked for       columns of the table                         from
-=============== ============================================ ==================================
-``probes``,     see `steerlens.attribution.rank_layers`      the activations
+=================== ===============================================================================
+asked for           columns of the table
+=================== ===============================================================================
+``probes``,         see `steerlens.attribution.rank_layers`
 ``null``,
 ``dimension``
-``causal``      ``first_token_recovery`` (with its placebo), `causal_recovery`, on pairs that the
-                ``response_recovery_prompt`` and ``…_all``   vector was not fitted on
-``components``  ``writing``: the share of the projection at  `writing_components`
-                the best layer that heads and MLP of each
-                layer write
-=============== ============================================ ==================================
-
-``generalisation`` adds ``unseen_phrasing`` and ``unseen_kind``: the AUROC of phrasings, and of
-kinds of query, that the direction was not fitted on (`steerlens.attribution.generalise`), from the
-activations and from what their pairs say of themselves (`fitted_on`).
+``generalisation``  ``unseen_phrasing``, ``unseen_kind``: AUROC on phrasings, and kinds of query,
+                    that the direction was not fitted on (`steerlens.attribution.generalise`)
+``causal``          ``first_token_recovery`` (with its placebo), ``response_recovery_prompt`` and
+                    ``response_recovery_all``, on pairs that the vector was not fitted on
+``components``      ``writing``: the share of the projection at the best layer that heads and MLP
+                    of each layer write
+=================== ===============================================================================
 
 **The rule of `best_layer`**: with ``causal`` it is the layer of the highest first-token recovery,
-because separability is high at layers where steering does nothing; without, that of the highest
-AUROC, as where the instruction hardly changes the first token. The last layer takes no part in
-recovery: nothing follows that could carry the instruction on, and setting a projection there nearly
-shifts the logits themselves. Where no layer's interval is above the value of "nothing there" the
-highest is still taken, for programs that need a layer, and `LayerRanking.caveat`, the text, the
-page and the JSON (``best_layer_caveat``) say so.
+because separability is high at layers where steering does nothing; without it, or where the
+instruction hardly changes the first token, the layer of the highest AUROC. The last layer takes no
+part in recovery: nothing follows that could carry the instruction on, and setting a projection
+there nearly shifts the logits themselves. Where no layer is supported the highest is still taken,
+and `LayerRanking.caveat` says so.
 
 What the rule rests on (``analyses/07-which-evidence.ipynb``; every token steered, the 15 of 31
 instructions that some layer moves): steering where first-token recovery is highest costs 16 points
@@ -35,8 +31,8 @@ instructions, is open. On Gemma-3-270M, where two or three of five instructions 
 rule did no better than AUROC.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,9 +47,10 @@ from steerlens.attribution.ranking import LayerRanking
 from steerlens.attribution.recovery import ResponseRecovery
 from steerlens.attribution.separability import EVIDENCE, rank_layers
 from steerlens.errors import ActivationError, unknown_name
-from steerlens.stats.means import recovery_interval
+from steerlens.stats.queries import recovery_interval
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import difference_of_means, random_direction
+from steerlens.views import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -75,12 +72,12 @@ _MOST_WRITERS = 20
 ALL_EVIDENCE = (*EVIDENCE, "generalisation", "causal", "components")
 _LABELS = ("phrasing", "kind")
 _HORIZONS = (1, 32)
-# Nats a pair; below it recovery is a ratio of roundings.
+# Nats per pair; below it recovery is a ratio of roundings.
 _LEAST_EFFECT = 1e-3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evidence:
+class Evidence(Result):
     """A ranking with what its columns came from.
 
     Attributes:
@@ -88,11 +85,16 @@ class Evidence:
         recovery: Causal recovery with every scope and horizon; None when not asked for.
         writing: Every component's part in the projection at the best layer; None when not asked
             for.
+        table: The ranking's table.
     """
 
     ranking: LayerRanking
     recovery: ResponseRecovery | None = None
     writing: ComponentWriting | None = None
+    table: pd.DataFrame = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", self.ranking.table)
 
     @property
     def drawn(self) -> tuple[str, ...]:
@@ -120,19 +122,13 @@ class Evidence:
         return evidence_curves(self.ranking.table, self.drawn, best)
 
     def __repr__(self) -> str:
-        also = [
-            name
-            for name, one in (("recovery", self.recovery), ("components", self.writing))
-            if one is not None
-        ]
-        return f"Evidence({self.ranking!r}{''.join(f', {name}' for name in also)})"
+        recovery = "" if self.recovery is None else ", recovery"
+        components = "" if self.writing is None else ", components"
+        return f"Evidence({self.ranking!r}{recovery}{components})"
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        table = self.ranking.table[["layer", *self.drawn]]
-        best = table["layer"].tolist().index(self.ranking.best_layer)
-        return summary(repr(self), table=table, around=best)
+    def _card(self) -> Mapping[str, Any]:
+        table = self.table[["layer", *self.drawn]]
+        return {"table": table, **self._around_layer(self.ranking.best_layer)}
 
 
 def gather_evidence(
@@ -142,7 +138,7 @@ def gather_evidence(
     evidence: Sequence[str] = ALL_EVIDENCE,
     seed: int = 0,
     chat_format: str = "auto",
-    progress: bool | None = None,
+    show_progress: bool | None = None,
     fitted_on: ContrastSet | None = None,
 ) -> Evidence:
     """Rank layers by every kind of evidence asked for.
@@ -153,8 +149,7 @@ def gather_evidence(
         held_out: Pairs that are not in the cache, for ``causal`` and ``components``.
         evidence: Kinds from `ALL_EVIDENCE`; separability is always there.
         seed: Of everything random.
-        chat_format: See `steerlens.models.loading`.
-        progress: Show progress bars on standard error; by default only in a terminal.
+        show_progress: Show progress bars on standard error; by default only in a terminal.
         fitted_on: The pairs in the cache, for ``generalisation``.
 
     Raises:
@@ -177,8 +172,8 @@ def gather_evidence(
             "generalisation needs the pairs in the cache, which know their phrasing and kind of "
             "query; give them as fitted_on"
         )
-    own = [name for name in evidence if name in EVIDENCE]
-    ranking = rank_layers(cache, seed=seed, evidence=own or ("separability",))
+    from_activations = [name for name in evidence if name in EVIDENCE]
+    ranking = rank_layers(cache, seed=seed, evidence=from_activations)
     if "generalisation" in evidence and fitted_on is not None:
         ranking = _with_generalisation(ranking, cache, fitted_on, seed)
     vector = difference_of_means(cache)
@@ -192,7 +187,7 @@ def gather_evidence(
             placebo=random_direction(cache, seed=seed),
             seed=seed,
             chat_format=chat_format,
-            progress=progress,
+            show_progress=show_progress,
         )
         ranking = _with_recovery(ranking, recovery, model.cfg.n_layers - 1)
     if "components" in wanted and held_out is not None:
@@ -203,10 +198,9 @@ def gather_evidence(
             ranking.best_layer,
             seed=seed,
             chat_format=chat_format,
-            progress=progress,
+            show_progress=show_progress,
         )
-        frame = _written(writing, held_out)
-        ranking = ranking.with_evidence("writing", frame)
+        ranking = ranking.with_evidence("writing", _written_by_layer(writing, held_out))
     return Evidence(ranking, recovery, writing)
 
 
@@ -229,13 +223,12 @@ def _with_generalisation(
     problems = []
     for by in _LABELS:
         try:
-            found = generalise(cache, pair_labels(pairs, by), seed=seed, alone=False)
+            summary = generalise(cache, pair_labels(pairs, by), seed=seed).summary
         except ActivationError as error:
             problems.append(str(error))
             continue
-        frame = found.summary[["layer", "unseen", "unseen_low", "unseen_high"]]
         ranking = ranking.with_evidence(
-            f"unseen_{by}", frame, "unseen", low="unseen_low", high="unseen_high"
+            f"unseen_{by}", summary, "unseen", low="unseen_low", high="unseen_high"
         )
     if len(problems) == len(_LABELS):
         raise ActivationError(f"generalisation cannot be computed: {'; '.join(problems)}")
@@ -251,8 +244,7 @@ def _with_recovery(ranking: LayerRanking, recovery: ResponseRecovery, last: int)
         "first_token_recovery", first, value="recovery", samples=recovery.samples[first.index]
     )
     placebo = first[["layer", "placebo"]].rename(columns={"placebo": "first_token_placebo"})
-    every = ranking.table[["layer"]].merge(placebo, on="layer", how="left")
-    result = result.with_columns(every)
+    result = result.with_columns(ranking.table[["layer"]].merge(placebo, on="layer", how="left"))
     for scope in ("prompt", "all"):
         frame = whole[whole.scope == scope]
         result = result.with_evidence(f"response_recovery_{scope}", frame, value="recovery")
@@ -263,14 +255,13 @@ def _with_recovery(ranking: LayerRanking, recovery: ResponseRecovery, last: int)
     return result.best_by("first_token_recovery")
 
 
-def _written(writing: ComponentWriting, pairs: ContrastSet) -> pd.DataFrame:
+def _written_by_layer(writing: ComponentWriting, pairs: ContrastSet) -> pd.DataFrame:
     """Share of the projection's difference that each layer's heads, biases and MLP write."""
     by_pair = writing.contributions[0] - writing.contributions[1]
-    layers = writing.table.layer.to_numpy(dtype=float)
+    of_layer = writing.table.layer.to_numpy(dtype=float)
     whole = by_pair.sum(axis=1)
-    numbers = range(writing.layer + 1)
-    # What others write is what is left; the share of the rest is what recovery is.
-    others = np.stack([whole - by_pair[:, layers == layer].sum(axis=1) for layer in numbers], 1)
-    shares = recovery_interval(others, whole, pairs.query_groups)
-    columns = dict(zip(("writing", "low", "high"), shares, strict=True))
-    return pd.DataFrame({"layer": list(numbers), **columns})
+    layers = range(writing.layer + 1)
+    # What the other layers write is what remains without this one, so its share is a recovery.
+    others = np.stack([whole - by_pair[:, of_layer == layer].sum(axis=1) for layer in layers], 1)
+    share, low, high = recovery_interval(others, whole, pairs.query_groups)
+    return pd.DataFrame({"layer": layers, "writing": share, "low": low, "high": high})

@@ -5,18 +5,15 @@ Pairs carry a label, for example the phrasing of their instruction or the kind o
 (the folds of `steerlens.attribution.rank_layers`) and
 
 * from pairs of **all** labels (``train`` is ``"all"``): the reference, label seen;
-* from all pairs with **other labels** (``"others"``): label unseen;
-* from the pairs of one label only (``train`` is that label), for labels with enough base queries:
-  which label carries over to which.
+* from all pairs with **other labels** (``"others"``): label unseen.
 
 `generalise` gives the AUROC of each for every label, and over all labels together with the
 difference *unseen − seen*: near 0, the direction is the instruction's; well below, it is partly
 the phrasing's or the kind's. Unseen directions are also fitted on fewer pairs, which costs a little
-by itself: a tenth of the pairs when there are ten labels.
+by itself.
 
-Intervals: `steerlens.stats.separability`; of the difference, the delete-one jackknife over
-base queries, both directions of a query left out together. A label's own AUROC compares only runs
-of that label, so the summary, which compares runs of all labels, is not their mean.
+Intervals: `steerlens.stats.separability`; of the difference, the delete-one jackknife over base
+queries. The summary compares runs of all labels, so it is not the mean of the labels' AUROCs.
 
 >>> import torch
 >>> noise = torch.randn(2, 60, 1, 16, generator=torch.Generator().manual_seed(0))
@@ -30,26 +27,26 @@ True
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from scipy.stats import t
 
 from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.held_out import (
     Folds,
+    Runs,
     check_rankable,
     difference_scores,
     group_numbers,
     layer_runs,
-    products,
 )
 from steerlens.errors import ActivationError, unknown_name
+from steerlens.stats.queries import jackknife_reach
 from steerlens.stats.separability import auroc_of, fit_noise_share, held_out_measures
 from steerlens.tasks import SPLITS, base_queries
 from steerlens.tasks.pairs import ContrastSet
+from steerlens.views import Result
 
 __all__ = ["Generalisation", "generalise", "pair_labels"]
 
@@ -57,37 +54,20 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Generalisation:
+class Generalisation(Result):
     """Result of `generalise`.
 
     Attributes:
-        table: One row for each layer, training set and test label: ``layer, train, test, n_train``
-            (pairs a fold is fitted on, on average), ``n_test, auroc, auroc_low, auroc_high``.
-        summary: One row a layer, all labels together: ``layer``; ``seen, unseen, difference``,
+        table: One row per layer, training set and test label: ``layer, train, test, n_train``
+            (pairs with the training label), ``n_test, auroc, auroc_low, auroc_high``.
+        summary: One row per layer, all labels together: ``layer``; ``seen, unseen, difference``,
             each with ``…_low`` and ``…_high``.
         labels: The labels, in order of first appearance.
-        n_alone: How many of them were also trained on alone.
     """
 
     table: pd.DataFrame
     summary: pd.DataFrame
     labels: tuple[str, ...]
-    n_alone: int
-
-    def matrix(self, layer: int) -> pd.DataFrame:
-        """AUROC at one layer, a row for each training set and a column for each test label.
-
-        Raises:
-            ActivationError: The layer was not scored.
-        """
-        rows = self.table[self.table.layer == layer]
-        if rows.empty:
-            raise ActivationError(
-                f"layer {layer} was not scored; there are {sorted(set(self.table.layer))}"
-            )
-        order = list(dict.fromkeys(rows.train))
-        matrix = rows.pivot(index="train", columns="test", values="auroc")
-        return matrix.reindex(index=order, columns=list(dict.fromkeys(rows.test)))
 
     def __repr__(self) -> str:
         worst = self.summary.sort_values("difference").iloc[0]
@@ -131,16 +111,14 @@ def generalise(
     labels: Sequence[str],
     seed: int = 0,
     n_folds: int = 5,
-    alone: bool = True,
 ) -> Generalisation:
     """Score every label along directions fitted with and without it.
 
     Args:
         cache: Residuals of both sides.
-        labels: A label for each pair, other than "all" and "others"; see `pair_labels`.
+        labels: A label for each pair; see `pair_labels`.
         seed: Seed of the folds.
         n_folds: Cross-validation folds.
-        alone: Also train on single labels, those with at least `n_folds` base queries.
 
     Raises:
         ActivationError: Labels do not fit the pairs, or there is only one, and as `rank_layers`.
@@ -158,70 +136,42 @@ def generalise(
     folds = check_rankable(cache, n_folds, seed)
     groups = group_numbers(cache.groups)
     code = np.array([names.index(label) for label in labels])
-    single = [
-        n for n in range(len(names)) if alone and len(np.unique(groups[code == n])) >= n_folds
-    ]
     rows: list[dict[str, object]] = []
     summary: list[dict[str, object]] = []
     for layer, runs in zip(cache.layers, layer_runs(cache), strict=True):
-        product = products(runs)
-        noise = fit_noise_share(product[0] - product[1], groups, n_folds)
-        seen = _scores(product, folds, code >= 0)
+        noise = fit_noise_share(runs[0] - runs[1], groups, n_folds)
+        seen = _scores(runs, folds, code >= 0)
         unseen = np.zeros_like(seen)
         for n in range(len(names)):
-            unseen[:, code == n] = _scores(product, folds, code != n)[:, code == n]
+            unseen[:, code == n] = _scores(runs, folds, code != n)[:, code == n]
         summary.append({"layer": layer, **_summary(seen, unseen, groups, noise)})
-        scored = {"all": seen, "others": unseen}
-        scored |= {names[m]: _scores(product, folds, code == m) for m in single}
         for n, test in enumerate(names):
             members = code == n
-            sizes = {"all": len(code), "others": int((~members).sum())}
-            for train, scores in scored.items():
-                shared = {"all": noise, test: _own_noise(product, members, groups, n_folds)}
+            n_test = int(members.sum())
+            # Fitted without the label, no product of two of its pairs enters twice.
+            for train, scores, n_train, shared in (
+                ("all", seen, len(code), noise),
+                ("others", unseen, len(code) - n_test, 0.0),
+            ):
+                auroc = _auroc(scores[:, members], groups[members], shared)
                 rows.append(
-                    {
-                        "layer": layer,
-                        "train": train,
-                        "test": test,
-                        "n_train": sizes.get(train, labels.count(train)),
-                        **_auroc(scores[:, members], groups[members], shared.get(train, 0.0)),
-                    }
+                    {"layer": layer, "train": train, "test": test, "n_train": n_train}
+                    | {"n_test": n_test, **auroc}
                 )
-    return Generalisation(pd.DataFrame(rows), pd.DataFrame(summary), names, len(single))
+    return Generalisation(pd.DataFrame(rows), pd.DataFrame(summary), names)
 
 
-def _scores(
-    product: Float[Array, "side run pair"], folds: Folds, members: Bool[Array, "pair"]
-) -> Float[Array, "side run"]:
+def _scores(runs: Runs, folds: Folds, members: Bool[Array, "pair"]) -> Float[Array, "side run"]:
     """Held-out scores of all runs along directions fitted on some of the pairs."""
-    result: Array = difference_scores(product, folds, counts=members[None].astype(np.float64))[:, 0]
+    result: Array = difference_scores(runs, folds, counts=members[None].astype(np.float64))[:, 0]
     return result
-
-
-def _own_noise(
-    product: Float[Array, "side run pair"],
-    members: Bool[Array, "pair"],
-    groups: Int[Array, "pair"],
-    n_folds: int,
-) -> float:
-    """Noise share of directions fitted and tested on one label.
-
-    Tested on other labels, no product of two pairs enters twice and the share is 0.
-    """
-    gram = (product[0] - product[1])[np.ix_(members, members)]
-    return fit_noise_share(gram, group_numbers(groups[members]), n_folds)
 
 
 def _auroc(
     scores: Float[Array, "side pair"], groups: Int[Array, "pair"], fit_noise: float
-) -> dict[str, Any]:
-    auroc, low, high = held_out_measures(scores, group_numbers(groups), fit_noise)["auroc"]
-    return {
-        "n_test": scores.shape[1],
-        "auroc": float(auroc),
-        "auroc_low": float(low),
-        "auroc_high": float(high),
-    }
+) -> dict[str, float]:
+    values = held_out_measures(scores, group_numbers(groups), fit_noise)["auroc"]
+    return dict(zip(("auroc", "auroc_low", "auroc_high"), values.tolist(), strict=True))
 
 
 def _summary(
@@ -229,18 +179,18 @@ def _summary(
     unseen: Float[Array, "side pair"],
     groups: Int[Array, "pair"],
     fit_noise: float,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """AUROC over all labels, label seen and unseen, and the difference with its interval."""
     row: dict[str, float] = {}
     for name, scores in (("seen", seen), ("unseen", unseen)):
         value, low, high = held_out_measures(scores, groups, fit_noise)["auroc"]
         row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-    n_groups = int(groups.max()) + 1
-    keep = (np.arange(n_groups)[:, None] != groups).astype(np.float64)
-    sides = [np.broadcast_to(scores[:, None], (2, *keep.shape)) for scores in (seen, unseen)]
-    leave_one = auroc_of(sides[1][0], sides[1][1], keep) - auroc_of(sides[0][0], sides[0][1], keep)
-    spread = (n_groups - 1) / n_groups * ((leave_one - leave_one.mean()) ** 2).sum()
-    reach = float(t.ppf(0.975, n_groups - 1) * np.sqrt(spread * (1 + fit_noise)))
+    keep = (np.arange(groups.max() + 1)[:, None] != groups).astype(np.float64)
+    without = [
+        auroc_of(np.broadcast_to(plus, keep.shape), np.broadcast_to(minus, keep.shape), keep)
+        for plus, minus in (seen, unseen)
+    ]
+    reach = float(jackknife_reach(without[1] - without[0])) * (1 + fit_noise) ** 0.5
     difference = row["unseen"] - row["seen"]
     ends = {"difference_low": difference - reach, "difference_high": difference + reach}
     return {**row, "difference": difference, **ends}

@@ -4,10 +4,9 @@ The cosine of two estimated directions says less than it seems to: noise of each
 noise both share (the same prompts, layer after layer) pulls it up. Two directions that are truly
 one may show 0.8. So every cosine stands beside
 
-* its **ceiling**, the cosine to expect between two estimates of one direction from independent
-  pairs, :math:`\sqrt{\rho_a \rho_b}`. The reliability :math:`\rho = \mu^2 / \|v\|^2` is the share
-  of a mean difference's squared length that is not noise; split-half cosines tend to
-  :math:`\rho / (2 - \rho)` (Spearman–Brown).
+* its **ceiling** :math:`\sqrt{\rho_a \rho_b}`, the cosine to expect between two estimates of one
+  direction from independent pairs. The reliability :math:`\rho = \mu^2 / \|v\|^2` is the share of a
+  mean difference's squared length that is not noise.
 * the **corrected** cosine, an estimate of that of the true mean differences,
 
 .. math:: \frac{\langle a, b \rangle}{\sqrt{\langle a, a \rangle \langle b, b \rangle}}, \qquad
@@ -15,14 +14,11 @@ one may show 0.8. So every cosine stands beside
           d_i = h^+_i - h^-_i
 
   where *i* and *j* are never the same base query: noise, shared or not, then averages to zero
-  (cross-validated distances; Walther et al. 2016). It is unbounded by 1; around 1 the two are one.
+  (cross-validated distances; Walther et al. 2016). It may exceed 1; around 1 the two are one.
   Its 95 % interval is the jackknife's over base queries: bootstrap resamples hold queries twice,
   which look like agreement.
 
-`layer_geometry` compares a direction between layers and says over which layers it holds;
-`instruction_geometry` compares instructions at one layer, over the same base queries or others.
-
-Caveat: activations of neighbouring layers share most of the residual stream; a cosine near 1
+Caveat: activations of neighbouring layers share most of the residual stream, so a cosine near 1
 between them is the rule. A few dimensions of very large activations can dominate cosines.
 
 >>> import torch
@@ -43,11 +39,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy.stats import t
 
 from steerlens.activations.cache import ResidualCache
 from steerlens.errors import ActivationError, SteerlensError
 from steerlens.errors.arguments import arguments
+from steerlens.stats.queries import jackknife_reach
+from steerlens.views import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -91,11 +88,11 @@ class DirectionCosines:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerGeometry:
+class LayerGeometry(Result):
     """One instruction's direction, layer against layer.
 
     Attributes:
-        table: One row a layer: ``layer, gap`` (norm of the mean difference), ``reliability``,
+        table: One row per layer: ``layer, gap`` (norm of the mean difference), ``reliability``,
             ``next_cosine, next_low, next_high`` (corrected, to the next cached layer; missing for
             the last), ``from_layer, to_layer`` (`span` at `above`).
         layers: The layer of each row of the matrices.
@@ -124,11 +121,9 @@ class LayerGeometry:
         """
         if layer not in self.layers:
             raise ActivationError(f"layer {layer} is not in this geometry; it holds {self.layers}")
-        first, last = _run(
-            self.cosines.corrected[self.layers.index(layer)],
-            self.layers.index(layer),
-            self.above if above is None else above,
-        )
+        index = self.layers.index(layer)
+        above = self.above if above is None else above
+        first, last = _unbroken(self.cosines.corrected[index], index, above)
         return self.layers[first], self.layers[last]
 
     def __repr__(self) -> str:
@@ -146,18 +141,13 @@ class LayerGeometry:
         matrix = np.clip(self.cosines.corrected, -1, 1).tolist()
         return cosine_matrix(names, matrix, name="cosine, corrected for noise")
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        return summary(repr(self), table=self.table)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
-class InstructionGeometry:
+class InstructionGeometry(Result):
     """Directions of several instructions at one layer, each against each.
 
     Attributes:
-        table: One row a pair of instructions: ``one, other, cosine, ceiling, corrected, low,
+        table: One row per pair of instructions: ``one, other, cosine, ceiling, corrected, low,
             high``.
         ids: The instruction of each row of the matrices.
         layer: The layer compared at.
@@ -186,10 +176,8 @@ class InstructionGeometry:
         matrix = np.clip(self.cosines.corrected, -1, 1).tolist()
         return cosine_matrix(self.ids, matrix, self.layer, name="cosine, corrected for noise")
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        return summary(repr(self), table=self.table, largest="corrected")
+    def _card(self) -> Mapping[str, Any]:
+        return {"largest": "corrected"}
 
 
 @arguments
@@ -209,22 +197,22 @@ def layer_geometry(cache: ResidualCache, above: float = 0.5) -> LayerGeometry:
     differences = (cache.instructed - cache.uninstructed).numpy()
     n_layers = len(cache.layers)
     names = [f"layer {layer}" for layer in cache.layers]
-    found = _compared(
+    cosines = _compared(
         [differences[:, i] for i in range(n_layers)], [cache.groups] * n_layers, names
     )
-    spans = [_run(found.corrected[i], i, above) for i in range(n_layers)]
+    spans = [_unbroken(cosines.corrected[i], i, above) for i in range(n_layers)]
 
-    def following(matrix: Float[Array, "one other"]) -> Float[Array, "one"]:
+    def to_next(matrix: Float[Array, "one other"]) -> Float[Array, "one"]:
         return np.append(np.diagonal(matrix, offset=1), np.nan)
 
     table = pd.DataFrame(
         {
             "layer": cache.layers,
-            "gap": found.norms,
-            "reliability": found.reliability,
-            "next_cosine": following(found.corrected),
-            "next_low": following(found.low),
-            "next_high": following(found.high),
+            "gap": cosines.norms,
+            "reliability": cosines.reliability,
+            "next_cosine": to_next(cosines.corrected),
+            "next_low": to_next(cosines.low),
+            "next_high": to_next(cosines.high),
             "from_layer": [cache.layers[first] for first, _ in spans],
             "to_layer": [cache.layers[last] for _, last in spans],
         }
@@ -232,7 +220,7 @@ def layer_geometry(cache: ResidualCache, above: float = 0.5) -> LayerGeometry:
     return LayerGeometry(
         table=table,
         layers=cache.layers,
-        cosines=found,
+        cosines=cosines,
         above=above,
         n_pairs=cache.n_pairs,
         metadata=dict(cache.metadata),
@@ -261,29 +249,28 @@ def instruction_geometry(caches: Mapping[str, ResidualCache], layer: int) -> Ins
     first = caches[ids[0]]
     for name in ids[1:]:
         _check_comparable(ids[0], first, name, caches[name])
-    places = [caches[name].layer_index(layer) for name in ids]
-    differences = [
-        (caches[name].instructed[:, i] - caches[name].uninstructed[:, i]).numpy()
-        for name, i in zip(ids, places, strict=True)
-    ]
-    found = _compared(differences, [caches[name].groups for name in ids], ids)
+    differences = []
+    for cache in caches.values():
+        index = cache.layer_index(layer)
+        differences.append((cache.instructed[:, index] - cache.uninstructed[:, index]).numpy())
+    cosines = _compared(differences, [caches[name].groups for name in ids], ids)
     one, other = np.triu_indices(len(ids), k=1)
     table = pd.DataFrame(
         {
             "one": [ids[i] for i in one],
             "other": [ids[i] for i in other],
-            "cosine": found.cosines[one, other],
-            "ceiling": found.ceilings[one, other],
-            "corrected": found.corrected[one, other],
-            "low": found.low[one, other],
-            "high": found.high[one, other],
+            "cosine": cosines.cosines[one, other],
+            "ceiling": cosines.ceilings[one, other],
+            "corrected": cosines.corrected[one, other],
+            "low": cosines.low[one, other],
+            "high": cosines.high[one, other],
         }
     )
     return InstructionGeometry(
         table=table,
         ids=ids,
         layer=layer,
-        cosines=found,
+        cosines=cosines,
         metadata={
             "n_pairs": {name: caches[name].n_pairs for name in ids},
             **{key: first.metadata.get(key) for key in _SAME},
@@ -299,10 +286,10 @@ def _compared(
     """Cosines of mean differences; pairs of one group are never multiplied."""
     sums, counts = _group_sums(differences, groups, names)
     total, n = sums.sum(0), counts.sum(0)
-    own = np.einsum("gad,gbd->gab", sums, sums)
+    within = np.einsum("gad,gbd->gab", sums, sums)
     shared = np.einsum("ga,gb->gab", counts, counts)
     products, weights = total @ total.T, np.outer(n, n)
-    between = (products - own.sum(0)) / (weights - shared.sum(0))
+    between = (products - within.sum(0)) / (weights - shared.sum(0))
     norms = np.sqrt(np.diagonal(products)) / n
     if not norms.all():
         raise ActivationError(
@@ -311,13 +298,12 @@ def _compared(
         )
     # The same without one group after the other, for the jackknife.
     crossed = np.einsum("gad,bd->gab", sums, total)
-    left = products - crossed - crossed.transpose(0, 2, 1) + own - (own.sum(0) - own)
+    left = products - crossed - crossed.transpose(0, 2, 1) + 2 * within - within.sum(0)
     n_left = n - counts
-    left_weights = np.einsum("ga,gb->gab", n_left, n_left) - (shared.sum(0) - shared)
+    left_weights = np.einsum("ga,gb->gab", n_left, n_left) - shared.sum(0) + shared
     corrected = _as_cosines(between)
     left_cosines = _as_cosines(left / left_weights)
-    n_groups = len(sums)
-    error = t.ppf(0.975, n_groups - 1) * np.sqrt((n_groups - 1) * left_cosines.var(axis=0))
+    error = jackknife_reach(left_cosines)
     reliability = np.diagonal(between) / norms**2
     with np.errstate(invalid="ignore"):
         ceilings = np.sqrt(np.outer(reliability, reliability))
@@ -339,14 +325,14 @@ def _group_sums(
     names: Sequence[str],
 ) -> tuple[Float[Array, "group direction d_model"], Int[Array, "group direction"]]:
     """Sum of the differences of each group, and how many pairs it has, for each direction."""
-    numbers = np.unique(np.concatenate([np.asarray(own) for own in groups]))
+    numbers = np.unique(np.concatenate([np.asarray(of_pairs) for of_pairs in groups]))
     sums = np.zeros((len(numbers), len(differences), differences[0].shape[1]))
     counts = np.zeros((len(numbers), len(differences)), dtype=np.int64)
-    for k, (values, own, name) in enumerate(zip(differences, groups, names, strict=True)):
-        place = np.searchsorted(numbers, own)
-        np.add.at(sums[:, k], place, values.astype(np.float64))
-        np.add.at(counts[:, k], place, 1)
-        n_groups = int((counts[:, k] > 0).sum())
+    for k, (values, of_pairs, name) in enumerate(zip(differences, groups, names, strict=True)):
+        index = np.searchsorted(numbers, of_pairs)
+        np.add.at(sums[:, k], index, values.astype(np.float64))
+        np.add.at(counts[:, k], index, 1)
+        n_groups = len(set(of_pairs))
         if n_groups < 3:
             raise ActivationError(
                 "pairs of at least 3 base queries are needed to tell a direction from noise; "
@@ -363,9 +349,9 @@ def _as_cosines(products: Float[Array, "*group one other"]) -> Float[Array, "*gr
     return cosines
 
 
-def _run(cosines: Float[Array, "layer"], place: int, above: float) -> tuple[int, int]:
-    """Ends of the unbroken run around a place where cosines are at least `above`."""
-    first = last = place
+def _unbroken(cosines: Float[Array, "layer"], index: int, above: float) -> tuple[int, int]:
+    """First and last index of the unbroken run around one where cosines are at least `above`."""
+    first = last = index
     while first > 0 and cosines[first - 1] >= above:
         first -= 1
     while last < len(cosines) - 1 and cosines[last + 1] >= above:

@@ -1,4 +1,4 @@
-r"""Held-out scores: each run scored along a direction fitted without its base query.
+r"""Held-out scores: each run is scored along a direction fitted without its base query.
 
 Base queries are dealt into folds, so that no query is on both sides. For each fold the difference
 of means :math:`v = \bar h^+ - \bar h^-` is fitted on the pairs of the other folds, and a run *h* of
@@ -9,17 +9,14 @@ the fold is scored by
 with means over the training pairs, so scores of different folds share one scale: 0 is the midpoint
 and the training means lie at ±½.
 
-All of it depends on the residuals only through the **products** of runs with pair differences,
-:math:`P_{ki} = h_k \cdot (h^+_i - h^-_i)`: with training weights *a* (summing to 1),
-:math:`v \cdot h_k = \sum_i a_i P_{ki}` and :math:`\|v\|^2 = a^\top G a`, :math:`G = P^+ - P^-`.
-So a thousand resamples or permutations of the pairs cost a thousand products with an *n* × *n*
-matrix, whatever the model's width: a resample changes the weights, swapping the sides of a pair
-changes the sign of its difference and leaves *m* alone.
+A resample of the pairs changes their weights in the means; swapping the sides of a pair changes the
+sign of its difference and leaves *m* alone. So a thousand resamples or permutations are a few
+matrix products. Scores depend only on inner products of runs, and `layer_runs` gives runs as
+coordinates in their own span where that is smaller than the residual stream.
 
 >>> runs = np.array([[[1.0, 0.0], [2.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])   # side pair d_model
->>> products(runs).tolist()
-[[[0.25, 0.5], [1.25, 2.5]], [[-0.75, -1.5], [-0.75, -1.5]]]
->>> difference_scores(products(runs), [(np.array([0]), np.array([1]))])[:, 0, 1].tolist()
+>>> folds = [(np.array([0]), np.array([1])), (np.array([1]), np.array([0]))]
+>>> difference_scores(runs, folds)[:, 0, 1].tolist()
 [1.5, -0.5]
 """
 
@@ -36,17 +33,20 @@ from steerlens.errors import ActivationError, SteerlensError
 __all__ = [
     "Folds",
     "Residuals",
+    "centred",
     "check_rankable",
     "difference_scores",
-    "fold_scores",
     "group_numbers",
+    "in_span",
     "layer_runs",
-    "products",
+    "raw_runs",
+    "scores_along",
 ]
 
 Array = np.ndarray
+Runs = Float[Array, "side pair d"]
 Residuals = ResidualCache | ShardedResiduals
-"""Residuals in memory, or in shards on the disk."""
+"""Residuals in memory, or in shards on disk."""
 # Folds differ in size, so their axes have no name.
 Folds = Sequence[tuple[Int[Array, "_"], Int[Array, "_"]]]
 # A mean difference below this share of the runs' norm is rounding of float32, not a direction.
@@ -62,13 +62,8 @@ def group_numbers(groups: Sequence[int] | Int[Array, "pair"]) -> Int[Array, "pai
 def check_rankable(cache: Residuals, n_folds: int, seed: int) -> Folds:
     """The folds of a cache's base queries, once it is clear that directions can be fitted.
 
-    Args:
-        cache: Residuals of both sides.
-        n_folds: Folds to deal the base queries into.
-        seed: Seed of the deal.
-
     Returns:
-        Places of the training and of the test pairs of each fold, as scikit-learn's
+        Indices of the training and of the test pairs of each fold, as scikit-learn's
         ``GroupKFold(n_folds, shuffle=True, random_state=seed)`` deals them.
 
     Raises:
@@ -102,7 +97,7 @@ def check_rankable(cache: Residuals, n_folds: int, seed: int) -> Folds:
 
 def _check_layers(cache: Residuals) -> None:
     constant: dict[int, str] = {}
-    for layer, runs in zip(cache.layers, layer_runs(cache), strict=True):
+    for layer, runs in zip(cache.layers, raw_runs(cache), strict=True):
         if not np.isfinite(runs).all():
             side, pair = np.argwhere(~np.isfinite(runs))[0, :2]
             raise ActivationError(
@@ -110,8 +105,8 @@ def _check_layers(cache: Residuals) -> None:
                 f"{('instructed', 'uninstructed')[side]} run of pair {pair}; no layer is ranked; "
                 f"cache again, or rank the others (layers=…) if only this one overflows"
             )
-        size = max(float(np.linalg.norm(one, axis=-1).max()) for one in runs)
-        means = [one.mean(0, dtype=np.float64) for one in runs]
+        size = float(np.linalg.norm(runs, axis=-1).max())
+        means = runs.mean(axis=1, dtype=np.float64)
         if not np.ptp(runs, axis=(0, 1)).any():
             constant[layer] = "is the same in all runs (constant activations)"
         elif np.linalg.norm(means[0] - means[1]) <= _MIN_RELATIVE_GAP * size:
@@ -128,29 +123,48 @@ def _check_layers(cache: Residuals) -> None:
     )
 
 
-def layer_runs(cache: Residuals) -> Iterator[Float[Array, "side pair d_model"]]:
-    """The runs of each layer, instructed side first: in float64, of shards in float32."""
+def raw_runs(cache: Residuals) -> Iterator[Float[Array, "side pair d_model"]]:
+    """The runs of each layer in float32, instructed side first."""
     if isinstance(cache, ShardedResiduals):
-        for layer in cache.layers:
-            yield cache.runs(layer)
-        return
-    instructed, uninstructed = cache.instructed.numpy(), cache.uninstructed.numpy()
-    for place in range(len(cache.layers)):
-        yield np.stack([instructed[:, place], uninstructed[:, place]]).astype(np.float64)
+        yield from map(cache.runs, cache.layers)
+    else:
+        instructed, uninstructed = cache.instructed.numpy(), cache.uninstructed.numpy()
+        for index in range(len(cache.layers)):
+            yield np.stack([instructed[:, index], uninstructed[:, index]])
 
 
-def products(runs: Float[Array, "side pair d_model"]) -> Float[Array, "side run pair"]:
-    """Products :math:`P` of each run with each pair's difference.
+def layer_runs(cache: Residuals, span: bool = True) -> Iterator[Runs]:
+    """The runs of each layer in float64, instructed side first; see `centred`.
 
-    Runs are measured from their common mean, which cancels in every score and would otherwise
-    cost digits: residual streams lie far from the origin.
+    Args:
+        cache: Residuals of both sides.
+        span: Give coordinates in the span of the runs where that is smaller.
     """
-    result: Array = (runs - runs.mean(axis=(0, 1))) @ (runs[0] - runs[1]).T
+    for runs in raw_runs(cache):
+        yield in_span(centred(runs)) if span else centred(runs)
+
+
+def centred(runs: Runs) -> Runs:
+    """The runs from their common mean, in float64.
+
+    The mean cancels in every score and would cost digits: residual streams lie far from the origin.
+    """
+    result: Array = runs - runs.mean(axis=(0, 1), dtype=np.float64)
+    return result
+
+
+def in_span(runs: Runs) -> Float[Array, "side pair coordinate"]:
+    """The runs in an orthonormal basis of their span, where it is smaller: same inner products."""
+    _, n_pairs, width = runs.shape
+    if 2 * n_pairs >= width:
+        return runs
+    basis, _ = np.linalg.qr(runs.reshape(-1, width).T)
+    result: Array = runs @ basis
     return result
 
 
 def difference_scores(
-    product: Float[Array, "side run pair"],
+    runs: Runs,
     folds: Folds,
     counts: Float[Array, "resample pair"] | None = None,
     signs: Float[Array, "resample pair"] | None = None,
@@ -158,8 +172,8 @@ def difference_scores(
     """Held-out scores *s* along differences of means, for many weightings of the pairs at once.
 
     Args:
-        product: `products` of one layer.
-        folds: Training and test pairs; runs in no test fold keep the score 0.
+        runs: Runs of one layer, instructed side first.
+        folds: Training and test pairs; each pair is held out in one fold.
         counts: How often each pair is in each resample's training data; once by default.
         signs: −1 where a pair's sides are swapped in training. Scores keep their places: the first
             row is that of the runs which were truly instructed.
@@ -167,43 +181,33 @@ def difference_scores(
     Returns:
         Scores; 0 where a resample leaves a fold without training pairs or without a direction.
     """
-    n_pairs = product.shape[1]
+    n_pairs = runs.shape[1]
     if counts is None:
         counts = np.ones((1 if signs is None else len(signs), n_pairs))
     signs = np.ones_like(counts) if signs is None else signs
+    differences, midpoints = runs[0] - runs[1], (runs[0] + runs[1]) / 2
+    weights = counts * signs
+    total = counts.sum(axis=1, keepdims=True)
+    direction, midpoint = weights @ differences, counts @ midpoints
     scores = np.zeros((2, len(counts), n_pairs))
-    for train, test in folds:
-        drawn = counts[:, train]
-        total = drawn.sum(axis=1, keepdims=True)
-        share = np.divide(drawn, total, out=np.zeros_like(drawn), where=total > 0)
-        scores[:, :, test] = fold_scores(product, train, test, share * signs[:, train], share)
+    for _, test in folds:
+        # Each pair is held out once, so the training pairs are all but those of this fold.
+        n_train = total - counts[:, test].sum(axis=1, keepdims=True)
+        share = np.divide(1.0, n_train, out=np.zeros_like(n_train), where=n_train > 0)
+        fitted = (direction - weights[:, test] @ differences[test]) * share
+        middle = (midpoint - counts[:, test] @ midpoints[test]) * share
+        scores[:, :, test] = scores_along(runs[:, test], fitted, middle)
     return scores
 
 
-def fold_scores(
-    product: Float[Array, "side run pair"],
-    train: Int[Array, "train"],
-    test: Int[Array, "test"],
-    weights: Float[Array, "direction train"],
-    share: Float[Array, "direction train"],
-) -> Float[Array, "side direction test"]:
-    """Scores of one fold's runs along weighted sums of the training pairs' differences.
-
-    Args:
-        product: `products` of one layer.
-        train: Training pairs.
-        test: Pairs whose runs are scored.
-        weights: Weights of the differences; their sum is the direction *v*.
-        share: Weights of the training pairs in the midpoint *m*, summing to 1.
-
-    Returns:
-        Scores; 0 for a direction of length 0.
-    """
-    inner = np.ix_(train, train)
-    length = ((weights @ (product[0] - product[1])[inner]) * weights).sum(axis=1)
-    midpoint = ((share @ product.mean(axis=0)[inner]) * weights).sum(axis=1)
-    along = weights @ product[:, test][:, :, train].transpose(0, 2, 1)
-    along -= midpoint[None, :, None]
-    scale = length[None, :, None]
-    result: Array = np.divide(along, scale, out=np.zeros_like(along), where=scale > 0)
+def scores_along(
+    runs: Float[Array, "side run d"],
+    directions: Float[Array, "direction d"],
+    midpoints: Float[Array, "direction d"],
+) -> Float[Array, "side direction run"]:
+    """Scores *s* of runs along directions; 0 along a direction of length 0."""
+    along = directions @ runs.transpose(0, 2, 1)
+    along -= (directions * midpoints).sum(axis=1)[:, None]
+    length = (directions**2).sum(axis=1)[:, None]
+    result: Array = np.divide(along, length, out=np.zeros_like(along), where=length > 0)
     return result

@@ -10,12 +10,10 @@ maximum in permutation *b* of *B*,
 
 .. math:: p_l = \frac{1 + \#\{b : M_b \ge A_l\}}{B + 1}
 
-is the family-wise adjusted p-value of layer *l*: the chance that any layer of a null would reach
-it. The smallest of them is the p-value of "some layer separates". With one pair a base query the
-test is exact: it rejects a true null at the stated rate, whatever the distribution of the
-activations (measured: 4.97 % of 3,000 at 5 %). Where pairs share an uninstructed run, swapping
-changes which side repeats, and the rate is only near it (two pairs a query: 6.1 % of 1,500, with
-95 % interval 5.0 to 7.4).
+is the family-wise adjusted p-value of layer *l*. The smallest of them is the p-value of "some layer
+separates". With one pair per base query the test is exact (measured: it rejects 4.97 % of 3,000
+true nulls at 5 %). Where pairs share an uninstructed run, swapping changes which side repeats, and
+the rate is only near it (two pairs per query: 6.1 % of 1,500, 95 % interval 5.0 to 7.4).
 
 **Shuffled labels.** The same permutations layer by layer: what cross-validation shows of labels
 that mean nothing (mean, and the range of 95 % of the permutations).
@@ -44,31 +42,33 @@ from jaxtyping import Float
 from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.held_out import (
     Folds,
+    Runs,
     check_rankable,
     difference_scores,
     group_numbers,
+    in_span,
     layer_runs,
-    products,
 )
 from steerlens.errors import SteerlensError
+from steerlens.stats.queries import PERCENTILES
 from steerlens.stats.separability import auroc_of
+from steerlens.views import Result
 
 __all__ = ["NullTest", "permutation_null"]
 
 Array = np.ndarray
-_RANGE = (2.5, 97.5)
 # AUROCs closer than this differ only by rounding.
 _TIE = 1e-9
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NullTest:
+class NullTest(Result):
     """Result of `permutation_null`.
 
     Attributes:
-        table: One row a layer: ``layer, auroc, p_adjusted``, then the controls, each with the ends
-            of the range that holds 95 % of its draws: ``shuffled_auroc, shuffled_auroc_low,
-            shuffled_auroc_high, random_auroc, random_auroc_low, random_auroc_high``.
+        table: One row per layer: ``layer, auroc, p_adjusted``, then the controls
+            ``shuffled_auroc`` and ``random_auroc``, each with the ends ``…_low`` and ``…_high`` of
+            the range that holds 95 % of its draws.
         p_value: Chance that the best layer of a null reaches the best observed AUROC.
         threshold: AUROC that a layer must exceed to be significant at 5 % among all layers.
         maxima: The largest AUROC over layers in each permutation.
@@ -80,9 +80,9 @@ class NullTest:
     maxima: Float[Array, "permutation"]
 
     def __repr__(self) -> str:
-        n_found = int((self.table.p_adjusted <= 0.05).sum())
+        n_significant = int((self.table.p_adjusted <= 0.05).sum())
         return (
-            f"NullTest(p {self.p_value:.3g} that no layer separates, {n_found} of "
+            f"NullTest(p {self.p_value:.3g} that no layer separates, {n_significant} of "
             f"{len(self.table)} layers above {self.threshold:.3f}, {len(self.maxima)} permutations)"
         )
 
@@ -120,8 +120,8 @@ def permutation_null(
     signs = np.concatenate([np.ones((1, cache.n_pairs)), swaps[:, groups]])
     directions = rng.standard_normal((cache.d_model, n_directions))
     permuted, random = [], []
-    for runs in layer_runs(cache):
-        permuted.append(_permuted_aurocs(products(runs), folds, signs))
+    for runs in layer_runs(cache, span=False):
+        permuted.append(_permuted_aurocs(in_span(runs), folds, signs))
         random.append(_random_aurocs(runs @ directions, folds))
     aurocs = np.stack(permuted)
     observed, shuffled = aurocs[:, 0], aurocs[:, 1:]
@@ -131,7 +131,7 @@ def permutation_null(
     table = pd.DataFrame({"layer": cache.layers, "auroc": observed, "p_adjusted": p_adjusted})
     for name, draws in (("shuffled_auroc", shuffled), ("random_auroc", np.stack(random))):
         table[name] = draws.mean(axis=1)
-        table[f"{name}_low"], table[f"{name}_high"] = np.percentile(draws, _RANGE, axis=1)
+        table[f"{name}_low"], table[f"{name}_high"] = np.percentile(draws, PERCENTILES, axis=1)
     # p ≤ 0.05 means: at most this many maxima, the largest ones, may reach the observed value.
     n_allowed = int(0.05 * (n_permutations + 1) + _TIE) - 1
     return NullTest(
@@ -143,10 +143,10 @@ def permutation_null(
 
 
 def _permuted_aurocs(
-    product: Float[Array, "side run pair"], folds: Folds, signs: Float[Array, "permutation pair"]
+    runs: Runs, folds: Folds, signs: Float[Array, "permutation pair"]
 ) -> Float[Array, "permutation"]:
     """Held-out AUROC with sides swapped where the sign is −1, in training and in scoring."""
-    scores = difference_scores(product, folds, signs=signs)
+    scores = difference_scores(runs, folds, signs=signs)
     plus = np.where(signs > 0, scores[0], scores[1])
     minus = np.where(signs > 0, scores[1], scores[0])
     return auroc_of(plus, minus, np.ones_like(signs))

@@ -9,15 +9,15 @@ after patching layer *l* at position *p*,
 .. math:: R_{l,p} = 1 - \frac{\sum_i \mathrm{KL}(p^+_i \,\|\, q_{l,p,i})}
                              {\sum_i \mathrm{KL}(p^+_i \,\|\, p^-_i)}
 
-is the share of the instruction's effect that is at this place, in whatever directions: steering one
-direction at the last token can hardly recover more than patching the whole residual there. At the
-last layer it is 1 at position −1 (nothing comes after) and 0 elsewhere. High recovery at earlier
+is the share of the instruction's effect that is there, in whatever directions: steering one
+direction at the last token can hardly recover more than patching the whole residual. At the last
+layer it is 1 at position −1 (nothing comes after) and 0 elsewhere. High recovery at earlier
 positions of middle layers says that the instruction is still there, on its way to the last token.
 
 **Control.** The same patch from the instructed prompt of *another* pair (the next one that has
 another base query): what it recovers is the instruction's, what it does not is this prompt's
 content. It is run at the last position; `placebo_positions` asks for more. **Intervals** are 95 %
-intervals over base queries (`steerlens.stats.means`).
+intervals over base queries (`steerlens.stats.queries`).
 
 Caveat: beyond the template's end (``aligned`` is false) the two prompts have different tokens at a
 position, and a patch moves the token too. Residuals come from another absolute position, which
@@ -38,14 +38,18 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import check_layers
-from steerlens.attribution.components import provenance
+from steerlens.attribution.model_evidence import (
+    prompts_per_pass,
+    provenance,
+    require_effect,
+    tokenized_sides,
+)
 from steerlens.engine.patching import ending_residuals, patched_logits
 from steerlens.errors import ActivationError, SteeringError
 from steerlens.errors.arguments import arguments
-from steerlens.models.loading import tokenize_prompts
-from steerlens.stats.means import recovery_interval
-from steerlens.stats.resampling import numbered_queries
+from steerlens.stats.queries import numbered_queries, recovery_interval
 from steerlens.tasks.pairs import ContrastSet
+from steerlens.views import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,16 +57,14 @@ if TYPE_CHECKING:
 __all__ = ["PatchingMap", "activation_patching"]
 
 Array = np.ndarray
-# Nats a pair; below this the difference of two distributions is float32 rounding.
-_MIN_EFFECT = 1e-6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PatchingMap:
+class PatchingMap(Result):
     """First-token recovery by patching, layer by position.
 
     Attributes:
-        table: One row a layer and position: ``layer, position`` (−1 is the last prompt token),
+        table: One row per layer and position: ``layer, position`` (−1 is the last prompt token),
             ``token`` (empty when pairs differ), ``aligned`` (all prompts, of both sides, have this
             token there), ``recovery, low, high`` and the control's ``placebo, placebo_low,
             placebo_high``, missing where it was not run. Shares, no unit.
@@ -100,10 +102,8 @@ class PatchingMap:
             names, matrix.index.tolist(), matrix.to_numpy(), "recovery", limit=1.0
         )
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        return summary(repr(self), table=self.table, largest="recovery")
+    def _card(self) -> Mapping[str, Any]:
+        return {"largest": "recovery"}
 
 
 @arguments
@@ -113,21 +113,20 @@ def activation_patching(
     layers: Sequence[int] | None = None,
     n_positions: int = 8,
     placebo_positions: int = 1,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     chat_format: str = "auto",
-    progress: bool | None = None,
+    show_progress: bool | None = None,
 ) -> PatchingMap:
     """Patch single residuals of the instructed into the uninstructed run.
 
     Args:
-        model: A hooked model.
         pairs: Contrast pairs.
         layers: Layers to patch; all by default. Negative numbers count from the last layer.
         n_positions: Last tokens of the prompt to patch, one at a time.
         placebo_positions: At how many of these, counted from the end, the control is run, too.
-        batch_size: Prompts a forward pass where residuals are read.
-        chat_format: See `steerlens.models.loading`.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        batch_size: Prompts per forward pass where residuals are read; by default 32, or what
+            memory allows.
+        show_progress: Show a bar on standard error; by default only in a terminal.
 
     Raises:
         ActivationError: A layer out of range, or a prompt of too few tokens.
@@ -139,24 +138,20 @@ def activation_patching(
     _check_numbers(n_positions, placebo_positions, batch_size)
     queries = numbered_queries(pairs.query_groups)
     n_pairs = len(pairs)
-    prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
-    rows = tokenize_prompts(model, prompts, chat_format=chat_format)
-    _check_lengths(rows, n_positions)
-    resid, ends = ending_residuals(model, rows[:n_pairs], chosen, n_positions, batch_size)
-    _, plain = ending_residuals(model, rows[n_pairs:], chosen[-1:], 1, batch_size)
-    instructed = ends.log_softmax(-1)
-    whole = _kl(instructed, plain.log_softmax(-1)).numpy()
-    if not whole.sum() > _MIN_EFFECT * n_pairs:
-        raise SteeringError(
-            "the instruction does not change the first response token of these pairs "
-            f"(mean KL {whole.mean():.1g} nats), so there is no effect to recover"
-        )
+    instructed, uninstructed = tokenized_sides(model, pairs, chat_format)
+    _check_lengths(instructed + uninstructed, n_positions)
+    batch_size = prompts_per_pass(model, instructed + uninstructed, batch_size)
+    resid, logits = ending_residuals(model, instructed, chosen, n_positions, batch_size)
+    _, unpatched = ending_residuals(model, uninstructed, chosen[-1:], 1, batch_size)
+    target = logits.log_softmax(-1)
+    whole = _kl(target, unpatched.log_softmax(-1)).numpy()
+    require_effect(whole, "first response token")
     sources = [resid]
     if placebo_positions:
         sources.append(resid[_others(queries)][:, :, -placebo_positions:])
-    table = _places(model, rows, chosen, n_positions)
+    table = _cells(model, instructed + uninstructed, chosen, n_positions)
     names = (("recovery", "low", "high"), ("placebo", "placebo_low", "placebo_high"))
-    disable = None if progress is None else not progress
+    disable = None if show_progress is None else not show_progress
     total = n_pairs * (n_positions + placebo_positions)
     with tqdm(total=total, desc="patching", unit="pass", disable=disable) as bar:
         for source, (name, low, high) in zip(sources, names, strict=False):
@@ -169,10 +164,10 @@ def activation_patching(
                 remaining: Array = remaining,
             ) -> None:
                 q = logits.float().cpu().log_softmax(-1)
-                remaining[pair, :, position] = _kl(instructed[pair], q).numpy()
+                remaining[pair, :, position] = _kl(target[pair], q).numpy()
                 bar.update()
 
-            patched_logits(model, rows[n_pairs:], source, chosen, visit)
+            patched_logits(model, uninstructed, source, chosen, visit)
             cells = remaining.reshape(n_pairs, -1)
             table[name], table[low], table[high] = recovery_interval(cells, whole, queries)
     return PatchingMap(
@@ -207,12 +202,12 @@ def _others(queries: Sequence[int]) -> list[int]:
     ]
 
 
-def _places(
+def _cells(
     model: TransformerBridge, rows: Sequence[Sequence[int]], layers: Sequence[int], n_positions: int
 ) -> pd.DataFrame:
     """Layer, position and token of each cell, layer by layer."""
     tokenizer: Any = model.tokenizer
-    at = {position: {row[position] for row in rows} for position in range(-n_positions, 0)}
+    ids_at = {position: {row[position] for row in rows} for position in range(-n_positions, 0)}
     cells = [
         {
             "layer": layer,
@@ -221,13 +216,13 @@ def _places(
             "aligned": len(ids) == 1,
         }
         for layer in layers
-        for position, ids in at.items()
+        for position, ids in ids_at.items()
     ]
     return pd.DataFrame(cells)
 
 
-def _check_numbers(n_positions: int, placebo_positions: int, batch_size: int) -> None:
-    if n_positions < 1 or batch_size < 1:
+def _check_numbers(n_positions: int, placebo_positions: int, batch_size: int | None) -> None:
+    if n_positions < 1 or (batch_size is not None and batch_size < 1):
         raise SteeringError(
             f"n_positions and batch_size must be at least 1; got {n_positions} and {batch_size}"
         )

@@ -23,13 +23,11 @@ Why four: the difference of means is what steering adds, and is blind to what el
 ``lda`` and ``logistic`` discount directions in which runs vary anyway, so where they separate and
 the difference of means does not, the instruction is there but not along the steering vector.
 
-**Cost.** With fewer runs than dimensions the work is done in the span of the runs. For the
-difference of means, the first component and the logistic probe the solution lies in that span
-(adding anything orthogonal to all runs changes no decision value and only enlarges *w*), and an
-orthogonal change of coordinates changes no inner product, so the result is exactly that of the
-full space. Shrinkage towards *scaled axes* is not invariant under rotation; LDA is solved in the
-full space, where the shrunk covariance is diagonal plus a matrix of the rank of the runs, by
-Woodbury's identity, again exactly.
+**Cost.** With fewer runs than dimensions the first component and the logistic probe are fitted in
+the span of the runs, which contains their solution (`steerlens.attribution.held_out.in_span`).
+Shrinkage towards *scaled axes* depends on the axes, so LDA is solved in the full space, where the
+shrunk covariance is diagonal plus a matrix of the rank of the runs, by Woodbury's identity (7 ms
+for 102 runs in 576 dimensions, where scikit-learn's solver takes 90 ms and grows with the cube).
 
 Intervals: `steerlens.stats.separability`. The share :math:`\rho` of fitting noise is set to 1
 for ``lda`` and ``logistic``, which amplify it: an upper bound, so their intervals are wide rather
@@ -38,8 +36,8 @@ than wrong.
 >>> import torch
 >>> noise = torch.randn(2, 40, 1, 8, generator=torch.Generator().manual_seed(0))
 >>> noise[0] += 1.0
->>> frame = probe_layers(ResidualCache.from_tensors(noise[0], noise[1]), estimators=["lda"])
->>> frame[["layer", "estimator"]].values.tolist(), bool(frame.auroc[0] > 0.9)
+>>> frame = probe_layers(ResidualCache.from_tensors(noise[0], noise[1]), probes=["lda"])
+>>> frame[["layer", "probe"]].values.tolist(), bool(frame.auroc[0] > 0.9)
 ([[0, 'lda']], True)
 """
 
@@ -55,10 +53,12 @@ from sklearn.linear_model import LogisticRegression
 from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.held_out import (
     Folds,
+    Runs,
+    centred,
     check_rankable,
     group_numbers,
+    in_span,
     layer_runs,
-    products,
 )
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.stats.separability import fit_noise_share, held_out_measures
@@ -66,7 +66,6 @@ from steerlens.stats.separability import fit_noise_share, held_out_measures
 __all__ = ["PROBES", "fit_probe", "probe_layers", "probe_scores"]
 
 Array = np.ndarray
-Runs = Float[Array, "side pair d"]
 PROBES = ("difference_of_means", "first_component", "lda", "logistic")
 _NOISY = ("lda", "logistic")
 
@@ -75,105 +74,91 @@ def probe_layers(
     cache: ResidualCache,
     seed: int = 0,
     n_folds: int = 5,
-    estimators: Sequence[str] = PROBES,
+    probes: Sequence[str] = PROBES,
 ) -> pd.DataFrame:
-    """Held-out separation of every layer by each estimator.
+    """Held-out separation of every layer by each probe.
 
     Args:
         cache: Residuals of both sides.
         seed: Seed of the folds, which are those of `steerlens.attribution.rank_layers`.
         n_folds: Cross-validation folds.
-        estimators: Some of `PROBES`.
+        probes: Some of `PROBES`.
 
     Returns:
-        One row for each layer and estimator: ``layer, estimator`` and ``auroc, d_prime,
-        balanced_accuracy``, each with ``…_low`` and ``…_high``. d′ is that of held-out scores.
+        One row per layer and probe: ``layer, probe`` and ``auroc, d_prime, balanced_accuracy``,
+        each with ``…_low`` and ``…_high``. d′ is that of held-out scores.
 
     Raises:
-        UnknownNameError: An estimator that does not exist.
+        UnknownNameError: A probe that does not exist.
         ActivationError: As `rank_layers`.
     """
     folds = check_rankable(cache, n_folds, seed)
     groups = group_numbers(cache.groups)
-    for name in estimators:
-        _check_estimator(name)
+    for name in probes:
+        _check_probe(name)
     rows = []
-    for layer, runs in zip(cache.layers, layer_runs(cache), strict=True):
-        product = products(runs)
-        share = fit_noise_share(product[0] - product[1], groups, n_folds)
-        for name in estimators:
+    for layer, runs in zip(cache.layers, layer_runs(cache, span=False), strict=True):
+        share = fit_noise_share(in_span(runs)[0] - in_span(runs)[1], groups, n_folds)
+        for name in probes:
             scores = probe_scores(runs, folds, name)
             measures = held_out_measures(scores, groups, 1.0 if name in _NOISY else share)
-            row: dict[str, object] = {"layer": layer, "estimator": name}
-            for measure, (value, low, high) in measures.items():
-                column = "balanced_accuracy" if measure == "accuracy" else measure
-                row |= {column: value, f"{column}_low": low, f"{column}_high": high}
+            measures["balanced_accuracy"] = measures.pop("accuracy")
+            row: dict[str, object] = {"layer": layer, "probe": name}
+            for measure, values in measures.items():
+                columns = (measure, f"{measure}_low", f"{measure}_high")
+                row |= dict(zip(columns, values.tolist(), strict=True))
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def probe_scores(runs: Runs, folds: Folds, estimator: str) -> Float[Array, "side pair"]:
+def probe_scores(runs: Runs, folds: Folds, probe: str) -> Float[Array, "side pair"]:
     """Held-out decision values of one layer, in units of the training means' gap.
 
     Args:
         runs: Residuals, instructed side first.
         folds: Training and test pairs.
-        estimator: One of `PROBES`.
+        probe: One of `PROBES`.
     """
-    _check_estimator(estimator)
+    _check_probe(probe)
     width = runs.shape[-1]
-    runs = runs - runs.mean(axis=(0, 1))
-    if estimator != "lda":
-        runs = _in_span(runs)
+    runs = centred(runs) if probe == "lda" else in_span(centred(runs))
     scores = np.zeros(runs.shape[:2])
     for train, test in folds:
-        weights, intercept = fit_probe(runs[:, train], estimator, width)
+        weights, intercept = fit_probe(runs[:, train], probe, width)
         means = runs[:, train].mean(axis=1) @ weights
         gap = means[0] - means[1]
         scores[:, test] = (runs[:, test] @ weights + intercept) / (gap if gap > 0 else 1.0)
     return scores
 
 
-def fit_probe(
-    runs: Runs, estimator: str, width: int | None = None
-) -> tuple[Float[Array, "d"], float]:
-    """Direction and intercept of one estimator fitted on `runs`, instructed side positive.
+def fit_probe(runs: Runs, probe: str, width: int | None = None) -> tuple[Float[Array, "d"], float]:
+    """Direction and intercept of one probe fitted on `runs`, instructed side positive.
 
     Args:
         runs: Training residuals, instructed side first.
-        estimator: One of `PROBES`.
+        probe: One of `PROBES`.
         width: Dimensions of the full space where `runs` are given in their span; it sets the
             scale of the logistic penalty.
 
     Raises:
         SteerlensError: LDA with fewer than two pairs.
     """
-    _check_estimator(estimator)
-    if estimator == "lda":
+    _check_probe(probe)
+    if probe == "lda":
         return _lda(runs)
-    if estimator == "logistic":
+    if probe == "logistic":
         return _logistic(runs, width or runs.shape[-1])
     means = runs.mean(axis=1)
     direction = means[0] - means[1]
-    if estimator == "first_component":
+    if probe == "first_component":
         component = np.linalg.svd(runs[0] - runs[1], full_matrices=False)[2][0]
         direction = component * (1.0 if component @ direction >= 0 else -1.0)
     return direction, -float(direction @ means.mean(axis=0))
 
 
-def _check_estimator(name: str) -> None:
+def _check_probe(name: str) -> None:
     if name not in PROBES:
-        raise unknown_name("estimator", name, PROBES)
-
-
-def _in_span(runs: Runs) -> Float[Array, "side pair coordinate"]:
-    """The runs in an orthonormal basis of their span, where that is smaller."""
-    _, n_pairs, width = runs.shape
-    if 2 * n_pairs >= width:
-        return runs
-    basis, _ = np.linalg.qr(runs.reshape(-1, width).T)
-    result: Array = runs @ basis
-    return result
+        raise unknown_name("probe", name, PROBES)
 
 
 def _logistic(runs: Runs, width: int) -> tuple[Float[Array, "d"], float]:

@@ -1,14 +1,14 @@
 r"""`LayerRanking`: all evidence about layers side by side, and how far the kinds agree.
 
-One row a layer, and for each **kind** of evidence a column with its 95 % interval in the columns
-``…_low`` and ``…_high``. `steerlens.attribution.rank_layers` makes the columns that need only
-activations; kinds that need the model (causal recovery, components) are joined with
-`LayerRanking.with_evidence`. `LayerRanking.best_by` chooses the layer by another kind.
+There is one row per layer, and for each **kind** of evidence a column with its 95 % interval in the
+columns ``…_low`` and ``…_high``. `steerlens.attribution.rank_layers` makes the columns that need
+only activations; `LayerRanking.with_evidence` joins kinds that need the model (causal recovery,
+components), and `LayerRanking.best_by` chooses the layer by another kind.
 
 `LayerRanking.agreement` is Spearman's rank correlation of two kinds over layers. Neighbouring
 layers are alike, so its interval is a moving-block bootstrap over layers (Künsch 1989, Annals of
-Statistics 17:1217–1241) with blocks of :math:`\lfloor L^{1/3} \rceil` of *L* layers. It tells how
-much the agreement rests on a few layers; measurement noise in either kind pulls it towards 0.
+Statistics 17:1217–1241) with blocks of :math:`\lfloor L^{1/3} \rceil` of *L* layers. Measurement
+noise in either kind pulls the correlation towards 0.
 
 >>> table = pd.DataFrame({"layer": range(6), "auroc": [0.5, 0.6, 0.7, 0.9, 0.8, 0.8]})
 >>> ranking = LayerRanking(table, 3, "highest AUROC", {}, n_pairs=8, kinds=("auroc",))
@@ -32,8 +32,10 @@ from jaxtyping import Float
 from scipy.stats import rankdata, spearmanr
 
 from steerlens.errors import ActivationError, SteerlensError, unknown_name
-from steerlens.stats.resampling import INTERVAL
+from steerlens.stats.queries import PERCENTILES
 from steerlens.stats.support import caveat
+from steerlens.views import Result
+from steerlens.views.numbers import show_interval
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -48,18 +50,18 @@ _ALSO_SHOWN = ("d_prime", "split_half_cosine", "relative_gap", "selection_freque
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerRanking:
+class LayerRanking(Result):
     """Layers with the evidence about them.
 
     Attributes:
-        table: One row a layer. From separability: ``layer``; ``auroc, d_prime, d_prime_held_out,
+        table: One row per layer. From separability: ``layer``; ``auroc, d_prime, d_prime_held_out,
             accuracy, split_half_cosine``, each with ``…_low`` and ``…_high``; ``gap,
             relative_gap, selection_frequency``. ``d_prime`` is that of the layer's true direction,
             ``d_prime_held_out`` that of directions fitted on these pairs. ``gap`` is in
             residual-stream units, ``relative_gap`` in units of the mean residual norm. Further
             kinds add columns; see `rank_layers`.
-        best_layer: The layer chosen by `rule`. It is there for programs that need one, also where
-            no layer's interval lies above chance; `caveat` tells.
+        best_layer: The layer chosen by `rule`, even where no layer's interval lies above chance;
+            `caveat` tells.
         rule: How it was chosen, in words.
         selection_frequency: For each layer, the share of resamples of base queries that choose it
             by `rule`; empty when it was not resampled. Of separability the directions are fitted
@@ -102,7 +104,7 @@ class LayerRanking:
 
         Args:
             name: Name of the new column; its interval goes to ``name_low`` and ``name_high``.
-            frame: One row a layer with ``layer``, the value and, if known, its interval; layers
+            frame: One row per layer with ``layer``, the value and, if known, its interval; layers
                 it lacks stay empty.
             value: Column of the value; `name` by default.
             low: Column of the lower end; left out of the table when the frame has none.
@@ -120,9 +122,9 @@ class LayerRanking:
                     f"the evidence {name!r} lacks a column {column!r}; it has "
                     + ", ".join(map(str, frame.columns))
                 )
-        new = {name: value, f"{name}_low": low, f"{name}_high": high}
-        new = {target: source for target, source in new.items() if source in frame}
-        taken = [target for target in new if target in self.table]
+        columns = {name: value, f"{name}_low": low, f"{name}_high": high}
+        columns = {new: old for new, old in columns.items() if old in frame}
+        taken = [new for new in columns if new in self.table]
         if taken:
             raise ActivationError(f"this ranking already has a column {taken[0]!r}; rename one")
         layers = frame["layer"].tolist()
@@ -134,26 +136,25 @@ class LayerRanking:
             raise ActivationError(
                 f"{len(samples)} rows of samples do not fit the {len(layers)} layers of {name!r}"
             )
-        by_layer = frame.set_index("layer")
-        columns = {t: by_layer[s].reindex(self.table["layer"]).to_numpy() for t, s in new.items()}
-        held = dict(self.samples)
+        ranked = self.table["layer"]
+        by_layer = frame.set_index("layer").reindex(ranked)
+        resampled = dict(self.samples)
         if samples is not None:
-            places = {layer: row for row, layer in enumerate(layers)}
-            held[name] = np.stack(
-                [
-                    samples[places[n]] if n in places else np.full(samples.shape[1], np.nan)
-                    for n in self.table["layer"]
-                ]
-            )
+            resampled[name] = pd.DataFrame(samples, index=layers).reindex(ranked).to_numpy()
         return replace(
-            self, table=self.table.assign(**columns), kinds=(*self.kinds, name), samples=held
+            self,
+            table=self.table.assign(
+                **{new: by_layer[old].to_numpy() for new, old in columns.items()}
+            ),
+            kinds=(*self.kinds, name),
+            samples=resampled,
         )
 
     def with_columns(self, frame: pd.DataFrame, p_value: float | None = None) -> "LayerRanking":
         """This ranking with columns that describe layers but do not rank them.
 
         Args:
-            frame: One row a layer with ``layer`` and the columns to add.
+            frame: One row per layer with ``layer`` and the columns to add.
             p_value: Result of a test of all layers, if the columns come with one.
 
         Raises:
@@ -249,10 +250,7 @@ class LayerRanking:
             "position": self.metadata.get("position"),
             "kinds": list(self.kinds),
             "p_value": self.p_value,
-            "layers": [
-                {name: _plain(value) for name, value in row.items()}
-                for row in self.table.to_dict("records")
-            ],
+            "layers": self.table.to_dict("records"),
             "best_layer": self.best_layer,
             "best_layer_rule": self.rule,
             "best_layer_caveat": self.caveat,
@@ -290,23 +288,19 @@ class LayerRanking:
         best = None if self.caveat else self.best_layer
         return evidence_curves(self.table, kinds or ["auroc"], best)
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
-        best = self.table["layer"].tolist().index(self.best_layer)
+    def _card(self) -> Mapping[str, Any]:
         beware = {"beware": "; ".join(self.notices)} if self.notices else None
-        return summary(repr(self), beware, table=self._in_short(), around=best)
+        table = self._with_intervals()
+        return {"facts": beware, "table": table, **self._around_layer(self.best_layer)}
 
-    def _in_short(self) -> pd.DataFrame:
-        """For a view: one column a kind, its interval beside its value."""
-        from steerlens.views.numbers import show_interval
-
+    def _with_intervals(self) -> pd.DataFrame:
+        """For a view: one column per kind, its interval beside its value."""
         known = [name for name in (*self.kinds, *_ALSO_SHOWN) if name in self.table]
-        short = {"layer": self.table["layer"].tolist()}
+        columns = {"layer": self.table["layer"].tolist()}
         for name in dict.fromkeys(known or ["auroc"]):
             ends = (self.table.get(f"{name}{end}", [None] * len(self.table)) for end in _ENDS)
-            short[name] = list(map(show_interval, self.table[name], *ends))
-        return pd.DataFrame(short)
+            columns[name] = list(map(show_interval, self.table[name], *ends))
+        return pd.DataFrame(columns)
 
 
 def _spearman_interval(
@@ -326,9 +320,5 @@ def _spearman_interval(
     known = norms > 0
     if not known.any():
         return (np.nan, np.nan)
-    low, high = np.percentile(correlation[known] / norms[known], INTERVAL)
+    low, high = np.percentile(correlation[known] / norms[known], PERCENTILES)
     return float(low), float(high)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

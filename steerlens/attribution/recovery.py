@@ -25,7 +25,7 @@ class RecoveryCurve(Result):
     """First-token causal recovery over layers.
 
     Attributes:
-        table: One row a layer: ``layer, recovery, low, high`` and, when a placebo was given,
+        table: One row per layer: ``layer, recovery, low, high`` and, when a placebo was given,
             ``placebo, placebo_low, placebo_high``. Shares, no unit.
         best_layer: The layer with the highest recovery. It is there for programs that need one,
             also where no interval is above 0 and the highest may be noise; `caveat` tells.
@@ -66,7 +66,7 @@ class ResponseRecovery(Result):
     """Causal recovery over settings and horizons.
 
     Attributes:
-        table: One row a setting and horizon: ``layer, operation, strength, scope, horizon,
+        table: One row per setting and horizon: ``layer, operation, strength, scope, horizon,
             recovery, low, high`` and, when a placebo was given, ``placebo, placebo_low,
             placebo_high``. Horizons are tokens, the rest shares without unit. NaN where logits
             were no numbers (an absurd strength) or the instruction has no effect that early.
@@ -78,7 +78,7 @@ class ResponseRecovery(Result):
         samples: Recovery of each row of `table` in bootstrap resamples of base queries, the same
             resamples for all.
         metadata: Vectors, hashes, seed; ``kl_instructed_uninstructed``, the effect that could be
-            recovered, in nats a pair by horizon; ``n_tokens``, the mean length of the responses.
+            recovered, in nats per pair by horizon; ``n_tokens``, the mean length of the responses.
     """
 
     table: pd.DataFrame
@@ -101,12 +101,12 @@ class ResponseRecovery(Result):
         return caveat("recovery", low, f"recovery over {longest} tokens")
 
     def __repr__(self) -> str:
-        one = self.best
+        best = self.best
         which = f"{self.caveat}; highest" if self.caveat else "best"
         return (
-            f"ResponseRecovery({which}: layer {one['layer']}, {one['operation']} "
-            f"×{one['strength']:g} on {one['scope']}, {one['horizon']} tokens: "
-            f"{one['recovery']:.2f} [{one['low']:.2f}, {one['high']:.2f}], {self.n_pairs} pairs)"
+            f"ResponseRecovery({which}: layer {best['layer']}, {best['operation']} "
+            f"×{best['strength']:g} on {best['scope']}, {best['horizon']} tokens: "
+            f"{best['recovery']:.2f} [{best['low']:.2f}, {best['high']:.2f}], {self.n_pairs} pairs)"
         )
 
     def plot(self, horizon: int | None = None) -> "go.Figure":

@@ -1,17 +1,16 @@
 r"""Separability: how well a layer tells instructed from uninstructed runs, on unseen queries.
 
 For each of *k* folds, which never split a base query, the difference-of-means direction is fitted
-on the other folds and the held-out runs are scored along it (`steerlens.attribution.held_out` has
-the equation). From the held-out scores of a layer come AUROC, d′ and accuracy, with intervals that
-keep their coverage where separation is perfect or absent (`steerlens.stats.separability`).
-They are the performance of directions fitted on so many pairs. ``d_prime`` is that of the layer
-itself, along the true difference of means (`steerlens.attribution.sensitivity`): it does not grow
-with the number of pairs, only its interval shrinks.
+on the other folds and the held-out runs are scored along it (`steerlens.attribution.held_out`).
+From the scores come AUROC, d′ and accuracy (`steerlens.stats.separability`): the performance of
+directions fitted on so many pairs. ``d_prime`` is that of the layer itself, along the true
+difference of means (`steerlens.attribution.sensitivity`): it does not grow with the number of
+pairs, only its interval shrinks.
 
 The best layer has the highest AUROC, ties broken by held-out d′. Its **selection frequency** is the
-share of 1,000 resamples of base queries that choose it, directions fitted again in each. How far
-the direction depends on the queries is told by the **split-half cosine**, between directions fitted
-on two random halves of them (mean and middle 95 % of 50 splits).
+share of 1,000 resamples of base queries that choose it, with directions fitted again in each. The
+**split-half cosine**, between directions fitted on two random halves of the base queries (mean and
+middle 95 % of 50 splits), tells how far the direction depends on the queries.
 
 `rank_layers` adds further evidence on request:
 
@@ -20,9 +19,8 @@ on two random halves of them (mean and middle 95 % of 50 splits).
   as controls (`steerlens.attribution.null`);
 * ``"dimension"``: how many dimensions carry it (`steerlens.attribution.dimension`).
 
-More than 2,048 pairs, and pairs in shards on the disk (`steerlens.activations.shards`), are
-measured a layer at a time without tables of pairs by pairs (`steerlens.attribution.many_pairs`);
-the numbers are the same. The further evidence needs residuals in memory.
+Pairs in shards on disk (`steerlens.activations.shards`) are measured layer by layer; the further
+evidence needs residuals in memory.
 
 Caveat: separability is not steerability. On chat models AUROC saturates after a few layers, where
 steering does nothing yet; see `steerlens.attribution.causal`.
@@ -36,42 +34,43 @@ steering does nothing yet; see `steerlens.attribution.causal`.
 (1, True)
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt16
 
 from steerlens.activations.cache import ResidualCache, repeated_pairs
 from steerlens.attribution.dimension import instruction_dimension
 from steerlens.attribution.held_out import (
     Folds,
     Residuals,
+    Runs,
+    centred,
     check_rankable,
     difference_scores,
     group_numbers,
-    layer_runs,
-    products,
+    in_span,
+    raw_runs,
 )
-from steerlens.attribution.many_pairs import MANY_PAIRS, LayerEvidence, ManyPairs
 from steerlens.attribution.null import permutation_null
 from steerlens.attribution.probes import probe_layers
 from steerlens.attribution.ranking import LayerRanking
 from steerlens.attribution.sensitivity import sensitivity
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.errors.arguments import whole_number
-from steerlens.stats.resampling import INTERVAL, query_draws
+from steerlens.stats.queries import PERCENTILES, query_draws
 from steerlens.stats.separability import (
     auroc_of,
     d_prime_of,
     fit_noise_share,
     held_out_measures,
+    query_sums,
 )
 from steerlens.tasks.notices import warn_of_pairs
 
-__all__ = ["BEST_LAYER_RULE", "EVIDENCE", "LayerRanking", "rank_layers"]
+__all__ = ["BEST_LAYER_RULE", "EVIDENCE", "rank_layers"]
 
 BEST_LAYER_RULE = "highest held-out AUROC, ties broken by d′"
 EVIDENCE = ("separability", "probes", "null", "dimension")
@@ -80,9 +79,11 @@ _PROBES = ("first_component", "lda", "logistic")
 _KINDS = ("auroc", "d_prime", "d_prime_held_out", "accuracy", "split_half_cosine")
 # AUROCs closer than this differ only by rounding.
 _TIE = 1e-9
-Array = np.ndarray
-
 _FOLDS = 5
+_N_SPLITS = 50
+# Scores held at once: resamples × pairs × two sides, 32 MB of float64.
+_MOST_SCORES = 2**21
+Array = np.ndarray
 
 
 def rank_layers(
@@ -97,13 +98,13 @@ def rank_layers(
     Args:
         cache: Residuals of both sides, in memory or in shards.
         seed: Seed of folds, resamples, halves, permutations and directions.
-        n_folds: Cross-validation folds; by default 5, or one a base query where there are fewer.
+        n_folds: Cross-validation folds; by default 5, or one per base query where there are fewer.
         n_resamples: Bootstrap resamples.
         evidence: Kinds from `EVIDENCE`; separability is always there. ``"probes"`` adds the kinds
             ``lda_auroc``, ``logistic_auroc``, ``first_component_auroc`` and the same with
             ``d_prime`` and ``balanced_accuracy``; ``"null"`` the columns ``p_adjusted,
             shuffled_auroc, random_auroc`` and the ranking's `p_value`; ``"dimension"`` the columns
-            ``dimension, first_share, participation_ratio``.
+            ``dimension, remaining_auroc, first_share``.
 
     Raises:
         ActivationError: Fewer base queries than folds, or only one; values that are not finite; a
@@ -124,16 +125,23 @@ def rank_layers(
         n_folds = max(2, min(_FOLDS, len(set(cache.groups))))
     n_folds, seed = whole_number("n_folds", n_folds), whole_number("seed", seed)
     folds = check_rankable(cache, n_folds, seed)
-    if isinstance(cache, ResidualCache) and cache.n_pairs <= MANY_PAIRS:
-        measured: Iterable[LayerEvidence] = _from_products(cache, folds, n_resamples, seed)
-    else:
-        many = ManyPairs(cache.groups, folds, n_resamples, seed)
-        measured = map(many.measure, layer_runs(cache))
+    groups = group_numbers(cache.groups)
+    first_half = _random_halves(int(groups.max()) + 1, seed)
+    draws = query_draws(cache.groups, n_resamples, seed)
     rows, aurocs, d_primes = [], [], []
-    for layer, one in zip(cache.layers, measured, strict=True):
-        rows.append({"layer": layer, **one.row})
-        aurocs.append(one.auroc)
-        d_primes.append(one.d_prime)
+    for layer, residuals in zip(cache.layers, raw_runs(cache), strict=True):
+        norm = np.mean([np.linalg.norm(side.astype(np.float64), axis=1) for side in residuals])
+        runs = in_span(centred(residuals))
+        rows.append(
+            {
+                "layer": layer,
+                **_separability(runs, folds, groups),
+                **_stability(runs, float(norm), groups, first_half),
+            }
+        )
+        auroc, d_prime = _resampled(runs, folds, draws)
+        aurocs.append(auroc)
+        d_primes.append(d_prime)
     samples = {"auroc": np.stack(aurocs), "d_prime_held_out": np.stack(d_primes)}
     chosen = _best(samples["auroc"], samples["d_prime_held_out"])
     frequency = np.bincount(chosen, minlength=len(cache.layers)) / n_resamples
@@ -174,37 +182,17 @@ def _repetition(cache: Residuals) -> dict[str, Any]:
         if apart
         else "; they are held out together and add nothing"
     )
-    found = {"identical_pairs": n_identical, "notices": [notice]}
-    warn_of_pairs(found, stacklevel=4)
-    return found
+    notices = {"identical_pairs": n_identical, "notices": [notice]}
+    warn_of_pairs(notices, stacklevel=4)
+    return notices
 
 
-def _from_products(
-    cache: ResidualCache, folds: Folds, n_resamples: int, seed: int
-) -> Iterator[LayerEvidence]:
-    """Each layer's evidence by products of runs with pair differences: for few pairs."""
-    groups = group_numbers(cache.groups)
-    draws = query_draws(cache.groups, n_resamples, seed)
-    stability = _stability(cache, groups, seed)
-    for place, runs in enumerate(layer_runs(cache)):
-        product = products(runs)
-        scores = difference_scores(product, folds, counts=draws)
-        row = _layer_row(product, folds, groups)
-        row |= {name: float(values[place]) for name, values in stability.items()}
-        yield LayerEvidence(row, auroc_of(scores[0], scores[1], draws), d_prime_of(scores, draws))
-
-
-def _layer_row(
-    product: Float[Array, "side run pair"],
-    folds: Folds,
-    groups: Int[Array, "pair"],
-) -> dict[str, float]:
-    """Separability of one layer."""
-    fit_noise = fit_noise_share(product[0] - product[1], groups, len(folds))
-    measures = held_out_measures(difference_scores(product, folds)[:, 0], groups, fit_noise)
+def _separability(runs: Runs, folds: Folds, groups: Int[Array, "pair"]) -> dict[str, float]:
+    fit_noise = fit_noise_share(runs[0] - runs[1], groups, len(folds))
+    measures = held_out_measures(difference_scores(runs, folds)[:, 0], groups, fit_noise)
     named = {
         "auroc": measures["auroc"],
-        "d_prime": np.array(sensitivity(product, groups)),
+        "d_prime": np.array(sensitivity(runs, groups)),
         "d_prime_held_out": measures["d_prime"],
         "accuracy": measures["accuracy"],
     }
@@ -213,6 +201,19 @@ def _layer_row(
         for name, values in named.items()
         for column, value in zip((name, f"{name}_low", f"{name}_high"), values, strict=True)
     }
+
+
+def _resampled(
+    runs: Runs, folds: Folds, draws: UInt16[Array, "resample pair"]
+) -> tuple[Float[Array, "resample"], Float[Array, "resample"]]:
+    """AUROC and held-out d′ of each resample, directions fitted again."""
+    aurocs, d_primes = [], []
+    for block in np.array_split(draws, -(-draws.size // _MOST_SCORES)):
+        counts = block.astype(np.float64)
+        scores = difference_scores(runs, folds, counts)
+        aurocs.append(auroc_of(scores[0], scores[1], counts))
+        d_primes.append(d_prime_of(scores, counts))
+    return np.concatenate(aurocs), np.concatenate(d_primes)
 
 
 def _with_more(
@@ -226,11 +227,11 @@ def _with_more(
     """The ranking with the kinds of evidence asked for beyond separability."""
     if "probes" in evidence:
         frame = probe_layers(cache, seed, n_folds, _PROBES)
-        for estimator in _PROBES:
-            rows = frame[frame.estimator == estimator]
+        for probe in _PROBES:
+            rows = frame[frame.probe == probe]
             for measure in ("auroc", "d_prime", "balanced_accuracy"):
                 ranking = ranking.with_evidence(
-                    f"{estimator}_{measure}", rows, measure, f"{measure}_low", f"{measure}_high"
+                    f"{probe}_{measure}", rows, measure, f"{measure}_low", f"{measure}_high"
                 )
     if "null" in evidence:
         null = permutation_null(cache, seed, n_folds)
@@ -249,48 +250,29 @@ def _best(
     return best
 
 
+def _random_halves(n_queries: int, seed: int) -> Bool[Array, "split query"]:
+    """Which base queries are in the first half of each random split."""
+    rng = np.random.default_rng(seed)
+    order = rng.permuted(np.tile(np.arange(n_queries), (_N_SPLITS, 1)), axis=1)
+    first = np.zeros(order.shape, dtype=bool)
+    np.put_along_axis(first, order[:, : n_queries // 2], True, axis=1)
+    return first
+
+
 def _stability(
-    cache: ResidualCache, groups: Int[Array, "pair"], seed: int
-) -> dict[str, Float[Array, "layer"]]:
-    """Length of the mean difference, and how far it depends on the queries."""
-    instructed, uninstructed = cache.instructed.numpy(), cache.uninstructed.numpy()
-    # In float64: residual streams lie far from the origin, and their means differ by little.
-    means = [side.mean(0, dtype=np.float64) for side in (instructed, uninstructed)]
-    gap = np.linalg.norm(means[0] - means[1], axis=-1)
-    norm = np.linalg.norm(np.concatenate([instructed, uninstructed]), axis=-1).mean(0)
-    halves = _split_half_cosines(np.random.default_rng(seed), instructed - uninstructed, groups)
-    low, high = np.percentile(halves, INTERVAL, axis=1)
+    runs: Runs, norm: float, groups: Int[Array, "pair"], first_half: Bool[Array, "split query"]
+) -> dict[str, float]:
+    """Length of the mean difference, and how far its direction depends on the queries."""
+    sums = query_sums(runs[0] - runs[1], groups)
+    gap = float(np.linalg.norm(sums.sum(axis=0) / len(groups)))
+    halves = [half @ sums for half in (first_half.astype(float), 1.0 - first_half)]
+    lengths = np.prod([np.linalg.norm(half, axis=1) for half in halves], axis=0)
+    cosines = (halves[0] * halves[1]).sum(axis=1) / lengths
+    low, high = np.percentile(cosines, PERCENTILES)
     return {
         "gap": gap,
         "relative_gap": gap / norm,
-        "split_half_cosine": halves.mean(1),
-        "split_half_cosine_low": low,
-        "split_half_cosine_high": high,
+        "split_half_cosine": float(cosines.mean()),
+        "split_half_cosine_low": float(low),
+        "split_half_cosine_high": float(high),
     }
-
-
-def _split_half_cosines(
-    rng: np.random.Generator,
-    differences: Float[Array, "pair layer d_model"],
-    groups: Int[Array, "pair"],
-    n_splits: int = 50,
-) -> Float[Array, "layer split"]:
-    """Cosine between mean differences of two random halves of the base queries."""
-    n_groups = int(groups.max()) + 1
-    order = rng.permuted(np.tile(np.arange(n_groups), (n_splits, 1)), axis=1)
-    first = np.zeros((n_splits, n_groups), dtype=bool)
-    np.put_along_axis(first, order[:, : n_groups // 2], True, axis=1)
-    flat = rearrange(differences, "pair layer d -> pair (layer d)")
-    members = first[:, groups].astype(np.float32)
-    n_layers = differences.shape[1]
-    halves = [
-        rearrange(
-            (half @ flat) / half.sum(axis=1, keepdims=True),
-            "split (layer d) -> layer split d",
-            layer=n_layers,
-        )
-        for half in (members, 1 - members)
-    ]
-    dot = (halves[0] * halves[1]).sum(-1)
-    cosines: Array = dot / (np.linalg.norm(halves[0], axis=-1) * np.linalg.norm(halves[1], axis=-1))
-    return cosines

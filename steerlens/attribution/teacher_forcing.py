@@ -8,8 +8,7 @@ steerings, and gives at every response token *t* of pair *i*
                                                    - \sum_v p^+_{it}(v) \log q_{it}(v)
 
 in nats, where :math:`p^+` follows the instructed and :math:`q` the uninstructed, perhaps steered,
-prompt, both with the same response tokens before. The first sum is computed once a pair, so that a
-steering costs one product with :math:`p^+` beside its log-softmax.
+prompt, both with the same response tokens before. The first sum is computed once per pair.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,12 +49,11 @@ def instructed_responses(
     """What the model answers under the instruction, greedily; the token that ends it included.
 
     Args:
-        model: A hooked model.
         instructed: Instructed prompts as tokens.
         uninstructed: The prompts the responses will be fed after; a response is cut where it would
             leave the context there.
         max_tokens: Longest response.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        progress: Show a progress bar.
 
     Raises:
         SteeringError: The unsteered model's logits are no numbers.
@@ -89,16 +87,13 @@ def kl_to_instructed(
 ) -> Float[np.ndarray, "steering pair step"]:
     """KL(instructed‖q) in nats at each response token; 0 after a response's end.
 
-    Pairs are taken some at a time, so that the distributions to compare with fit into memory.
-
     Args:
-        model: A hooked model.
         instructed: Instructed prompts as tokens.
         uninstructed: Uninstructed prompts as tokens.
         responses: Response tokens of each pair, at least one.
         steerings: What is done to the uninstructed prompts; ``None`` for nothing.
-        progress: Show a progress bar on standard error; by default only in a terminal.
-        batch_size: Rows a forward pass at most; by default as many as a pass holds.
+        progress: Show a progress bar.
+        batch_size: Rows per forward pass at most; by default as many as memory allows.
 
     Returns:
         Nats. NaN or infinite where a steering leaves no numbers in the logits.
@@ -110,20 +105,20 @@ def kl_to_instructed(
     disable = None if progress is None else not progress
     with tqdm(total=total, desc="causal recovery", unit="token", disable=disable) as bar:
         for start in range(0, n_pairs, size):
-            some = range(start, min(start + size, n_pairs))
-            targets = _Targets(model, len(some), n_steps, bar.update)
+            block = range(start, min(start + size, n_pairs))
+            targets = _Targets(model, len(block), n_steps, bar.update)
             fed = [
-                ForcedRow(place, tuple(instructed[i]), tuple(responses[i]), None)
-                for place, i in enumerate(some)
+                ForcedRow(number, tuple(instructed[i]), tuple(responses[i]), None)
+                for number, i in enumerate(block)
             ]
             score_rows(model, fed, targets.fill, batch_size)
             rows = [
-                ForcedRow(place, tuple(uninstructed[i]), tuple(responses[i]), steering)
-                for place, (steering, i) in enumerate(product(steerings, some))
+                ForcedRow(number, tuple(uninstructed[i]), tuple(responses[i]), steering)
+                for number, (steering, i) in enumerate(product(steerings, block))
             ]
             values = np.zeros((len(rows), n_steps))
             score_rows(model, rows, targets.compare(values), batch_size)
-            result[:, some] = values.reshape(len(steerings), len(some), n_steps)
+            result[:, block] = values.reshape(len(steerings), len(block), n_steps)
     return result
 
 

@@ -32,10 +32,11 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis import logit_readout
 
-from steerlens.attribution.components import placebo_directions
+from steerlens.attribution.model_evidence import placebo_directions
 from steerlens.errors import ModelError, SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.vectors import SteeringVector
+from steerlens.views import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -47,13 +48,13 @@ _CHUNK = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class VocabularyReadout:
+class VocabularyReadout(Result):
     """Tokens a vector promotes and suppresses on the direct path, layer by layer.
 
     Attributes:
-        table: One row a token: ``layer, side`` (``promoted`` or ``suppressed``), ``rank`` (1 is the
-            extreme), ``token, token_id, logit, z`` and ``placebo_z``, the same in every row.
-        n_tokens: Tokens a layer and side.
+        table: One row per token: ``layer, side`` (``promoted`` or ``suppressed``), ``rank`` (1 is
+            the extreme), ``token, token_id, logit, z`` and ``placebo_z``, the same in every row.
+        n_tokens: Tokens per layer and side.
         metadata: Vector, seed, number of placebo directions.
     """
 
@@ -90,17 +91,15 @@ class VocabularyReadout:
         layer = known[-1] if layer is None else layer
         if layer not in known:
             raise SteeringError(f"layer {layer} was not read; read were {known}")
-        own = self.table[self.table.layer == layer].sort_values("z", ascending=False)
-        up, down = (own[own.side == side] for side in ("promoted", "suppressed"))
-        sides = [list(zip(one.token, one.z, strict=True)) for one in (up, down[::-1])]
+        rows = self.table[self.table.layer == layer].sort_values("z", ascending=False)
+        up, down = (rows[rows.side == side] for side in ("promoted", "suppressed"))
+        sides = [list(zip(side.token, side.z, strict=True)) for side in (up, down[::-1])]
         return ranked_tokens(*sides, n=n, quantity=f"z of the logit at layer {layer}")
 
-    def _repr_html_(self) -> str:
-        from steerlens.views import summary
-
+    def _card(self) -> Mapping[str, Any]:
         extreme = self.table[self.table["rank"] == 1]
         wide = extreme.pivot(index="layer", columns="side", values="token").reset_index()
-        return summary(repr(self), table=wide)
+        return {"table": wide}
 
 
 @arguments
@@ -115,10 +114,9 @@ def vocabulary_readout(
     """Read a vector's directions through the final norm and unembedding.
 
     Args:
-        model: A hooked model.
         vector: The vector.
         layers: Layers to read; all of the vector's by default.
-        n_tokens: Tokens a layer and side.
+        n_tokens: Tokens per layer and side.
         n_placebos: Random directions of the control; half of them give each token's mean and
             standard deviation, the others `placebo_z`.
         seed: Their seed.
@@ -137,11 +135,11 @@ def vocabulary_readout(
         )
     directions = vector.directions[[vector.layer_index(layer) for layer in layers]]
     random = placebo_directions(n_placebos, vector.d_model, seed)
-    usual = torch.cat(list(_logits(model, random[: n_placebos // 2])))
-    mean, deviation = usual.mean(0), usual.std(0)
-    del usual
+    reference = torch.cat(list(_logits(model, random[: n_placebos // 2])))
+    mean, deviation = reference.mean(0), reference.std(0)
+    del reference
     others = _logits(model, random[n_placebos // 2 :])
-    largest = torch.cat([((some - mean) / deviation).abs().amax(-1) for some in others])
+    largest = torch.cat([((logits - mean) / deviation).abs().amax(-1) for logits in others])
     rows = [
         {"layer": layer, **row}
         for layer, logits in zip(layers, torch.cat(list(_logits(model, directions))), strict=True)

@@ -233,15 +233,14 @@ def _measure(model: TransformerBridge, task: Task, settings: ReportSettings) -> 
         strength=settings.strength,
         scope="prompt" if settings.scope == "response" else settings.scope,
         batch_size=batch_size,
-        seed=seed,
-        progress=False,
+        show_progress=False,
     )
     evidence = None
     if settings.evidence:
         evidence = gather_evidence(
             *(model, cache, held_out, settings.evidence),
             seed=seed,
-            progress=False,
+            show_progress=False,
             fitted_on=pairs,
         )
     ranking = rank_layers(cache, seed=seed)

@@ -1,6 +1,4 @@
-r"""How sure held-out scores are: AUROC, d′ and balanced accuracy with 95 % intervals.
-
-From the held-out scores of a layer (`steerlens.attribution.held_out`):
+r"""AUROC, d′ and balanced accuracy of held-out scores, with 95 % intervals.
 
 * **AUROC**: probability that a random instructed run scores above a random uninstructed one;
   ties count half.
@@ -36,14 +34,24 @@ directions fitted on the folds. ``analyses/calibration.py`` measures the coverag
 """
 
 import numpy as np
-from jaxtyping import Float, Int
-from scipy.stats import norm, t
+from jaxtyping import Float, Int, Num
+from scipy.sparse import csr_array
+from scipy.stats import rankdata, t
 
-__all__ = ["auroc_of", "d_prime_of", "fit_noise_share", "held_out_measures", "newcombe_auroc"]
+from steerlens.stats.queries import jackknife_variance
+from steerlens.stats.rates import Z, score_interval
+
+__all__ = [
+    "auroc_of",
+    "d_prime_of",
+    "fit_noise_share",
+    "held_out_measures",
+    "newcombe_auroc",
+    "query_sums",
+]
 
 Array = np.ndarray
 Measure = Float[Array, "3"]
-_Z = float(norm.ppf(0.975))
 _BISECTIONS = 60
 # How many times the number of queries the effective sample size may be: runs of a pair that vary
 # together make comparisons more precise, but a small variance may also be luck.
@@ -64,16 +72,18 @@ def held_out_measures(
         Measures; ends are NaN where one base query leaves nothing to compare.
     """
     n_groups = int(groups.max()) + 1
-    variances = _jackknife_variances(scores, groups, n_groups) * (1 + fit_noise)
-    ones = np.ones((1, scores.shape[1]))
-    auroc = float(auroc_of(scores[0][None], scores[1][None], ones)[0])
-    d_prime = float(d_prime_of(scores[:, None], ones)[0])
-    accuracy = float(_right(scores).mean())
+    # d′ of runs that do not vary is infinite; its variance is then NaN, and so are its ends.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variances = jackknife_variance(_leave_one_out(scores, groups, n_groups)) * (1 + fit_noise)
+    once = np.ones((1, scores.shape[1]))
+    auroc = float(auroc_of(scores[0][None], scores[1][None], once)[0])
+    d_prime = float(d_prime_of(scores[:, None], once)[0])
+    accuracy = float(_correct(scores).mean())
     reach = t.ppf(0.975, max(n_groups - 1, 1)) * np.sqrt(variances[1])
     return {
         "auroc": np.array([auroc, *newcombe_auroc(auroc, float(variances[0]), n_groups)]),
         "d_prime": np.array([d_prime, d_prime - reach, d_prime + reach]),
-        "accuracy": np.array([accuracy, *_wilson(accuracy, float(variances[2]), n_groups)]),
+        "accuracy": _accuracy_interval(accuracy, float(variances[2]), n_groups),
     }
 
 
@@ -82,20 +92,25 @@ def auroc_of(
     minus: Float[Array, "resample pair"],
     counts: Float[Array, "resample pair"],
 ) -> Float[Array, "resample"]:
-    """AUROC of each resample, each pair counted so often; ties count half."""
-    below = np.zeros(len(plus))
+    """AUROC of each resample, each pair counted so often; ties count half.
+
+    One sort serves all resamples' weights; scikit-learn's takes one resample at a time.
+    """
     both = np.concatenate([minus, plus], axis=1)
-    weights_minus = np.concatenate([counts, np.zeros_like(counts)], axis=1)
-    weights_plus = np.concatenate([np.zeros_like(counts), counts], axis=1)
-    # A stable sort puts ties in the order given: once minus first, once plus first. The mean of
-    # the two orders counts a tie half.
-    for flip in (False, True):
-        pieces = [both, weights_minus, weights_plus]
-        scores, light, heavy = [piece[:, ::-1] for piece in pieces] if flip else pieces
-        order = np.argsort(scores, axis=1, kind="stable")
-        cumulative = np.take_along_axis(light, order, axis=1).cumsum(axis=1)
-        below += (np.take_along_axis(heavy, order, axis=1) * cumulative).sum(axis=1) / 2
-    result: Array = below / counts.sum(axis=1) ** 2
+    none = np.zeros_like(counts)
+    weights = np.stack(
+        [np.concatenate([counts, none], axis=1), np.concatenate([none, counts], axis=1)]
+    )
+    order = np.argsort(both, axis=1, kind="stable")
+    ordered = np.take_along_axis(both, order, axis=1)
+    of_minus, of_plus = np.take_along_axis(weights, order[None], axis=2)
+    wins = (of_plus * of_minus.cumsum(axis=1)).sum(axis=1)
+    if (ordered[:, 1:] == ordered[:, :-1]).any():
+        # The stable sort put minus first among ties. Put plus first, too, and take the mean.
+        order = np.argsort(both[:, ::-1], axis=1, kind="stable")
+        of_minus, of_plus = np.take_along_axis(weights[:, :, ::-1], order[None], axis=2)
+        wins = (wins + (of_plus * of_minus.cumsum(axis=1)).sum(axis=1)) / 2
+    result: Array = wins / counts.sum(axis=1) ** 2
     return result
 
 
@@ -106,6 +121,12 @@ def d_prime_of(
     total = counts.sum(axis=1)
     mean = (scores * counts).sum(axis=-1) / total
     square = (scores**2 * counts).sum(axis=-1) / total
+    return _d_prime(mean, square, total)
+
+
+def _d_prime(
+    mean: Float[Array, "side n"], square: Float[Array, "side n"], total: Num[Array, "n"]
+) -> Float[Array, "n"]:
     # Counts are frequencies, so the unbiased divisor is their sum less one.
     variance = np.maximum(square - mean**2, 0.0) * total / np.maximum(total - 1, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -114,96 +135,95 @@ def d_prime_of(
 
 
 def fit_noise_share(
-    gram: Float[Array, "pair pair"], groups: Int[Array, "pair"], n_folds: int
+    differences: Float[Array, "pair d"], groups: Int[Array, "pair"], n_folds: int
 ) -> float:
     """:math:`\\rho` of the module's text: the share of the scores' variance due to fitting.
 
     Args:
-        gram: Products of the pairs' differences with each other.
+        differences: The pairs' differences of residuals.
         groups: Base-query number of each pair, 0, 1, …
         n_folds: Folds; a direction is fitted on all queries but those of one fold.
     """
-    member = np.eye(int(groups.max()) + 1)[groups]
-    member /= member.sum(axis=0)
-    kernel: Array = member.T @ gram @ member
-    n = len(kernel)
+    sizes = np.bincount(groups)
+    n = len(sizes)
     if n < 4:
         return 1.0
-    np.fill_diagonal(kernel, 0.0)
-    means = kernel.sum(axis=1) / (n - 1)
-    rest = kernel - means[:, None] - means[None, :] + kernel.sum() / (n * (n - 1))
-    np.fill_diagonal(rest, 0.0)
-    beyond = float((rest**2).sum()) / ((n - 1) * (n - 2))
-    through_means = max(float(means.var(ddof=1)) - beyond / (n - 1), 0.0)
+    # The kernel of two queries' mean differences is K_gh = x_g·x_h + b_g + b_h around their mean,
+    # which keeps the large common part out of the squares below.
+    means = query_sums(differences, groups) / sizes[:, None]
+    mean = means.mean(axis=0)
+    x = means - mean
+    square, b = (x**2).sum(axis=1), x @ mean + mean @ mean / 2
+    row = ((x @ x.sum(axis=0) - square) + (n - 2) * b + b.sum()) / (n - 1)
+    # What one-query means do not explain, R_gh = x_g·x_h + c_g + c_h = (B S Bᵀ)_gh with
+    # B = [x, c, 1], has Σ R² = tr (S BᵀB)²: a d × d table, whatever the number of queries.
+    c = b - row + row.mean() / 2
+    columns = np.column_stack([x, c, np.ones(n)])
+    products = columns.T @ columns
+    products[[-2, -1]] = products[[-1, -2]]
+    beyond = float((products * products.T).sum() - ((square + 2 * c) ** 2).sum())
+    beyond = max(beyond, 0.0) / ((n - 1) * (n - 2))
+    through_means = max(float(row.var(ddof=1)) - beyond / (n - 1), 0.0)
     noise = beyond * n_folds / (n * (n_folds - 1))
     return float(noise / (noise + through_means)) if noise > 0 else 0.0
 
 
-def _right(scores: Float[Array, "side pair"]) -> Float[Array, "pair"]:
-    """Share of the pair's two runs that the rule gets right."""
-    right: Array = ((scores[0] > 0).astype(np.float64) + (scores[1] < 0)) / 2
-    return right
-
-
-def _jackknife_variances(
-    scores: Float[Array, "side pair"], groups: Int[Array, "pair"], n_groups: int
-) -> Float[Array, "3"]:
-    """Jackknife variances over base queries of AUROC, d′ and accuracy, directions kept."""
-    size = np.bincount(groups, minlength=n_groups)
-    left = len(groups) - size
-
-    def without(values: Float[Array, "pair"]) -> Float[Array, "group"]:
-        own: Array = np.bincount(groups, weights=values, minlength=n_groups)
-        rest: Array = values.sum() - own
-        return rest
-
-    # Wins of each run over all of the other side, from ranks: no table of pairs by pairs.
-    plus, minus = scores
-    won = _below(minus, plus)
-    lost = len(plus) - _below(plus, minus)
-    within = _wins_within(scores, groups, size)
-    auroc = (without(won) - (lost.sum() - without(lost)) + within) / left**2
-    mean = np.stack([without(side) for side in scores]) / left
-    square = np.stack([without(side**2) for side in scores]) / left
-    variance = np.maximum(square - mean**2, 0.0) * left / np.maximum(left - 1, 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        d_prime = (mean[0] - mean[1]) / np.sqrt(variance.mean(axis=0))
-    accuracy = without(_right(scores)) / left
-    leave_one = np.stack([auroc, d_prime, accuracy])
-    # d′ of runs that do not vary is infinite; its variance is then NaN, and so are its ends.
-    with np.errstate(invalid="ignore"):
-        centred = leave_one - leave_one.mean(axis=1, keepdims=True)
-        result: Array = (n_groups - 1) / n_groups * (centred**2).sum(axis=1)
+def query_sums(
+    values: Float[Array, "pair *rest"], groups: Int[Array, "pair"]
+) -> Float[Array, "query *rest"]:
+    """Sum of the values of each base query's pairs."""
+    member = csr_array((np.ones(len(groups)), (groups, np.arange(len(groups)))))
+    result: Array = member @ values
     return result
 
 
-def _below(values: Float[Array, "pair"], of: Float[Array, "pair"]) -> Float[Array, "pair"]:
-    """How many of `values` lie below each entry of `of`; ties count half."""
-    ordered = np.sort(values)
-    sides: list[Array] = [np.searchsorted(ordered, of, side) for side in ("left", "right")]
-    both: Array = (sides[0] + sides[1]) / 2
-    return both
+def _correct(scores: Float[Array, "side pair"]) -> Float[Array, "pair"]:
+    """Share of the pair's two runs that the rule gets right."""
+    correct: Array = ((scores[0] > 0).astype(np.float64) + (scores[1] < 0)) / 2
+    return correct
 
 
-def _wins_within(
-    scores: Float[Array, "side pair"], groups: Int[Array, "pair"], size: Int[Array, "group"]
-) -> Float[Array, "group"]:
-    """Wins of each base query's instructed runs over its own uninstructed ones."""
-    order = np.argsort(groups, kind="stable")
-    starts = np.concatenate([[0], size.cumsum()[:-1]])
-    wins = np.zeros(len(size))
-    for n in np.unique(size):
-        same = np.flatnonzero(size == n)
-        plus, minus = scores[:, order[starts[same][:, None] + np.arange(n)]]
-        # One run at a time against the query's others: never more than a column a query.
-        for i in range(n):
-            one = plus[:, i, None]
-            wins[same] += ((one > minus) + 0.5 * (one == minus)).sum(axis=1)
+def _leave_one_out(
+    scores: Float[Array, "side pair"], groups: Int[Array, "pair"], n_groups: int
+) -> Float[Array, "query 3"]:
+    """AUROC, d′ and accuracy without each base query in turn, directions kept."""
+    plus, minus = scores
+    left = len(groups) - np.bincount(groups, minlength=n_groups)
+
+    def without(values: Float[Array, "pair"]) -> Float[Array, "query"]:
+        rest: Array = values.sum() - query_sums(values, groups)
+        return rest
+
+    # From ranks: no table of pairs by pairs.
+    won, lost = _wins(plus, minus), len(plus) - _wins(minus, plus)
+    within = _wins_within(scores, groups)
+    auroc = (without(won) - (lost.sum() - without(lost)) + within) / left**2
+    mean = np.stack([without(side) for side in scores]) / left
+    square = np.stack([without(side**2) for side in scores]) / left
+    accuracy = without(_correct(scores)) / left
+    return np.stack([auroc, _d_prime(mean, square, left), accuracy], axis=1)
+
+
+def _wins(plus: Float[Array, "pair"], minus: Float[Array, "pair"]) -> Float[Array, "pair"]:
+    """How many of `minus` lie below each of `plus`; ties count half."""
+    wins: Array = rankdata(np.concatenate([plus, minus]))[: len(plus)] - rankdata(plus)
     return wins
 
 
+def _wins_within(
+    scores: Float[Array, "side pair"], groups: Int[Array, "pair"]
+) -> Float[Array, "query"]:
+    """Wins of each base query's instructed runs over its own uninstructed ones."""
+    ranks = rankdata(scores, method="dense", axis=None).reshape(scores.shape)
+    # Ordered by query first: a run also wins over all runs of the queries before its own.
+    plus, minus = groups * scores.size + ranks.astype(np.float64)
+    size = np.bincount(groups)
+    before = size.cumsum() - size
+    return query_sums(_wins(plus, minus) - before[groups], groups)
+
+
 def _hanley_mcneil(auroc: float, n: float) -> float:
-    """Variance of the AUROC of `n` runs a side (Hanley & McNeil 1982, Radiology 143:29–36)."""
+    """Variance of the AUROC of `n` runs per side (Hanley & McNeil 1982, Radiology 143:29–36)."""
     above_two, below_two = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)
     return (auroc * (1 - auroc) + (n - 1) * (above_two + below_two - 2 * auroc**2)) / n**2
 
@@ -232,7 +252,7 @@ def newcombe_auroc(auroc: float, variance: float, n_queries: int) -> tuple[float
         inner, outer = auroc, end
         for _ in range(_BISECTIONS):
             middle = (inner + outer) / 2
-            if (auroc - middle) ** 2 <= _Z**2 * _hanley_mcneil(middle, size):
+            if (auroc - middle) ** 2 <= Z**2 * _hanley_mcneil(middle, size):
                 inner = middle
             else:
                 outer = middle
@@ -243,11 +263,10 @@ def newcombe_auroc(auroc: float, variance: float, n_queries: int) -> tuple[float
     return low, high
 
 
-def _wilson(rate: float, variance: float, n_queries: int) -> tuple[float, float]:
+def _accuracy_interval(rate: float, variance: float, n_queries: int) -> Measure:
     """Wilson's interval with the sample size that would give `variance`."""
     size = float(n_queries)
     if variance > 0 and 0 < rate < 1:
         size = min(max(rate * (1 - rate) / variance, 2.0), _MOST_GAIN * n_queries)
-    centre = (rate + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
-    reach = _Z * np.sqrt(rate * (1 - rate) / size + _Z**2 / (4 * size**2)) / (1 + _Z**2 / size)
-    return float(max(centre - reach, 0.0)), float(min(centre + reach, 1.0))
+    interval = score_interval(rate, size)
+    return np.array([rate, interval.low, interval.high])

@@ -6,7 +6,7 @@
   with Wilson intervals, the rate of responses that pass loosely and are not degenerate (``clean``),
   median judge perplexity, share of degenerate responses, median length;
 * ``differences``: steered − unsteered conditions over the same prompts: difference of loose, clean
-  and degenerate rates with paired-bootstrap intervals, exact McNemar p of the loose ones and the
+  and degenerate rates with Newcombe's intervals, exact McNemar p of the loose ones and the
   same after Holm's correction over all differences, ratio of median perplexities.
 """
 
@@ -21,7 +21,7 @@ from steerlens.stats.rates import (
     holm,
     mcnemar_exact,
     median_ratio_bootstrap,
-    paired_bootstrap,
+    paired_difference,
     wilson,
 )
 
@@ -99,7 +99,7 @@ def _difference(
         "minus": other,
         "n": len(both),
         **{
-            kind: _with_ends("difference", paired_bootstrap(*side, seed=seed))
+            kind: _with_ends("difference", paired_difference(*side))
             for kind, side in sides.items()
         },
         "perplexity_ratio": None if ratio is None else _with_ends("ratio", ratio),

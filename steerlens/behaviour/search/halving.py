@@ -146,7 +146,11 @@ class _Search:
         try:
             with self.book.answerer.alone:
                 curve = first_token_recovery(
-                    self.book.model, pairs, vectors["last_prompt"], layers=layers, progress=False
+                    self.book.model,
+                    pairs,
+                    vectors["last_prompt"],
+                    layers=layers,
+                    show_progress=False,
                 )
         except SteeringError:
             return  # the first token does not show this instruction: layers are spread out

@@ -1,4 +1,4 @@
-"""Claims about reactions to a direction, against plain Hugging Face hooks."""
+"""Claims about effects of a direction on later components, against plain Hugging Face hooks."""
 
 import numpy as np
 import pytest
@@ -66,9 +66,7 @@ def run(hf_model, ids, push=None):
 
 
 @torch.no_grad()
-def test_reactions_equal_a_plain_hugging_face_computation(
-    model, hf_model, held_out, vector, reading
-):
+def test_effects_equal_a_plain_hugging_face_computation(model, hf_model, held_out, vector, reading):
     push = vector.directions[LAYER] * vector.gaps[LAYER]
     delta = torch.zeros(model.cfg.d_vocab, dtype=torch.float64)
     runs = []
@@ -96,22 +94,22 @@ def test_reactions_equal_a_plain_hugging_face_computation(
             terms.append((changed[f"mlp {i}"][1] - seen[f"mlp {i}"][1]) @ d)
         expected.append([float(term) for term in terms])
         free.append(float(delta @ (after - before)))
-    assert np.allclose(reading.reactions, expected, atol=1e-4)
-    assert reading.table.reaction.to_numpy() == pytest.approx(np.mean(expected, 0), abs=1e-4)
+    assert np.allclose(reading.effects, expected, atol=1e-4)
+    assert reading.table.effect.to_numpy() == pytest.approx(np.mean(expected, 0), abs=1e-4)
     assert reading.actual == pytest.approx(np.mean(free), abs=1e-3)
 
 
-def test_reactions_and_the_direct_term_sum_to_the_change_of_the_stream(reading):
+def test_effects_and_the_direct_term_sum_to_the_change_of_the_stream(reading):
     assert reading.metadata["closure"] < 1e-6
-    assert reading.table.reaction.sum() == pytest.approx(reading.total)
+    assert reading.table.effect.sum() == pytest.approx(reading.total)
     assert reading.table.share.sum() == pytest.approx(1)
     assert list(reading.table.component[:2]) == ["direct", "L27H0"]
     assert len(reading.table) == 1 + 3 * 10
 
 
-def test_the_largest_reactions_are_drawn(reading):
+def test_the_largest_effects_are_drawn(reading):
     [bars] = reading.plot(n=4).data
-    assert max(bars.x) == pytest.approx(reading.table.reaction.max(), rel=1e-3)
+    assert max(bars.x) == pytest.approx(reading.table.effect.max(), rel=1e-3)
     assert "<table" in reading._repr_html_()
 
 
@@ -120,9 +118,9 @@ def test_the_title_direction_raises_the_logits_that_the_instruction_raises(readi
     assert abs(reading.table.placebo.sum()) < reading.total / 2
 
 
-def test_strength_zero_causes_no_reaction(model, held_out, vector):
+def test_strength_zero_has_no_effect(model, held_out, vector):
     none = reading_components(model, held_out, vector, LAYER, strength=0.0, n_placebos=2)
-    assert np.abs(none.reactions).max() < 1e-4
+    assert np.abs(none.effects).max() < 1e-4
 
 
 def test_setting_the_projection_pushes_by_what_is_missing(model, held_out, vector):
@@ -132,7 +130,7 @@ def test_setting_the_projection_pushes_by_what_is_missing(model, held_out, vecto
     double = reading_components(
         model, held_out, vector, LAYER, operation="set_projection", strength=0.02, n_placebos=2
     )
-    assert double.table.reaction[0] == pytest.approx(2 * small.table.reaction[0], rel=1e-3)
+    assert double.table.effect[0] == pytest.approx(2 * small.table.effect[0], rel=1e-3)
 
 
 def test_the_bridge_gives_the_same_and_nothing_stays_hooked(tiny_model):
@@ -143,12 +141,12 @@ def test_the_bridge_gives_the_same_and_nothing_stays_hooked(tiny_model):
     ours = reading_components(tiny_model, pairs, vector, 0, n_placebos=3)
     with tiny_model.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", lambda x, hook: None)]):
         theirs = reading_components(tiny_model, pairs, vector, 0, n_placebos=3)
-    numbers = ["reaction", "low", "high", "placebo", "placebo_low", "placebo_high"]
+    numbers = ["effect", "low", "high", "placebo", "placebo_low", "placebo_high"]
     assert np.allclose(ours.table[numbers], theirs.table[numbers], atol=1e-5)
     assert n_hooks(tiny_model) == before
 
 
-def test_nothing_reacts_above_the_last_layer(model, held_out, vector):
+def test_nothing_responds_above_the_last_layer(model, held_out, vector):
     with pytest.raises(SteeringError, match="layer 29 is the model's last"):
         reading_components(model, held_out, vector, 29)
 
