@@ -91,7 +91,7 @@ def _is_truth_value(value: Any) -> bool:
     return isinstance(value, bool | np.bool_) or "bool" in str(getattr(value, "dtype", ""))
 
 
-def _out_of_bounds(name: str, kind: str, value: Any, least: float | None) -> str:
+def _out_of_bounds(name: str, kind: str, value: Any, least: float | int | None) -> str:
     bound = "" if least is None else f" of at least {least:g}"
     return f"{name} must be a {kind} number{bound}; got {_shown(value)}"
 

@@ -99,8 +99,7 @@ def _difference(
         "minus": other,
         "n": len(both),
         **{
-            kind: _with_ends("difference", paired_difference(*side))
-            for kind, side in sides.items()
+            kind: _with_ends("difference", paired_difference(*side)) for kind, side in sides.items()
         },
         "perplexity_ratio": None if ratio is None else _with_ends("ratio", ratio),
         "p": mcnemar_exact(*sides["loose"]),
