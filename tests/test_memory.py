@@ -11,7 +11,7 @@ def _filled(n_slots: int, n_positions: int, n_tokens: int) -> tuple[SlotCache, t
     keys = torch.randn(2, n_tokens, 4, generator=torch.Generator().manual_seed(0))
     cache = SlotCache(n_slots, n_positions)
     for slot in range(n_slots):
-        cache.write(slot, 0, 0, keys + slot, -keys - slot)
+        cache.write(slot, 0, keys + slot, -keys - slot)
     return cache, keys
 
 
