@@ -16,7 +16,7 @@ from steerlens.effects import TokenEffects, parts_at, token_effects
 from steerlens.engine.generation import Generations, generate
 from steerlens.reports.settings import ReportSettings
 from steerlens.steering.interventions import Steering
-from steerlens.tasks import Task, base_queries
+from steerlens.tasks import Task
 from steerlens.vectors import SteeringVector
 
 __all__ = ["SteeredTask", "answer_samples"]
@@ -96,8 +96,7 @@ def answer_samples(
 def _prompts(task: Task, n_samples: int, seed: int) -> list[tuple[str, dict[str, Any]]]:
     """The same prompts for every task whose kinds of query allow it, so texts can be compared."""
     rng = random.Random(seed)
-    kinds = task.query_kinds
-    queries = [query for query in base_queries("report") if kinds is None or query.kind in kinds]
+    queries = task.queries("report")
     chosen = rng.sample(queries, min(n_samples, len(queries)))
     return [(query.text, task.sample_kwargs(rng, query)) for query in chosen]
 

@@ -90,8 +90,7 @@ def _rows(table: pd.DataFrame, around: int | None, largest: str | None) -> tuple
         order = table[largest].abs().sort_values(ascending=False, kind="stable").index
         shown = table.loc[order[:_MOST_ROWS]]
         return shown, f", with smaller {html.escape(largest.replace('_', ' '))}"
-    layers = table["layer"] if "layer" in table else pd.Series(dtype=float)
-    if len(table) > _MOST_ROWS and len(layers) and layers.is_unique:
+    if len(table) > _MOST_ROWS and "layer" in table and table["layer"].is_unique:
         spread = [round(i * (len(table) - 1) / (_MOST_ROWS - 1)) for i in range(_MOST_ROWS)]
         return table.iloc[spread], ", between these"
     return table.head(_MOST_ROWS), ""

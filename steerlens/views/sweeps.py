@@ -64,7 +64,7 @@ def strength_sweep(
     """
     tables = _tables(sweeps, "strength sweep")
     present = {column for table in tables.values() for column in table.columns}
-    panels = list(values or (name for name in SWEEP_VALUES if name in present))
+    panels = [name for name in SWEEP_VALUES if name in present] if values is None else list(values)
     for name in panels:
         if name not in SWEEP_VALUES:
             raise unknown_name("panel", name, SWEEP_VALUES)

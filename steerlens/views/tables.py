@@ -41,8 +41,8 @@ def layer_table(rows: Rows, values: Iterable[str], what: str) -> pd.DataFrame:
     """`rows` sorted by their integer `layer`, with the `values` columns as floats (gaps are NaN).
 
     Raises:
-        SteerlensError: a column is missing, a layer is not a whole number or comes twice, or a
-            value is not a number.
+        SteerlensError: a column is missing, a layer is malformed or comes twice, or a value is not
+            a number.
     """
     columns = list(values)
     table = table_of(rows, ["layer", *columns], what)
@@ -50,12 +50,7 @@ def layer_table(rows: Rows, values: Iterable[str], what: str) -> pd.DataFrame:
 
 
 def strength_table(rows: Rows, values: Iterable[str], what: str) -> pd.DataFrame:
-    """`rows` sorted by `strength`, with the `values` columns as floats (gaps are NaN).
-
-    Raises:
-        SteerlensError: a column is missing, a strength is missing or comes twice, or a value is
-            not a number.
-    """
+    """As `layer_table`, sorted by `strength`, which every row must have."""
     columns = list(values)
     table = table_of(rows, ["strength", *columns], what)
     strengths = [finite(value) for value in table["strength"]]
