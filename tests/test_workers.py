@@ -22,7 +22,6 @@ import torch
 from stored_pieces import stored_pieces, wait_for_pieces
 from test_search import SMALL, TITLE
 
-import steerlens as sl
 from steerlens.activations.shards import shard_residuals
 from steerlens.behaviour.answers import Answerer, Piece, Question
 from steerlens.behaviour.judge import Judge
@@ -34,6 +33,7 @@ from steerlens.models.loading import load_model
 from steerlens.models.placement import Placement
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.workers import WorkerSettings
 from steerlens.workers.cluster import _check_resources, _start, connected
 from steerlens.workers.pool import _compact, worker_pool
@@ -302,7 +302,7 @@ def test_a_model_workers_cannot_have_is_refused(tiny_folder, tmp_path):
 
 @needs_ray
 def test_workers_cache_what_this_process_caches(tiny, pool, tmp_path, monkeypatch):
-    pairs = sl.ContrastSet.from_prompts(
+    pairs = ContrastSet.from_prompts(
         [f"Name {i}. No commas." for i in range(9)], [f"Name {i}." for i in range(9)]
     )
     sharded = partial(shard_residuals, tiny, pairs, pairs_per_shard=4, show_progress=False)
