@@ -61,7 +61,7 @@ def recording(dtype: str, lengths: tuple[int, ...], n_rounds: int) -> list[dict[
 
 def drawing(n_rounds: int) -> list[dict[str, Any]]:
     """Seconds to draw effects of many tokens as JSON, and the size of the page."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "shared"))
     from plots_examples import made_up_effects
 
     effects = made_up_effects(N_TOKENS, N_LAYERS)

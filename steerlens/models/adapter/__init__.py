@@ -4,8 +4,8 @@ TransformerLens, transformers, torch, accelerate and lm-eval keep some things th
 under names they may change in any release: where a bridge keeps the module it wraps, which
 attention a Hugging Face model runs, where PyTorch keeps hooks. Each has one function here. When a
 name is gone, the function raises a `SteerlensError` that names the library, its version and what is
-missing, so an upgrade breaks in one place and says where. ``tests/test_adapter.py`` has one test
-for each name.
+missing, so an upgrade breaks in one place and says where. ``tests/models/test_adapter.py`` has one
+test for each name.
 
 >>> private("pandas", int, "_data")                                    # doctest: +ELLIPSIS
 Traceback (most recent call last):

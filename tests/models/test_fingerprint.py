@@ -6,8 +6,8 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_llama
-from torch import nn
+from tiny_models import byte_tokenizer, tiny_llama
+from weight_changes import CHANGES, edited_as_data
 
 from steerlens.engine.modules import fast_modules
 from steerlens.models.fingerprint import Stamp, digest_of, fingerprint, is_rearranged, named_tensors
@@ -66,53 +66,6 @@ def test_threads_devices_and_the_bridges_wrapping_make_no_difference(own):
     assert fingerprint(own) == before == fingerprint(copy.deepcopy(own))
 
 
-def scaled_in_place(model):
-    with torch.no_grad():
-        model.blocks[1].mlp.out.weight.mul_(1.01)
-
-
-def edited_as_data(model):
-    model.original_model.model.layers[0].self_attn.q_proj.weight.data[3, 4] += 1e-3
-
-
-def replaced_parameter(model):
-    head = model.original_model.lm_head
-    module = getattr(head, "original_component", head)
-    module.weight = nn.Parameter(module.weight.detach().flip(0).clone())
-
-
-def loaded_other_weights(model):
-    # Through the plain model's own names, as a checkpoint would be.
-    other = tiny_llama(seed=5).state_dict()
-    tensors = dict(named_tensors(model))
-    with torch.no_grad():
-        for name, value in other.items():
-            tensors[name].copy_(value)
-
-
-def other_frequencies(model):
-    dict(named_tensors(model))["model.rotary_emb.inv_freq"].mul_(1.5)
-
-
-def compatibility_mode(model):
-    model.enable_compatibility_mode()
-
-
-def half(model):
-    model.to(torch.bfloat16)
-
-
-CHANGES = [
-    scaled_in_place,
-    edited_as_data,
-    replaced_parameter,
-    loaded_other_weights,
-    other_frequencies,
-    compatibility_mode,
-    half,
-]
-
-
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_way_to_change_weights_changes_the_fingerprint(own, change):
     before, stamp = fingerprint(own), Stamp(own)
@@ -143,7 +96,6 @@ def test_a_copied_model_fits_no_stamp_of_the_first(own):
 
 
 def test_frequencies_a_model_sets_anew_in_each_pass_are_read_from_its_copy(tmp_path):
-    from tiny_models import byte_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

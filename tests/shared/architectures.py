@@ -9,7 +9,7 @@ and large (0.3) and no gain is one and no bias zero, so that every part of every
 Run as a script, it prints which path each family takes in each dtype, why, and how far residuals
 and logits are from plain Hugging Face's:
 
-    python tests/architectures.py [family …] [--dtypes float32 bfloat16 float16]
+    python tests/shared/architectures.py [family …] [--dtypes float32 bfloat16 float16]
 """
 
 import argparse

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_fingerprint import CHANGES, half
 from tiny_models import tiny_llama
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer
+from weight_changes import CHANGES, half
 
 import steerlens as sl
 from steerlens.attribution import instruction_geometry

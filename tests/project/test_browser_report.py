@@ -4,9 +4,8 @@ import re
 
 import pytest
 from browser import artefacts, chromium, faults_of
+from evaluation_example import HOSTILE_RESPONSE, evaluation_example
 from report_example import HOSTILE, evidence_example, hostile_report, report_example
-from test_report_evaluation import HOSTILE as HOSTILE_RESPONSE
-from test_report_evaluation import example as evaluation_example
 
 from steerlens.reports import render_report
 from steerlens.reports.evaluation import render_evaluation

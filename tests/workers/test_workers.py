@@ -19,8 +19,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from small_search import SMALL, TITLE
 from stored_pieces import stored_pieces, wait_for_pieces
-from test_search import SMALL, TITLE
 
 from steerlens.activations.shards import shard_residuals
 from steerlens.behaviour.answers import Answerer, Piece, Question

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "analyses").glob("[0-9]*.py"))
 STORED = sorted((ROOT / "analyses").glob("*.ipynb"))
 # Not within an address (https://…) or a longer relative path; on Windows, a drive.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_search import SMALL, TITLE
 from stored_pieces import wait_for_pieces
 
 import steerlens as sl
@@ -21,14 +22,13 @@ from steerlens.behaviour.evaluation.summary import summarise
 from steerlens.behaviour.judge import Judge
 from steerlens.behaviour.plans import (
     NO_STEERING,
-    FitRecipe,
     InterventionSpec,
     Plan,
     VectorBook,
     describe,
 )
 from steerlens.behaviour.plans.candidates import candidate_from_json, to_json
-from steerlens.behaviour.search import SearchSettings, Stage, search
+from steerlens.behaviour.search import SearchSettings, search
 from steerlens.behaviour.search.halving import search_task
 from steerlens.behaviour.search.scoring import Score, choose, is_allowed, scored, worth
 from steerlens.behaviour.search.space import (
@@ -40,15 +40,6 @@ from steerlens.behaviour.search.space import (
 from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
 from steerlens.vectors import SteeringVector
 
-TITLE = "detectable_format:title"
-SMALL = SearchSettings(
-    broad=Stage(2, 6, 2),
-    narrow=Stage(2, 8, 1),
-    final=Stage(3, 8, 1),
-    n_evidence=2,
-    recipe=FitRecipe(n_pairs=4, n_responses=8, n_wording=4, response_tokens=8, least_own=2),
-    batch_size=32,
-)
 PROMPT = InterventionSpec("last_prompt", 24, "set_projection", 1.0, "prompt")
 RESPONSE = InterventionSpec("response_rewrite", 20, "set_projection", 1.0, "all")
 
@@ -331,13 +322,14 @@ def test_a_search_killed_outright_resumes_to_the_same_plan(model, plan_folder, t
     # Given a search in a process of its own, killed once its first pieces are kept,
     folder = tmp_path / "plan"
     program = (
-        "import sys, steerlens as sl; from test_search import SMALL, TITLE, search\n"
+        "import sys, steerlens as sl; from small_search import SMALL, TITLE\n"
+        "from steerlens.behaviour.search import search\n"
         "model = sl.load_model('smollm2-135m-instruct', dtype='float32', device='cpu')\n"
         "search(model, [TITLE], sys.argv[1], SMALL, show_progress=False)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -14,7 +14,7 @@ import typer
 from steerlens.cli.main import application, main
 from steerlens.tasks import ifeval
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 TITLE = "detectable_format:title"
 
 

@@ -1,52 +1,16 @@
 """Claims about the page of an evaluation: its numbers are the summary's, and text stays text."""
 
-import random
 import re
 
 import pytest
+from evaluation_example import HOSTILE_RESPONSE, evaluation_example
 
-from steerlens.behaviour.evaluation.run import Evaluation
-from steerlens.behaviour.evaluation.summary import summarise
 from steerlens.errors import SteerlensError
 from steerlens.reports.evaluation import render_evaluation
 
-HOSTILE = '</script><script>alert("x")</script><img src=x onerror=alert(1)>'
-CONDITIONS = ("uninstructed", "instructed", "uninstructed+steering")
-
-
-def example(text: str = "A title: <<Rome>>", n: int = 8) -> Evaluation:
-    """Responses of two instructions under three conditions, with their real summary."""
-    draw = random.Random(0)
-    rows = [
-        {
-            "key": row,
-            "row": str(row),
-            "condition": condition,
-            "prompt": f"Prompt {row} {text}",
-            "response": text,
-            "instruction_id_list": [("detectable_format:title", "punctuation:no_comma")[row % 2]],
-            "strict": False,
-            "loose": draw.random() < 0.5,
-            "judge_perplexity": 10.0 + row,
-            "degenerate": row == 3,
-            "degenerate_why": "loops" if row == 3 else None,
-            "n_words": 4,
-            "steering": None if condition != CONDITIONS[2] else "last_prompt at layer 24",
-        }
-        for row in range(n)
-        for condition in CONDITIONS
-    ]
-    described = {
-        "model": {"reference": "tiny", "weights_hash": "sha256:0", "dtype": "float32"},
-        "data": {"file": "prompts.jsonl", "hash": "0", "n_rows": n, "left_out": {"x:y": 2}},
-        "plan": "abc",
-        "settings": {"max_new_tokens": 16, "judge": None},
-    }
-    return Evaluation({**described, **summarise(rows)}, tuple(rows))
-
 
 def test_the_page_tells_every_rate_with_its_interval():
-    result = example()
+    result = evaluation_example()
     page = render_evaluation(result.summary, result.responses)
     for record in result.summary["conditions"].values():
         loose = record["all"]["loose"]
@@ -56,22 +20,22 @@ def test_the_page_tells_every_rate_with_its_interval():
 
 
 def test_texts_of_models_reach_the_page_only_escaped():
-    result = example(HOSTILE)
+    result = evaluation_example(HOSTILE_RESPONSE)
     page = render_evaluation(result.summary, result.responses)
-    assert HOSTILE not in page and "<img src=x" not in page
+    assert HOSTILE_RESPONSE not in page and "<img src=x" not in page
     scripts = re.findall(r"<script\b([^>]*)>", page.split("<body>")[1])
     assert scripts and all("nonce=" in one for one in scripts)
 
 
 def test_nothing_is_fetched_and_the_page_is_the_same_for_the_same_data():
-    result = example()
+    result = evaluation_example()
     page = render_evaluation(result.summary, result.responses)
     assert page == render_evaluation(result.summary, result.responses)
     assert not re.search(r'(src|href)="(?!#)', page.split("<body>")[1])
 
 
 def test_the_table_and_the_picture_hold_the_rates_of_the_summary():
-    result = example()
+    result = evaluation_example()
     table = result.table
     assert list(table["instruction"][:3]) == ["all prompts"] * 3
     row = table[(table.instruction == "all prompts") & (table.condition == "instructed")].iloc[0]
