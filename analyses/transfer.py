@@ -186,7 +186,7 @@ def passes(
     for name, one in vectors.items():
         asked += bare
         steerings += [one.at(layer, strength=strengths[name])] * n
-    texts = sl.generate(model, asked, steerings, max_new_tokens=length, progress=False).texts
+    texts = sl.generate(model, asked, steerings, max_new_tokens=length, show_progress=False).texts
     passed = [
         verdict(text, prompts[i % n].instruction_ids, prompts[i % n].kwargs).all_loose
         for i, text in enumerate(texts)

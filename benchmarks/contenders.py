@@ -38,7 +38,7 @@ def _to_full_length(work: Work, rows: list[list[int]], steerings: list[Steering 
         work.sizes.n_new_tokens,
         work.sizes.batch_limit,
         choose,
-        progress=False,
+        show_progress=False,
     )
     return sum(len(row.produced) for row in done)
 

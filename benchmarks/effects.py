@@ -37,7 +37,7 @@ def recording(dtype: str, lengths: tuple[int, ...], n_rounds: int) -> list[dict[
     sl.steer(model, PROMPT, steering, max_new_tokens=8)  # the engine's check, once a model
     rows = []
     for length in lengths:
-        given: dict[str, Any] = {"max_new_tokens": length, "progress": False}
+        given: dict[str, Any] = {"max_new_tokens": length, "show_progress": False}
         both = sl.generate(model, [PROMPT, PROMPT], steering=[None, steering], **given)
         prompt, (baseline, steered) = both.prompt_tokens[0], both.tokens
         alone, recorded = [], []

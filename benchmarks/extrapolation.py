@@ -139,7 +139,7 @@ def efficiency(dtype: str) -> tuple[float, float, float, float]:
 
     def answered(n: int) -> Callable[[], Any]:
         return lambda: generate_from_tokens(
-            model, tokens, [None], n, batch_size=1, choose=never_ending, progress=False
+            model, tokens, [None], n, batch_size=1, choose=never_ending, show_progress=False
         )
 
     answered(64)()

@@ -39,7 +39,7 @@ def _rate(work: Work, rows: list[list[int]], batch: int, n_new: int) -> float:
 
     def run() -> int:
         done, _ = generate_from_tokens(
-            work.model, rows, [steering] * len(rows), n_new, batch, progress=False
+            work.model, rows, [steering] * len(rows), n_new, batch, show_progress=False
         )
         return sum(len(row.produced) for row in done)
 

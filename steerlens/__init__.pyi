@@ -7,6 +7,7 @@ from .attribution import (
     gather_evidence,
     rank_layers,
 )
+from .attribution.choices import choice_curve
 from .behaviour.calibration import calibrate, calibrate_rate
 from .behaviour.evaluation.run import Evaluation, EvaluationSettings, evaluate
 from .behaviour.plans import Plan
@@ -19,8 +20,9 @@ from .models.loading import available_models, load_model
 from .reports import report
 from .steering.interventions import Steering
 from .steering.operations import Intervention
-from .tasks import base_queries, catalogue
-from .tasks.pairs import contrast_pairs
+from .tasks import Task, base_queries, catalogue
+from .tasks.drawing import contrast_pairs
+from .tasks.task_files import load_task
 from .vectors import SteeringVector, difference_of_means, linear_probe, random_direction
 from .vectors.formats import load_vector
 from .vectors.transfer import transfer_vector
@@ -40,6 +42,7 @@ __all__ = [
     "SteeringVector",
     "SteerlensError",
     "SteerlensWarning",
+    "Task",
     "activation_patching",
     "available_models",
     "base_queries",
@@ -48,6 +51,7 @@ __all__ = [
     "calibrate_rate",
     "catalogue",
     "causal_recovery",
+    "choice_curve",
     "contrast_pairs",
     "difference_of_means",
     "evaluate",
@@ -57,6 +61,7 @@ __all__ = [
     "generate",
     "linear_probe",
     "load_model",
+    "load_task",
     "load_vector",
     "random_direction",
     "rank_layers",

@@ -289,7 +289,7 @@ def residuals_of(
         [span for _, span in numbers],
         layers,
         batch_size=batch_size,
-        progress=show_progress,
+        show_progress=show_progress,
     )[index]
     n_pairs = len(pairs)
     lengths = rows.prompt_lengths

@@ -16,7 +16,7 @@ __all__ = ["POSITIONS", "SIDES", "Position", "RowsToRead", "rows_to_read"]
 
 Position = str | int
 SIDES = ("instructed", "uninstructed")
-RESPONSE_POSITIONS = ("response_mean", "last_response")
+RESPONSE_POSITIONS = ("response_mean", "last_response", "answer")
 POSITIONS = ("last_prompt", *RESPONSE_POSITIONS)
 
 
@@ -54,11 +54,18 @@ def rows_to_read(
     rows = tokenize_prompts(model, prompts, chat_format, control_tokens)
     lengths = [len(row) for row in rows]
     if position == "last_prompt":
+        if pairs.same_prompts:
+            raise PairsError(
+                "both sides of every pair have the same prompt, so nothing differs at its last "
+                "token; read at position 'answer' or 'response_mean'"
+            )
         return RowsToRead(rows, [(n - 1, n) for n in lengths], lengths)
     if position in RESPONSE_POSITIONS:
         rows = _with_responses(model, rows, pairs, sides, str(position), control_tokens)
         if position == "last_response":
             return RowsToRead(rows, [(len(row) - 1, len(row)) for row in rows], lengths)
+        if position == "answer":
+            return RowsToRead(rows, _answer_spans(rows, pairs), lengths)
         spans = [(n, len(row)) for n, row in zip(lengths, rows, strict=True)]
         return RowsToRead(rows, spans, lengths)
     if isinstance(position, str):
@@ -70,6 +77,21 @@ def rows_to_read(
                 f"{n} tokens"
             )
     return RowsToRead(rows, [(position % n, position % n + 1) for n in lengths], lengths)
+
+
+def _answer_spans(rows: Sequence[Sequence[int]], pairs: ContrastSet) -> list[Span]:
+    """The first token at which the two rows of each pair differ."""
+    spans = []
+    for i in range(len(pairs)):
+        sides = zip(rows[i], rows[i + len(pairs)], strict=False)
+        place = next((place for place, (a, b) in enumerate(sides) if a != b), None)
+        if place is None:
+            raise PairsError(
+                f"position 'answer' needs two answers that differ; those of pair {i} are the same, "
+                "or one begins with the other"
+            )
+        spans.append((place, place + 1))
+    return spans * 2
 
 
 def check_pairs(pairs: Any) -> None:

@@ -44,7 +44,7 @@ def instructed_responses(
     instructed: Rows,
     uninstructed: Rows,
     max_tokens: int,
-    progress: bool | None,
+    show_progress: bool | None,
 ) -> list[tuple[int, ...]]:
     """What the model answers under the instruction, greedily; the token that ends it included.
 
@@ -53,13 +53,13 @@ def instructed_responses(
         uninstructed: The prompts the responses will be fed after; a response is cut where it would
             leave the context there.
         max_tokens: Longest response.
-        progress: Show a progress bar.
+        show_progress: Show a progress bar.
 
     Raises:
         SteeringError: The unsteered model's logits are no numbers.
     """
     finished, _ = generate_from_tokens(
-        model, instructed, [None] * len(instructed), max_tokens, progress=progress
+        model, instructed, [None] * len(instructed), max_tokens, show_progress=show_progress
     )
     # It is predicted but never read, so any of the tokens that end a turn will do.
     end = min(end_token_ids(model), default=0)
@@ -82,7 +82,7 @@ def kl_to_instructed(
     uninstructed: Rows,
     responses: Rows,
     steerings: Sequence[Steering | None],
-    progress: bool | None,
+    show_progress: bool | None,
     batch_size: int | None = None,
 ) -> Float[np.ndarray, "steering pair step"]:
     """KL(instructed‖q) in nats at each response token; 0 after a response's end.
@@ -92,7 +92,7 @@ def kl_to_instructed(
         uninstructed: Uninstructed prompts as tokens.
         responses: Response tokens of each pair, at least one.
         steerings: What is done to the uninstructed prompts; ``None`` for nothing.
-        progress: Show a progress bar.
+        show_progress: Show a progress bar.
         batch_size: Rows per forward pass at most; by default as many as memory allows.
 
     Returns:
@@ -102,7 +102,7 @@ def kl_to_instructed(
     result = np.zeros((len(steerings), n_pairs, n_steps))
     size = max(1, _MOST_TARGETS // (n_steps * model.cfg.d_vocab))
     total = sum(map(len, responses)) * (len(steerings) + 1)
-    disable = None if progress is None else not progress
+    disable = None if show_progress is None else not show_progress
     with tqdm(total=total, desc="causal recovery", unit="token", disable=disable) as bar:
         for start in range(0, n_pairs, size):
             block = range(start, min(start + size, n_pairs))

@@ -344,7 +344,7 @@ def answer_rows(
         if steering is not None:
             steering.check_model(model)
     finished, _ = generate_from_tokens(
-        model, rows, steerings, max_new_tokens, batch_size, progress=False
+        model, rows, steerings, max_new_tokens, batch_size, show_progress=False
     )
     decode = attached_tokenizer(model).decode
     return [

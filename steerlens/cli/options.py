@@ -34,6 +34,7 @@ from steerlens.errors import SteerlensError, unknown_name
 if TYPE_CHECKING:
     from steerlens.activations.cache import ResidualCache
     from steerlens.steering.interventions import Steering
+    from steerlens.tasks import Task
     from steerlens.tasks.pairs import ContrastSet
     from steerlens.vectors import SteeringVector
 
@@ -96,17 +97,18 @@ class TaskOptions:
     task: Annotated[list[str] | None, Ids] = None
     every_task: Annotated[bool, option("every task of the catalogue", "--all")] = False
 
-    def ids(self) -> list[str]:
-        """Ids asked for, checked against the catalogue before any model is loaded."""
+    def tasks(self) -> "list[Task]":
+        """The tasks asked for, read before any model is loaded."""
         from steerlens.tasks import catalogue
+        from steerlens.tasks.task_files import load_task
 
         if self.every_task:
             if self.task:
                 raise SteerlensError("give either --all or --task, not both")
-            return list(catalogue)
+            return list(catalogue.values())
         if not self.task:
-            raise SteerlensError("give --task ID (repeat it for several), or --all")
-        return [catalogue[name].id for name in dict.fromkeys(self.task)]
+            raise SteerlensError("give --task ID or FILE (repeat it for several), or --all")
+        return [load_task(name) for name in dict.fromkeys(self.task)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,17 +119,18 @@ class PairOptions(TaskOptions):
     n: Annotated[int | None, option("pairs per task (default: 64); not with --pairs")] = None
     seed: Annotated[int | None, option("seed of everything that is drawn (default: 0)")] = None
     position: Annotated[
-        str, option("last_prompt, response_mean, last_response or a token index")
-    ] = "last_prompt"
+        str | None,
+        option("last_prompt, response_mean, last_response, answer or a token index"),
+    ] = None
     batch_size: Annotated[int | None, count("prompts per forward pass")] = None
 
     def sets(self) -> "list[ContrastSet]":
         """Contrast pairs of the file, or of each task."""
         from steerlens.tasks.pairs import ContrastSet
 
-        self.read_at()
+        self._check_position()
         if self.pairs is None:
-            return self.sets_of(self.ids())
+            return self.sets_of(self.tasks())
         if self.task or self.every_task:
             raise SteerlensError("give either --pairs or --task, not both")
         reason = "is how many pairs of a task are drawn, and all pairs of --pairs FILE are used"
@@ -135,26 +138,28 @@ class PairOptions(TaskOptions):
         is_csv = self.pairs.suffix.lower() == ".csv"
         return [(ContrastSet.from_csv if is_csv else ContrastSet.from_jsonl)(self.pairs)]
 
-    def sets_of(self, ids: Sequence[str]) -> "list[ContrastSet]":
+    def sets_of(self, tasks: "Sequence[Task]") -> "list[ContrastSet]":
         """Contrast pairs of each of these tasks."""
-        from steerlens.tasks.pairs import contrast_pairs
+        from steerlens.tasks.drawing import contrast_pairs
 
-        n = 64 if self.n is None else self.n
-        return [contrast_pairs(name, n=n, seed=seed_of(self.seed), split="fit") for name in ids]
+        seed = seed_of(self.seed)
+        return [contrast_pairs(task, n=self.n, seed=seed, split="fit") for task in tasks]
 
-    def read_at(self) -> int | str:
-        """The position as a name or a token index.
-
-        Raises:
-            UnknownNameError: "unknown position 'lst'; …".
-        """
-        if re.fullmatch(r"-?[0-9]+", self.position):
-            return int(self.position)
+    def _check_position(self) -> None:
+        if self.position is None or re.fullmatch(r"-?[0-9]+", self.position):
+            return
         from steerlens.activations.cache import POSITIONS
 
         if self.position not in POSITIONS:
             raise unknown_name("position", self.position, POSITIONS)
-        return self.position
+
+    def read_at(self, pairs: "ContrastSet") -> int | str:
+        """Where these pairs are read: as asked, else at the answer of choices, else at the prompt's
+        last token."""
+        if self.position is None:
+            return "answer" if pairs.same_prompts else "last_prompt"
+        is_index = re.fullmatch(r"-?[0-9]+", self.position)
+        return int(self.position) if is_index else self.position
 
     def cache(self, model: Any, pairs: "ContrastSet", chat_format: Any) -> "ResidualCache":
         """Residuals of one set."""
@@ -162,7 +167,7 @@ class PairOptions(TaskOptions):
 
         size = given(batch_size=self.batch_size)
         return cache_residuals(
-            model, pairs, position=self.read_at(), chat_format=chat_format, **size
+            model, pairs, position=self.read_at(pairs), chat_format=chat_format, **size
         )
 
 

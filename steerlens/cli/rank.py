@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from steerlens.cli.choices import rank_choices
 from steerlens.cli.options import EngineOptions, ModelOptions, PairOptions
 from steerlens.cli.values import (
     Evidence,
@@ -53,6 +54,9 @@ def rank(
     as_json: Json = False,
 ) -> None:
     """Rank layers by evidence, with intervals."""
+    if evidence == "choices":
+        rank_choices(model, pairs, out, as_json)
+        return
     sets = pairs.sets()  # before the slow imports: a mistyped name is refused at once
     from steerlens.attribution.evidence import gather_evidence
     from steerlens.files import check_writable
@@ -131,7 +135,7 @@ def _from_shards(
         model,
         fit,
         folder,
-        position=pairs.read_at(),
+        position=pairs.read_at(fit),
         chat_format=chat_format,
         workers=workers,
         **given(batch_size=pairs.batch_size),
@@ -145,14 +149,13 @@ def _held_out(pairs: "ContrastSet", options: PairOptions) -> "tuple[ContrastSet,
     Raises:
         PairsError: A file with too few base queries to keep some back.
     """
-    from steerlens.tasks.pairs import ContrastSet, contrast_pairs
+    from steerlens.tasks.drawing import contrast_pairs
+    from steerlens.tasks.pairs import ContrastSet
 
     if options.pairs is None:
-        from steerlens.tasks import catalogue
-
-        name = str(pairs.instruction_id)
-        n = min(_N_HELD_OUT, catalogue[name].n_pairs("select"))
-        return pairs, contrast_pairs(name, n=n, seed=seed_of(options.seed), split="select")
+        (task,) = (task for task in options.tasks() if task.id == pairs.instruction_id)
+        n = min(_N_HELD_OUT, task.n_pairs("select"))
+        return pairs, contrast_pairs(task, n=n, seed=seed_of(options.seed), split="select")
     # Near-duplicates are kept back together.
     queries = list(dict.fromkeys(pairs.query_groups))
     n_kept = min(_N_HELD_OUT, len(queries) // 4)

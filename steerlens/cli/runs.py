@@ -25,7 +25,7 @@ def search(
     model: RunModelOptions, tasks: TaskOptions, run: RunOptions, *, as_json: Json = False
 ) -> None:
     """Choose where and how hard to steer, by behaviour."""
-    names = tasks.ids()
+    names = tasks.tasks()
     from steerlens.behaviour.plans.candidates import describe
     from steerlens.behaviour.search import SearchSettings
     from steerlens.behaviour.search import search as run_search
@@ -120,7 +120,7 @@ def report(
     *,
     command_line: str,
     out: Annotated[Path, local_path("folder to write")],
-    n: Annotated[int, option("contrast pairs per task")] = 64,
+    n: Annotated[int | None, option("contrast pairs per task (default: 64)")] = None,
     samples: Annotated[int | None, option("prompts shown per task")] = None,
     max_new_tokens: Annotated[int, count("longest response")] = 96,
     evidence: Annotated[str | None, Evidence] = None,
@@ -141,7 +141,7 @@ def report(
         seed=seed,
         evidence=evidence_kinds(evidence) if evidence else (),
     )
-    names = tasks.ids()
+    names = tasks.tasks()
     check_writable(out / "report.html")
     chosen = Plan.load(plan) if plan else None
     result = write_report(model.load(), names, out, chosen, settings, command=command_line)

@@ -105,8 +105,7 @@ def calibrate(
     from steerlens.effects.divergence import check_statistic
     from steerlens.engine.generation import generate
     from steerlens.files import check_writable
-    from steerlens.tasks import catalogue
-    from steerlens.tasks.pairs import contrast_pairs
+    from steerlens.tasks.drawing import contrast_pairs
 
     if task is None and target_rate is not None:
         raise SteerlensError("--target-rate needs --task, whose check counts the responses")
@@ -124,7 +123,7 @@ def calibrate(
             raise SteerlensError(f"--target-kl must be a positive number of nats; got {budget:g}")
         check_statistic(quantile, 1, seed)
     else:
-        contrast_pairs(catalogue[task], n=n, seed=seed, split="select")
+        contrast_pairs(task, n=n, seed=seed, split="select")
         if target_rate is not None and not 0 < target_rate <= 1:
             raise SteerlensError(
                 f"--target-rate must be above 0 and at most 1; got {target_rate:g}"
@@ -143,7 +142,7 @@ def calibrate(
         result = calibrate_rate(
             loaded,
             steering,
-            catalogue[task],
+            task,
             target_rate,
             n_prompts=n,
             max_new_tokens=max_new_tokens or 128,

@@ -61,14 +61,17 @@ def local_path(text: str) -> Any:
 
 
 Ids = option(
-    "a task of the catalogue; repeat it for several (--instruction is its older spelling)",
+    "a task: an id of the catalogue, or a file (.yaml, or pairs or choices as .jsonl); repeat it "
+    "for several (--instruction is its older spelling)",
     "--task",
     "--instruction",
-    metavar="ID",
+    metavar="ID|FILE",
 )
 Json = Annotated[bool, option("print machine-readable JSON", "--json")]
 Seed = Annotated[int, option("seed of everything that is drawn")]
-Evidence = option("comma-separated: separability, probes, null, dimension, causal, components; all")
+Evidence = option(
+    "comma-separated: separability, probes, null, dimension, causal, components; all; or choices"
+)
 
 
 def given(**values: Any) -> dict[str, Any]:

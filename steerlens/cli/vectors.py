@@ -18,6 +18,7 @@ from steerlens.cli.values import (
 from steerlens.errors import SteerlensError, unknown_name
 
 if TYPE_CHECKING:
+    from steerlens.tasks import Task
     from steerlens.vectors import SteeringVector
 
 __all__ = ["FORMATS", "convert", "transfer", "vector"]
@@ -200,7 +201,7 @@ def _check_format(form: str) -> None:
         raise unknown_name("format", form, FORMATS)
 
 
-def _task_of(vector: "SteeringVector") -> str:
+def _task_of(vector: "SteeringVector") -> "Task":
     """The task a vector says it carries, if the catalogue has it."""
     from steerlens.tasks import catalogue
 
@@ -210,7 +211,7 @@ def _task_of(vector: "SteeringVector") -> str:
             f"{vector!r} does not carry a task of the catalogue; give --task or --pairs to "
             "measure its projections on the model"
         )
-    return name
+    return catalogue[name]
 
 
 def _write(

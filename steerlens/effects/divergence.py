@@ -136,7 +136,7 @@ def unsteered_answers(
                 "KL is measured on greedy responses without steering; these are not"
             )
     else:
-        answers = generate(model, prompts, max_new_tokens=max_new_tokens, progress=False)
+        answers = generate(model, prompts, max_new_tokens=max_new_tokens, show_progress=False)
     if not any(answers.tokens):
         raise SteeringError(
             f"none of {len(answers)} prompts has a response token to measure KL on; give prompts "

@@ -123,7 +123,7 @@ def steer(
         "seed": seed,
         "chat_format": chat_format,
         "control_tokens": control_tokens,
-        "progress": False,
+        "show_progress": False,
     }
     if temperature == 0:
         # Two rows of one batch take little more time than one.

@@ -19,7 +19,7 @@ def residuals_at(
     spans: Sequence[Span],
     layers: Sequence[int],
     batch_size: int = 16,
-    progress: bool | None = None,
+    show_progress: bool | None = None,
 ) -> Float[Tensor, "row layer d_model"]:
     """Residuals of token rows, averaged over one span of each row: float32, on the CPU.
 
@@ -29,11 +29,11 @@ def residuals_at(
         spans: Half-open token range ``(start, stop)`` of each row to average over.
         layers: Layers to read (output of these blocks).
         batch_size: Rows per forward pass.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        show_progress: Show a progress bar on standard error; by default only in a terminal.
     """
     if batch_size < 1:
         raise ActivationError(f"batch_size must be at least 1; got {batch_size}")
     with running(model, max(map(len, rows), default=0)) as path:
         if path.is_fast:
-            return residuals_shared(model, rows, spans, layers, batch_size, progress)
-        return residuals_unshared(model, rows, spans, layers, batch_size, progress, path)
+            return residuals_shared(model, rows, spans, layers, batch_size, show_progress)
+        return residuals_unshared(model, rows, spans, layers, batch_size, show_progress, path)

@@ -93,7 +93,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     chat_format: str = "auto",
-    progress: bool | None = None,
+    show_progress: bool | None = None,
     control_tokens: str = "escape",
 ) -> Generations:
     """Generate one response per prompt, steered or not.
@@ -109,7 +109,7 @@ def generate(
         top_p: When sampling, keep the smallest set of tokens with this probability.
         seed: Seed of the sampling; each prompt has its own stream.
         chat_format: ``"auto"``, ``"template"`` or ``"plain"``; see `steerlens.models.loading`.
-        progress: Show a progress bar on standard error; by default only in a terminal.
+        show_progress: Show a progress bar on standard error; by default only in a terminal.
         control_tokens: ``"escape"`` reads control tokens that a prompt spells as text, ``"keep"``
             lets them act; see `steerlens.models.control_tokens`.
 
@@ -131,7 +131,7 @@ def generate(
     steerings = _one_per_prompt(model, steering, len(rows))
     choose = _greedy if temperature == 0 else _Sampler(len(rows), temperature, top_p, seed)
     finished, how = generate_from_tokens(
-        model, rows, steerings, max_new_tokens, batch_size, choose, progress
+        model, rows, steerings, max_new_tokens, batch_size, choose, show_progress
     )
     tokenizer: Any = model.tokenizer
     info = model_info(model)
@@ -172,7 +172,7 @@ def generate_from_tokens(
     max_new_tokens: int,
     batch_size: int | None = None,
     choose: Choose = _greedy,
-    progress: bool | None = None,
+    show_progress: bool | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Responses to token rows; arguments as for `generate`, which renders and decodes around this.
 
@@ -183,7 +183,7 @@ def generate_from_tokens(
         max_new_tokens: Longest response, in tokens.
         batch_size: Most rows decoded together.
         choose: Picks the next tokens from logits, given the rows' indices.
-        progress: Show a progress bar on standard error.
+        show_progress: Show a progress bar on standard error.
 
     Returns:
         The finished rows in order, and how they were run: ``attention``, ``attention_reason``,
@@ -202,7 +202,7 @@ def generate_from_tokens(
             "follow it; shorten it"
         )
     longest = max((len(row.tokens) + row.max_new_tokens for row in flow), default=0)
-    disable = None if progress is None else not progress
+    disable = None if show_progress is None else not show_progress
     with (
         running(model, longest) as path,
         tqdm(total=len(flow), desc="generating", unit="prompt", disable=disable) as bar,

@@ -36,12 +36,12 @@ _MIN_SHARED = 4
 
 @contextmanager
 def _collected(
-    model: TransformerBridge, n_rows: int, layers: Sequence[int], progress: bool | None
+    model: TransformerBridge, n_rows: int, layers: Sequence[int], show_progress: bool | None
 ) -> Iterator[tuple[Tensor, Keep]]:
     """The tensor to fill, and what fills it and moves the progress bar on."""
     result = torch.empty(n_rows, len(layers), model.cfg.d_model, dtype=torch.float32)
     column = {layer: index for index, layer in enumerate(layers)}
-    disable = None if progress is None else not progress
+    disable = None if show_progress is None else not show_progress
     with tqdm(total=n_rows, desc="caching residuals", unit="prompt", disable=disable) as bar:
 
         def keep(layer: int, batch: Sequence[int], means: Float[Tensor, "row d_model"]) -> None:
@@ -59,11 +59,11 @@ def residuals_unshared(
     spans: Sequence[Span],
     layers: Sequence[int],
     batch_size: int,
-    progress: bool | None = False,
+    show_progress: bool | None = False,
     path: FastPath = BRIDGE,
 ) -> Float[Tensor, "row layer d_model"]:
     """`residuals_at` on the plain path, which says which rows may be padded: every row whole."""
-    with _collected(model, len(rows), layers, progress) as (result, keep):
+    with _collected(model, len(rows), layers, show_progress) as (result, keep):
         for batch in path.batches([len(row) for row in rows], batch_size):
             width = max(len(rows[i]) for i in batch)
             windows = [_moved(spans[i], width - len(rows[i])) for i in batch]
@@ -89,7 +89,7 @@ def residuals_shared(
     spans: Sequence[Span],
     layers: Sequence[int],
     batch_size: int,
-    progress: bool | None = False,
+    show_progress: bool | None = False,
 ) -> Float[Tensor, "row layer d_model"]:
     """`residuals_at` on the fast path: beginnings that rows share are run once.
 
@@ -103,7 +103,7 @@ def residuals_shared(
     families = sorted(
         _families(rows, limits, shared), key=lambda family: family.width(rows), reverse=True
     )
-    with _collected(model, len(rows), layers, progress) as (result, keep), fast_modules(model):
+    with _collected(model, len(rows), layers, show_progress) as (result, keep), fast_modules(model):
         trunk = read(model, [rows[0][:shared]], [None], stop)[0] if shared else None
         for pack in packs(
             families, lambda f: f.width(rows), most_rows=batch_size, n_rows=lambda f: len(f.members)

@@ -137,7 +137,7 @@ class Session:
             [None, steering],
             trial.max_new_tokens,
             choose=choose,
-            progress=False,
+            show_progress=False,
         )
         if any(row.reason == "non-finite" for row in rows):
             raise SteerlensError("the model's logits hold NaN or infinity; lower the strength")

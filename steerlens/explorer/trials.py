@@ -10,7 +10,8 @@ from steerlens.activations.cache import POSITIONS, cache_residuals
 from steerlens.errors import SteerlensError
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import base_queries, catalogue
-from steerlens.tasks.pairs import ContrastSet, contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector, difference_of_means
 from steerlens.vectors.formats import load_vector
 

@@ -46,8 +46,10 @@ from steerlens.models.loading import model_info
 from steerlens.reports.page import render_report
 from steerlens.reports.samples import SteeredTask, answer_samples
 from steerlens.reports.settings import ReportSettings
-from steerlens.tasks import Task, catalogue
-from steerlens.tasks.pairs import contrast_pairs
+from steerlens.tasks import Task
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastSet
+from steerlens.tasks.task_files import load_task
 from steerlens.vectors import SteeringVector, difference_of_means, random_direction
 from steerlens.views import Result
 
@@ -55,6 +57,9 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["Report", "report"]
+
+
+_N_RECOVERY = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -146,7 +151,8 @@ def report(
     out = Path(out)
     check_writable(out / "report.html")
     show, started = shown(show_progress), time.monotonic()
-    bar = tqdm(checked, desc="layer attribution", unit="task", disable=not show)
+    disable = not show
+    bar = tqdm(checked, desc="layer attribution", unit="task", disable=disable)
     measured = [_measure(model, task, settings) for task in bar]
     seconds = {"attribution": time.monotonic() - started}
     started = time.monotonic()
@@ -164,7 +170,7 @@ def report(
                 "command": command,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seed": settings.seed,
-                "n_pairs": settings.n_pairs,
+                "n_pairs": max(m.ranking.n_pairs for m in measured),
                 "position": "last_prompt",
                 "versions": library_versions(),
                 "data_hash": {m.task.id: m.cache.metadata["data_hash"] for m in measured},
@@ -204,20 +210,39 @@ def _checked_tasks(
     tasks: Sequence[str | Task] | str | Task, settings: ReportSettings
 ) -> list[Task]:
     listed = [tasks] if isinstance(tasks, str | Task) else tasks
-    named = [catalogue[task] if isinstance(task, str) else task for task in listed]
+    named = [load_task(task) for task in listed]
     if not named:
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
     unique = list({task.id: task for task in named}.values())
     for task in unique:  # drawn again when used; here so that too many pairs are refused at once
-        contrast_pairs(task, n=settings.n_pairs, seed=settings.seed, split="fit")
-        contrast_pairs(task, n=settings.n_recovery, seed=settings.seed, split="select")
+        fit_pairs(task, settings)
+        held_out_pairs(task, settings)
     return unique
+
+
+def fit_pairs(task: Task, settings: ReportSettings) -> ContrastSet:
+    """The pairs that the vector is fitted on."""
+    return contrast_pairs(task, n=settings.n_pairs, seed=settings.seed, split="fit")
+
+
+def held_out_pairs(task: Task, settings: ReportSettings) -> ContrastSet:
+    """The pairs that recovery is measured on.
+
+    Raises:
+        SteerlensError: The task has choices, whose behaviour is measured by log odds.
+    """
+    if task.group == "choices":
+        raise SteerlensError(
+            f"task {task.id!r} has choices, which are measured by log odds; use "
+            "`steerlens rank --evidence choices`, or steerlens.choice_curve"
+        )
+    n = settings.n_recovery or max(2, min(_N_RECOVERY, task.n_pairs("select")))
+    return contrast_pairs(task, n=n, seed=settings.seed, split="select")
 
 
 def _measure(model: TransformerBridge, task: Task, settings: ReportSettings) -> _Measured:
     seed, batch_size = settings.seed, settings.batch_size
-    pairs = contrast_pairs(task, n=settings.n_pairs, seed=seed, split="fit")
-    held_out = contrast_pairs(task, n=settings.n_recovery, seed=seed, split="select")
+    pairs, held_out = fit_pairs(task, settings), held_out_pairs(task, settings)
     cache = cache_residuals(model, pairs, batch_size=batch_size, show_progress=False)
     vector, placebo = difference_of_means(cache), random_direction(cache, seed=seed)
     # Not the last layer: what is set there moves the first token's logits almost directly, so its

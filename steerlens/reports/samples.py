@@ -76,12 +76,13 @@ def answer_samples(
         steering=[steering for _, steering in rows],
         max_new_tokens=settings.max_new_tokens,
         batch_size=settings.batch_size,
-        progress=show_progress,
+        show_progress=show_progress,
     )
     answered = []
     row = len(unsteered)
     total = len(rows) - row
-    with tqdm(total=total, desc="per-token effects", disable=not show_progress) as bar:
+    disable = not show_progress
+    with tqdm(total=total, desc="per-token effects", disable=disable) as bar:
         for steered, record, shown in zip(tasks, records, samples, strict=True):
             told = []
             for sample in shown:

@@ -16,8 +16,9 @@ class ReportSettings:
     """What a report measures; all of it goes into the report's provenance.
 
     Attributes:
-        n_pairs: Contrast pairs per task (``fit`` split) for vector and separability.
-        n_recovery: Pairs of the ``select`` split for causal recovery.
+        n_pairs: Contrast pairs per task (``fit`` split) for vector and separability; by default
+            64, or all of a task that has fewer.
+        n_recovery: Pairs of the ``select`` split for causal recovery; 16 by default, or all.
         n_samples: Prompts per task that are answered and shown; by default 4, or 2 for more than
             12 tasks.
         recovery_every: Recovery is measured at every so many layers, except the last.
@@ -35,8 +36,8 @@ class ReportSettings:
         UnknownNameError: A kind of evidence that does not exist.
     """
 
-    n_pairs: int = 64
-    n_recovery: int = 16
+    n_pairs: int | None = None
+    n_recovery: int | None = None
     n_samples: int | None = None
     recovery_every: int = 3
     operation: str = "set_projection"

@@ -43,19 +43,20 @@ from importlib import resources
 from typing import Any
 
 from steerlens.errors import UnknownNameError, unknown_name
-from steerlens.tasks.definition import Task
+from steerlens.tasks.instructions import Instruction
 from steerlens.tasks.queries import SPLITS, BaseQuery, base_queries
+from steerlens.tasks.task import Task
 
-__all__ = ["SPLITS", "BaseQuery", "Catalogue", "Task", "base_queries", "catalogue"]
+__all__ = ["SPLITS", "BaseQuery", "Catalogue", "Instruction", "Task", "base_queries", "catalogue"]
 
 
-class Catalogue(Mapping[str, Task]):
+class Catalogue(Mapping[str, Instruction]):
     """A read-only mapping from id to `Task`, in a fixed order."""
 
-    def __init__(self, tasks: tuple[Task, ...]) -> None:
+    def __init__(self, tasks: tuple[Instruction, ...]) -> None:
         self._by_id = {task.id: task for task in tasks}
 
-    def __getitem__(self, task_id: str) -> Task:
+    def __getitem__(self, task_id: str) -> Instruction:
         """The task of that id.
 
         Raises:
@@ -81,7 +82,7 @@ class Catalogue(Mapping[str, Task]):
     def __repr__(self) -> str:
         return f"<Catalogue of {len(self)} instructions: {', '.join(self)}>"
 
-    def matching(self, check_id: str, kwargs: Mapping[str, Any]) -> Task | None:
+    def matching(self, check_id: str, kwargs: Mapping[str, Any]) -> Instruction | None:
         """The task that a row of an IFEval file asks for, if there is one.
 
         One check of IFEval may serve several tasks, told apart by their arguments.
@@ -106,7 +107,9 @@ def _load() -> Catalogue:
         row["split_phrasings"] = {s: tuple(row["phrasings"][s]) for s in SPLITS}
         for name in ("query_kinds", "word_band"):
             row[name] = tuple(row[name]) if row[name] else None
-        tasks.append(Task(**{name: row[name] for name in Task.__dataclass_fields__}))
+        tasks.append(
+            Instruction(**{name: value for name, value in row.items() if name != "phrasings"})
+        )
     return Catalogue(tuple(tasks))
 
 

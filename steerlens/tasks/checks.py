@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerlens.errors import SteerlensError, unknown_name
-from steerlens.tasks import Task, catalogue, ifeval
+from steerlens.tasks import Instruction, Task, catalogue, ifeval
 
 __all__ = ["Verdict", "checked_task", "follows", "is_known", "verdict"]
 
@@ -57,18 +57,22 @@ def is_known(instruction_id: str) -> bool:
     return instruction_id in catalogue or instruction_id in ifeval.known_ifeval_ids()
 
 
-def checked_task(instruction_id: str) -> Task:
+def checked_task(instruction_id: str, tasks: Mapping[str, Task] | None = None) -> Task:
     """The task of that id; for an id that only IFEval has, one that is nothing but its check.
+
+    Args:
+        instruction_id: The id of a task of `tasks`, of the catalogue, or of IFEval.
+        tasks: Tasks of one's own, by id.
 
     Raises:
         UnknownNameError: "unknown instruction …; did you mean …?"
     """
+    if tasks is not None and instruction_id in tasks:
+        return tasks[instruction_id]
     if instruction_id in catalogue:
         return catalogue[instruction_id]
     if instruction_id in ifeval.known_ifeval_ids():
-        return Task(
-            instruction_id, instruction_id, group="check", description="", split_phrasings={}
-        )
+        return Instruction(instruction_id, instruction_id, group="check")
     known = dict.fromkeys([*ifeval.known_ifeval_ids(), *catalogue])
     raise unknown_name("instruction", instruction_id, known)
 
@@ -78,6 +82,7 @@ def verdict(
     instruction_ids: Sequence[str],
     kwargs: Sequence[Mapping[str, Any]],
     prompt: str | None = None,
+    tasks: Mapping[str, Task] | None = None,
 ) -> Verdict:
     """Check a response against each of its instructions.
 
@@ -86,6 +91,7 @@ def verdict(
         instruction_ids: IFEval's or the catalogue's ids; at least one.
         kwargs: The arguments of each instruction's check, in the same order.
         prompt: The user's prompt, for checks that compare with it.
+        tasks: Tasks of one's own, by id.
 
     Raises:
         UnknownNameError: "unknown instruction …; did you mean …?"
@@ -100,7 +106,8 @@ def verdict(
             f"each instruction needs its arguments: {len(instruction_ids)} ids and {len(kwargs)} "
             "sets of arguments were given"
         )
-    asked = list(zip(map(checked_task, instruction_ids), kwargs, strict=True))
+    named = [checked_task(name, tasks) for name in instruction_ids]
+    asked = list(zip(named, kwargs, strict=True))
     strict = [follows(task, response, arguments, prompt, False) for task, arguments in asked]
     # The response itself is the first loose variant, so a strict pass needs no second look.
     loose = [

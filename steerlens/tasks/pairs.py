@@ -1,9 +1,9 @@
 """Contrast pairs: the same request with and without an instruction.
 
 A pair holds two prompts for one base query, *instructed* and *uninstructed*; steering vectors come
-from the difference of a model's activations on the two. Pairs are drawn from the catalogue
-(`contrast_pairs`) or brought along: two lists of prompts, a JSONL or CSV file, a Hugging Face
-dataset. They are validated here, and an error names the row.
+from the difference of a model's activations on the two. Pairs are drawn for a task
+(`steerlens.contrast_pairs`) or brought along: two lists of prompts, a JSONL or CSV file, a Hugging
+Face dataset. They are validated here, and an error names the row.
 
 A pairs file has one JSON object per line. `instructed` and `uninstructed` are needed; the rest is
 optional. Other fields are ignored with a warning, unless one seems to be an optional field
@@ -17,16 +17,11 @@ Drawing is deterministic: pair *i* for a seed is the same on every machine, and 
 the first n of those for any larger n. Every base query of the split is used once before one is
 repeated with another phrasing, and tasks that accept all kinds of query see the same queries in the
 same order, so that their vectors differ by the instruction only.
-
->>> pairs = contrast_pairs("change_case:english_lowercase", n=4, seed=0)
->>> len(pairs), pairs[0].instructed.startswith(pairs[0].uninstructed)
-(4, True)
 """
 
 import hashlib
 import json
 import os
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -36,14 +31,12 @@ from typing import Any, overload
 import pandas as pd
 
 from steerlens.errors import PairsError
-from steerlens.errors.arguments import whole_number
 from steerlens.files import write_text
 from steerlens.files.fields import Foreign
 from steerlens.files.records import csv_records, jsonl_records, read_text
-from steerlens.tasks import Task, catalogue
 from steerlens.tasks.duplicates import near_duplicates
 
-__all__ = ["ContrastPair", "ContrastSet", "contrast_pairs", "task_of"]
+__all__ = ["ContrastPair", "ContrastSet"]
 
 REQUIRED = ("instructed", "uninstructed")
 OPTIONAL = ("base_query", "phrasing", "kwargs", "instructed_response", "uninstructed_response")
@@ -139,6 +132,11 @@ class ContrastSet(Sequence[ContrastPair]):
         rows = [asdict(pair) for pair in self.pairs]
         canonical = json.dumps(rows, sort_keys=True, separators=(",", ":"))
         return f"sha256:{hashlib.sha256(canonical.encode('ascii')).hexdigest()}"
+
+    @property
+    def same_prompts(self) -> bool:
+        """Whether the two prompts of every pair are the same, so that only answers differ."""
+        return all(pair.instructed == pair.uninstructed for pair in self.pairs)
 
     @cached_property
     def query_groups(self) -> tuple[int, ...]:
@@ -243,68 +241,6 @@ class ContrastSet(Sequence[ContrastPair]):
             return cls(pairs)
         except PairsError as error:
             raise PairsError(f"{error} in {source}" if source else str(error)) from error
-
-
-def contrast_pairs(
-    task: Task | str,
-    n: int = 64,
-    seed: int = 0,
-    split: str = "fit",
-    kwargs: Mapping[str, Any] | None = None,
-) -> ContrastSet:
-    """Draw `n` contrast pairs for a task.
-
-    Args:
-        task: The task, or its id in the catalogue.
-        n: Number of pairs, at least 2.
-        seed: Decides queries, phrasings and arguments; any integer.
-        split: "fit", "select" or "report", of both queries and phrasings.
-        kwargs: Arguments that are the same in every pair ("the word *sea*"); the others are drawn.
-
-    Raises:
-        UnknownNameError: The task or the split does not exist.
-        PairsError: n is below 2 or above what the split holds; the maximum is named.
-    """
-    task = task_of(task)
-    queries = list(task.queries(split))
-    phrasings = list(task.phrasings_for(split))
-    maximum = task.n_pairs(split)
-    n, seed = whole_number("n", n, error=PairsError), whole_number("seed", seed, error=PairsError)
-    if not 2 <= n <= maximum:
-        raise PairsError(
-            f"{n} contrast pairs were asked for; the {split!r} split of {task.id!r} gives 2 "
-            f"to {maximum} ({len(queries)} queries x {len(phrasings)} phrasings)"
-        )
-    # Strings seed `random` alike on every machine and in every process.
-    random.Random(f"{seed}/{split}").shuffle(queries)
-    rng = random.Random(f"{seed}/{split}/{task.id}")
-    rng.shuffle(phrasings)
-    pairs = []
-    for i in range(n):
-        # Round r gives query k the phrasing k + r: phrasings are balanced, no combination repeats.
-        round_, k = divmod(i, len(queries))
-        phrasing = phrasings[(k + round_) % len(phrasings)]
-        arguments = {**task.sample_kwargs(rng, queries[k]), **(kwargs or {})}
-        text = queries[k].text
-        instructed = task.instruct(text, phrasing, arguments)
-        pairs.append(ContrastPair(instructed, text, text, phrasing, arguments))
-    return ContrastSet(tuple(pairs), task.id, split, seed)
-
-
-def task_of(task: Task | str) -> Task:
-    """The task, or the one of that id.
-
-    Raises:
-        UnknownNameError: "unknown instruction …; did you mean …?"
-        PairsError: Neither a task nor an id.
-    """
-    if isinstance(task, str):
-        return catalogue[task]
-    if not isinstance(task, Task):
-        raise PairsError(
-            f"task must be an instruction or its id in the catalogue, but is {_a(task)}"
-        )
-    return task
 
 
 def _pair(where: str, record: object, fields: Foreign) -> ContrastPair:

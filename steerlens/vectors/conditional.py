@@ -333,7 +333,7 @@ def _last_residuals(
 ) -> Float[Tensor, "prompt layer d_model"]:
     rows = tokenize_prompts(model, list(prompts), chat_format=chat_format)
     spans = [(len(row) - 1, len(row)) for row in rows]
-    return residuals_at(model, rows, spans, layers, progress=False)
+    return residuals_at(model, rows, spans, layers, show_progress=False)
 
 
 def _auroc(

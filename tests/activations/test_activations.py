@@ -6,7 +6,8 @@ import torch
 from steerlens.activations.cache import ResidualCache, cache_residuals, check_layers
 from steerlens.errors import ActivationError, PairsError, UnknownNameError
 from steerlens.models.loading import render_prompt
-from steerlens.tasks.pairs import ContrastPair, ContrastSet, contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastPair, ContrastSet
 
 LAYERS = tuple(range(30))
 

@@ -13,7 +13,8 @@ from steerlens.attribution import teacher_forcing
 from steerlens.attribution.causal import causal_recovery, first_token_recovery
 from steerlens.errors import SteeringError, SteerlensError, UnknownNameError
 from steerlens.models.loading import render_prompt
-from steerlens.tasks.pairs import ContrastSet, contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import difference_of_means, random_direction
 
 SHARES = ["recovery", "low", "high", "placebo", "placebo_low", "placebo_high"]

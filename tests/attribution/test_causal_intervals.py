@@ -8,7 +8,8 @@ from steerlens.activations.cache import cache_residuals
 from steerlens.attribution import first_token_recovery
 from steerlens.errors import SteeringError
 from steerlens.models.loading import render_prompt
-from steerlens.tasks.pairs import ContrastSet, contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import difference_of_means, random_direction
 
 

@@ -11,7 +11,8 @@ from steerlens.attribution.components import writing_components
 from steerlens.engine.linear_norms import head_contributions
 from steerlens.errors import ModelError, SteeringError, SteerlensError
 from steerlens.models.loading import load_model, render_prompt, tokenize_prompts
-from steerlens.tasks.pairs import ContrastSet, contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import difference_of_means
 
 LAYER = 20

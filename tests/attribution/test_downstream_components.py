@@ -9,7 +9,8 @@ from steerlens.activations.cache import cache_residuals
 from steerlens.attribution.downstream_components import reading_components
 from steerlens.errors import SteeringError, SteerlensError
 from steerlens.models.loading import render_prompt
-from steerlens.tasks.pairs import ContrastSet, contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import difference_of_means
 
 LAYER = 26

@@ -9,7 +9,8 @@ from steerlens.attribution.patching import activation_patching
 from steerlens.engine.patching import ending_residuals, patched_logits
 from steerlens.errors import ActivationError, SteeringError, SteerlensError
 from steerlens.models.loading import render_prompt, tokenize_prompts
-from steerlens.tasks.pairs import ContrastSet, contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastSet
 
 LAYERS, POSITIONS = (3, 14, 22, 29), 7
 

@@ -7,7 +7,7 @@ import torch
 from steerlens.activations.cache import cache_residuals
 from steerlens.attribution.vocabulary import vocabulary_readout
 from steerlens.errors import SteeringError
-from steerlens.tasks.pairs import contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
 from steerlens.vectors import difference_of_means
 
 

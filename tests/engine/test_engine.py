@@ -16,7 +16,7 @@ from steerlens.errors import SteerlensError
 from steerlens.models.loading import load_model, tokenize_prompts
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import base_queries
-from steerlens.tasks.pairs import contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
 
 NO_END: frozenset[int] = frozenset()
 

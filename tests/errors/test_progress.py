@@ -37,15 +37,17 @@ def test_bars_are_shown_as_asked_else_in_a_terminal_only(monkeypatch: pytest.Mon
         assert (shown(True), shown(False)) == (True, False)
 
 
-def calls(tiny_model, folder: Path, progress: bool | None):
+def calls(tiny_model, folder: Path, show_progress: bool | None):
     """What has a bar of its own."""
-    vector = sl.difference_of_means(sl.cache_residuals(tiny_model, PAIRS, show_progress=progress))
-    sl.generate(tiny_model, ["Hi."], max_new_tokens=2, progress=progress)
-    sl.first_token_recovery(tiny_model, PAIRS, vector, layers=[1], show_progress=progress)
-    reading_components(tiny_model, PAIRS, vector, 1, show_progress=progress)
-    writing_components(tiny_model, PAIRS, vector, 1, n_placebos=2, show_progress=progress)
+    vector = sl.difference_of_means(
+        sl.cache_residuals(tiny_model, PAIRS, show_progress=show_progress)
+    )
+    sl.generate(tiny_model, ["Hi."], max_new_tokens=2, show_progress=show_progress)
+    sl.first_token_recovery(tiny_model, PAIRS, vector, layers=[1], show_progress=show_progress)
+    reading_components(tiny_model, PAIRS, vector, 1, show_progress=show_progress)
+    writing_components(tiny_model, PAIRS, vector, 1, n_placebos=2, show_progress=show_progress)
     settings = EvaluationSettings(max_new_tokens=2)
-    evaluate(tiny_model, [PROMPT], folder, settings=settings, show_progress=progress)
+    evaluate(tiny_model, [PROMPT], folder, settings=settings, show_progress=show_progress)
 
 
 def test_into_a_pipe_nothing_is_drawn_unless_it_is_asked_for(
@@ -87,5 +89,5 @@ def test_every_bar_of_the_package_says_when_it_is_hidden() -> None:
                 assert ast.unparse(disable) in ("disable", "self._disable"), path
             # True for None draws into pipes.
             if isinstance(node, ast.Compare):
-                assert ast.unparse(node) != "progress is not False", path
+                assert ast.unparse(node) != "show_progress is not False", path
     assert bars >= 10

@@ -39,7 +39,9 @@ def _jobs(model: Any, n_new: int) -> dict[str, Callable[[], Any]]:
     prompts = ["Where is Rome?", "Name a fruit.", "Who was Ada?"]
 
     def generate() -> Any:
-        return sl.generate(model, prompts, steerings, max_new_tokens=n_new, progress=False).tokens
+        return sl.generate(
+            model, prompts, steerings, max_new_tokens=n_new, show_progress=False
+        ).tokens
 
     def cache() -> Any:
         return sl.cache_residuals(model, PAIRS, show_progress=False).instructed.tolist()

@@ -8,7 +8,7 @@ from steerlens.behaviour.evaluation.drawing import catalogue_prompts, several
 from steerlens.errors import PairsError, SteerlensError, UnknownNameError
 from steerlens.tasks import base_queries, catalogue
 from steerlens.tasks.checks import verdict
-from steerlens.tasks.pairs import contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
 
 
 def test_prompts_are_the_pairs_of_their_split() -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from steerlens.errors import PairsError, SteerlensError, UnknownNameError
 from steerlens.tasks import SPLITS, base_queries, catalogue
-from steerlens.tasks.pairs import ContrastPair, ContrastSet, contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastPair, ContrastSet
 
 IDS = list(catalogue)
 TWO = [{"instructed": "a, loudly", "uninstructed": "a"}, {"instructed": "b!", "uninstructed": "b"}]

@@ -15,7 +15,7 @@ from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
-from steerlens.tasks.pairs import contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
 from steerlens.vectors import SteeringVector, difference_of_means
 from steerlens.vectors.composition import compose_report, joint_projection
 

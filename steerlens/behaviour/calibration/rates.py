@@ -33,7 +33,8 @@ from steerlens.models.loading import model_info
 from steerlens.stats.rates import Interval, best_of_many, wilson
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task
-from steerlens.tasks.pairs import contrast_pairs, task_of
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.task_files import load_task
 from steerlens.views.result import Result
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def calibrate_rate(
         )
     if target_rate is not None and not 0 < target_rate <= 1:
         raise SteeringError(f"target_rate must be above 0 and at most 1; got {target_rate}")
-    task = task_of(task)
+    task = load_task(task)
     steering.check_model(model)
     pairs = contrast_pairs(task, n=n_prompts, seed=seed, split=split)
     texts = generate(

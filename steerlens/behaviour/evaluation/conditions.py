@@ -89,8 +89,8 @@ def in_condition(
         "placebo": placebo,
         "recipe": asdict(plan.recipe),
     }
-    instructions = [(task.id, kwargs) for task, kwargs, _ in chosen]
-    steering = plan.steering(book, instructions, context, placebo)
+    asked_for = [(task, kwargs) for task, kwargs, _ in chosen]
+    steering = plan.steering(book, asked_for, context, placebo)
     words = "; ".join(f"{task.id}: {describe(candidate)}" for task, _, candidate in chosen)
     return PromptInCondition(row, condition, Question(prompt, steering, label), words)
 
@@ -118,7 +118,7 @@ def _tasks(row: EvaluationPrompt, plan: Plan) -> list[tuple[Task, Mapping[str, A
     """
     tasks = []
     for name, kwargs in zip(row.instruction_ids, row.kwargs, strict=True):
-        task = catalogue.matching(name, kwargs)
+        task = row.tasks.get(name) or catalogue.matching(name, kwargs)
         if task is None or task.id not in plan.instructions:
             raise SteerlensError(f"the plan has no choice for {name} with {dict(kwargs)}")
         tasks.append((task, kwargs))

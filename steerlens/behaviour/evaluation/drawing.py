@@ -20,7 +20,8 @@ from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
 from steerlens.errors import SteerlensError
 from steerlens.errors.arguments import arguments
 from steerlens.tasks import Task, catalogue
-from steerlens.tasks.pairs import contrast_pairs, task_of
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.task_files import load_task
 
 __all__ = ["catalogue_prompts", "several"]
 
@@ -76,7 +77,7 @@ def catalogue_prompts(
     """
     _validate_request(tasks, n_per_task)
     prompts = []
-    for task in map(task_of, tasks):
+    for task in map(load_task, tasks):
         # There are at least two pairs; the first do not depend on how many are drawn.
         pairs = contrast_pairs(task, max(n_per_task, 2), seed, split).pairs
         prompts += [
@@ -86,6 +87,7 @@ def catalogue_prompts(
                 prompt_without_instruction=pair.uninstructed,
                 instruction_ids=(task.id,),
                 kwargs=(dict(pair.kwargs),),
+                tasks={task.id: task},
             )
             for i, pair in enumerate(pairs[:n_per_task])
         ]

@@ -35,6 +35,7 @@ from typing import Any
 from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
 from steerlens.files.fields import Foreign
 from steerlens.files.records import jsonl_records, read_text
+from steerlens.tasks import Task
 from steerlens.tasks.checks import is_known, verdict
 
 __all__ = ["EvaluationPrompt", "PromptFile", "check_prompts", "read_prompts", "unknown_ids"]
@@ -67,6 +68,7 @@ class EvaluationPrompt:
         kwargs: The arguments of each instruction's check, in the same order, nulls left out.
         line: The line of the file, counted from 1; None for a prompt from the catalogue.
         row: A name no other prompt of the file has: the key, with "#2" for its second row.
+        tasks: Tasks of one's own among those asked for, by id.
     """
 
     key: str | int
@@ -76,6 +78,7 @@ class EvaluationPrompt:
     kwargs: tuple[Mapping[str, Any], ...] = field(hash=False)
     line: int | None = None
     row: str = ""
+    tasks: Mapping[str, Task] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.row:
@@ -154,7 +157,9 @@ def check_prompts(prompts: Sequence[EvaluationPrompt]) -> None:
         SteerlensError: "prompt 'a/3': …" for arguments that a check cannot use, no instruction, a
             blank text, or a name that another prompt has as well.
     """
-    unknown = unknown_ids(prompt.instruction_ids for prompt in prompts)
+    unknown = unknown_ids(
+        [name for name in prompt.instruction_ids if name not in prompt.tasks] for prompt in prompts
+    )
     if unknown:
         raise UnknownNameError(_unknown_sentence("the prompts ask for", unknown))
     taken: set[str] = set()
@@ -168,7 +173,9 @@ def check_prompts(prompts: Sequence[EvaluationPrompt]) -> None:
         if not prompt.prompt.strip() or (without is not None and not without.strip()):
             raise SteerlensError(f"{name} has a text that is blank; give a text or leave it out")
         try:
-            verdict("A response.", prompt.instruction_ids, prompt.kwargs, prompt.prompt)
+            verdict(
+                "A response.", prompt.instruction_ids, prompt.kwargs, prompt.prompt, prompt.tasks
+            )
         except SteerlensError as error:
             raise SteerlensError(f"{name}: {error}") from error
 

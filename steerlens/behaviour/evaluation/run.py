@@ -213,7 +213,7 @@ def _checked(
                 "with --skip-unknown"
             )
     elif skip_unknown:
-        missing = dict(unknown_ids(row.instruction_ids for row in rows))
+        missing = dict(unknown_ids([*({*row.instruction_ids} - {*row.tasks})] for row in rows))
         rows = [row for row in rows if not missing.keys() & set(row.instruction_ids)]
     if not rows:
         raise SteerlensError("there is no prompt to evaluate")
@@ -247,6 +247,7 @@ def _described_data(
     return {
         "file": Path(file.path).name if file else None,
         "hash": piece_name({"rows": [[row.row, row.prompt, row.kwargs] for row in rows]}),
+        "tasks": {name: task.hash for row in rows for name, task in row.tasks.items()},
         "n_rows": len(rows),
         "left_out": {**(file.left_out if file else {}), **missing},
     }
@@ -269,7 +270,7 @@ def _answers(
 def _record(asked: PromptInCondition, answer: Answer, perplexity: float | None) -> dict[str, Any]:
     """A row of ``responses.jsonl``."""
     row = asked.row
-    checked = verdict(answer.text, row.instruction_ids, row.kwargs, prompt=row.prompt)
+    checked = verdict(answer.text, row.instruction_ids, row.kwargs, row.prompt, row.tasks)
     why = why_degenerate(fluency(answer.text))
     return {
         "key": row.key,

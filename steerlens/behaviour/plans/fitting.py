@@ -37,8 +37,9 @@ from steerlens.behaviour.plans.candidates import Candidate
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task, base_queries, catalogue
+from steerlens.tasks.drawing import contrast_pairs
 from steerlens.tasks.ifeval import sentence_spans
-from steerlens.tasks.pairs import ContrastPair, ContrastSet, contrast_pairs
+from steerlens.tasks.pairs import ContrastPair, ContrastSet
 from steerlens.vectors import SteeringVector, difference_of_means, random_direction
 
 __all__ = ["CONTRASTS", "FitRecipe", "VectorBook"]

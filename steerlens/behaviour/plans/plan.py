@@ -24,7 +24,8 @@ from steerlens.errors import FileFormatError, SteerlensError, unknown_name
 from steerlens.files import local_path
 from steerlens.models.loading import model_info
 from steerlens.steering.interventions import Steering
-from steerlens.tasks import catalogue
+from steerlens.tasks import Task
+from steerlens.tasks.task_files import load_task
 from steerlens.vectors import SteeringVector
 from steerlens.views.result import Result
 
@@ -126,7 +127,7 @@ class Plan(Result):
     def steering(
         self,
         book: VectorBook,
-        instructions: Sequence[tuple[str, Mapping[str, Any]]],
+        tasks: Sequence[tuple[Task | str, Mapping[str, Any]]],
         context: str = "uninstructed",
         placebo: bool = False,
     ) -> Steering | None:
@@ -134,13 +135,13 @@ class Plan(Result):
 
         Args:
             book: Holds or fits the vectors.
-            instructions: Ids of tasks with the arguments of their checks.
+            tasks: Tasks, or their ids, with the arguments of their checks.
             context: As for `candidate`.
             placebo: Random directions instead.
         """
         steerings = [
-            book.steering(catalogue[name], kwargs, self.candidate(name, context), placebo)
-            for name, kwargs in instructions
+            book.steering(task, kwargs, self.candidate(task.id, context), placebo)
+            for task, kwargs in ((load_task(task), kwargs) for task, kwargs in tasks)
         ]
         return joined([steering for steering in steerings if steering is not None])
 

@@ -22,6 +22,7 @@ The rate of a winner chosen on the prompts that are counted is too high; the pla
 by the bootstrap (`steerlens.stats.rates.best_of_many`).
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,10 +40,11 @@ from steerlens.behaviour.search.space import (
     instructed_candidates,
     neighbours,
 )
-from steerlens.errors import SteeringError
+from steerlens.errors import SteeringError, SteerlensWarning
 from steerlens.stats.rates import wilson
 from steerlens.tasks import Task
-from steerlens.tasks.pairs import ContrastPair, contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastPair
 from steerlens.vectors import SteeringVector
 
 __all__ = ["SearchedTask", "search_task"]
@@ -101,6 +103,8 @@ class _Search:
     def run(self) -> SearchedTask:
         """All stages."""
         settings = self.settings
+        if not self.task.has_tried_check:
+            self._look_at_check()
         vectors, problems = self.book.available(self.task, self.pairs[0].kwargs)
         self._measure_recovery(vectors)
         first = first_candidates(list(vectors), self.n_layers, self.recovery)
@@ -135,6 +139,30 @@ class _Search:
             },
             vectors={} if self.by_words else vectors,
         )
+
+    def _look_at_check(self) -> None:
+        """Warn of a check that no answer, or every answer, of the unsteered model passes."""
+        stage = self.settings.broad
+        without, asked = (
+            self._stage(name, [NO_STEERING], stage)[0]
+            for name in ("unsteered", "instructed unsteered")
+        )
+        n = len(without.passed)
+        if all(without.passed):
+            warnings.warn(
+                f"the check of task {self.task.id!r} passes all {n} answers of the unsteered model "
+                "to prompts without the instruction, so steering has nothing to gain",
+                SteerlensWarning,
+                stacklevel=4,
+            )
+        elif not any((*without.passed, *asked.passed)):
+            warnings.warn(
+                f"the check of task {self.task.id!r} passes none of {2 * n} answers of at most "
+                f"{stage.n_tokens} tokens, with or without the instruction; try it on answers that "
+                "should pass (`steerlens tasks --check FILE`)",
+                SteerlensWarning,
+                stacklevel=4,
+            )
 
     def _measure_recovery(self, vectors: Mapping[str, SteeringVector]) -> None:
         """First-token causal recovery by layer; a vector of words has none of its own."""

@@ -19,7 +19,7 @@ from steerlens.errors import SteerlensError
 from steerlens.models.identity import model_identity
 from steerlens.runs.executors import Workers, check_workers
 from steerlens.tasks import Task
-from steerlens.tasks.pairs import task_of
+from steerlens.tasks.task_files import load_task
 
 __all__ = ["search"]
 
@@ -37,7 +37,7 @@ def search(
 
     Args:
         model: A hooked model.
-        tasks: Tasks, or their ids in the catalogue.
+        tasks: Tasks, their ids in the catalogue, or their files.
         out: A new or empty folder, or a run of the same search with `resume`. Gets ``plan.json``,
             the vectors, and what a killed search goes on from.
         settings: How much to try.
@@ -56,11 +56,17 @@ def search(
     check_workers(workers)
     if not tasks:
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
-    by_id = {task.id: task for task in map(task_of, tasks)}
+    by_id = {task.id: task for task in map(load_task, tasks)}
+    for task in by_id.values():
+        if not task.has_check:
+            raise SteerlensError(
+                f"task {task.id!r} has no check, so nothing can be counted; give it one, or choose "
+                "a layer by `steerlens rank --evidence causal` (choices: `--evidence choices`)"
+            )
     judge = load_judge(settings.judge) if settings.judge else None
     described = {
         "model": model_identity(model).settings,
-        "instructions": list(by_id),
+        "instructions": {name: task.hash for name, task in by_id.items()},
         "search": asdict(settings),
     }
     with answering(

@@ -28,7 +28,7 @@ from steerlens.errors import ActivationError, SteerlensError, unknown_name
 from steerlens.errors.arguments import arguments
 from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.tasks import catalogue
-from steerlens.tasks.pairs import contrast_pairs
+from steerlens.tasks.drawing import contrast_pairs
 
 __all__ = ["PairedResiduals", "map_texts", "paired_residuals"]
 
@@ -144,7 +144,7 @@ def paired_residuals(
         first = 1 if position == "prompt_mean" else None
         spans = [(len(r) - 1 if first is None else min(first, len(r) - 1), len(r)) for r in rows]
         layers = range(model.cfg.n_layers)
-        residuals.append(residuals_at(model, rows, spans, layers, progress=show_progress))
+        residuals.append(residuals_at(model, rows, spans, layers, show_progress=show_progress))
         info = model_info(model, exact=True)
         metadata |= {
             side: info.reference,

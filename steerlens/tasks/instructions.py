@@ -1,4 +1,4 @@
-"""`Task`: an instruction with its phrasings, queries, arguments, check and rewrite.
+"""`Instruction`: a task of the catalogue.
 
 The texts of the catalogue come from `steerlens/tasks/data/instructions.json`; how arguments are
 drawn and responses rewritten is looked up by the task's id in `arguments` and `rewrites`.
@@ -7,29 +7,30 @@ drawn and responses rewritten is looked up by the task's id in `arguments` and `
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from steerlens.errors import SteerlensError, unknown_name
+from steerlens.errors import SteerlensError
 from steerlens.tasks import ifeval
 from steerlens.tasks.arguments import WORDINGS, draw_arguments, fill_template, template_fields
-from steerlens.tasks.queries import SPLITS, BaseQuery, base_queries
+from steerlens.tasks.queries import BaseQuery, base_queries
 from steerlens.tasks.rewrites import REWRITERS
+from steerlens.tasks.sources import Phrased
+from steerlens.tasks.task import Task
 
-__all__ = ["Task"]
+__all__ = ["Instruction"]
 
 # English text in the vocabularies of current models has 1.2 to 1.4 tokens per word.
 _TOKENS_PER_WORD = 1.5
 _WORDS_PER_SENTENCE = 20
 
 
-@dataclass(frozen=True)
-class Task:
-    """A behaviour to steer towards, and what tells whether a response shows it.
+class Instruction(Task):
+    """A task of the catalogue, whose check is IFEval's or a band of word counts.
 
-    Attributes:
-        id: Its name in the catalogue: IFEval's id, with a suffix where one check serves several
-            tasks ("length_constraints:number_words_at_most").
+    Args:
+        id: IFEval's id, with a suffix where one check serves several tasks
+            ("length_constraints:number_words_at_most").
         ifeval_id: The id of the check; None where a band of word counts is checked.
         group: "format", "length" or "words".
         description: What a compliant response looks like, in one line.
@@ -40,42 +41,28 @@ class Task:
             decides.
     """
 
-    id: str
-    ifeval_id: str | None
-    group: str
-    description: str
-    split_phrasings: Mapping[str, tuple[str, ...]] = field(repr=False, hash=False)
-    query_kinds: tuple[str, ...] | None = field(default=None, repr=False)
-    fixed_kwargs: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
-    word_band: tuple[int, int | None] | None = field(default=None, repr=False)
+    has_tried_check = True
 
-    @property
-    def phrasings(self) -> tuple[str, ...]:
-        """Every phrasing: those to fit on, then to select, then to report."""
-        return tuple(text for split in SPLITS for text in self.split_phrasings[split])
-
-    def phrasings_for(self, split: str) -> tuple[str, ...]:
-        """The phrasings of one split.
-
-        Raises:
-            UnknownNameError: "unknown split …; did you mean …?"
-        """
-        if split not in SPLITS:
-            raise unknown_name("split", split, SPLITS)
-        return self.split_phrasings[split]
-
-    def queries(self, split: str) -> tuple[BaseQuery, ...]:
-        """The base queries of one split that the task makes sense for.
-
-        Raises:
-            UnknownNameError: "unknown split …; did you mean …?"
-        """
-        kinds = self.query_kinds
-        return tuple(q for q in base_queries(split) if kinds is None or q.kind in kinds)
-
-    def n_pairs(self, split: str) -> int:
-        """How many contrast pairs a split holds: queries times phrasings."""
-        return len(self.queries(split)) * len(self.phrasings_for(split))
+    def __init__(
+        self,
+        id: str,
+        ifeval_id: str | None,
+        group: str,
+        description: str = "",
+        split_phrasings: Mapping[str, tuple[str, ...]] | None = None,
+        query_kinds: tuple[str, ...] | None = None,
+        fixed_kwargs: Mapping[str, Any] | None = None,
+        word_band: tuple[int, int | None] | None = None,
+    ) -> None:
+        queries_of = partial(_queries_of_kinds, query_kinds)
+        source = Phrased(split_phrasings or {}, queries_of, self.instruct, self.sample_kwargs)
+        self._set(id, source, description)
+        self.notices = ()
+        self.group = group
+        self.ifeval_id = ifeval_id
+        self.query_kinds = query_kinds
+        self.fixed_kwargs = dict(fixed_kwargs or {})
+        self.word_band = word_band
 
     def sample_kwargs(self, rng: random.Random, query: BaseQuery) -> dict[str, Any]:
         """Draw the check's arguments for one query (keywords come from the query)."""
@@ -104,10 +91,14 @@ class Task:
             fields |= {"low": self.word_band[0], "high": self.word_band[1]}
         return fill_template(phrasing, fields)
 
-    def instruct(self, base_query: str, phrasing: str, kwargs: Mapping[str, Any]) -> str:
-        """The query followed by the instruction, on a new line if the query has several lines."""
-        separator = "\n" if "\n" in base_query else " "
-        return f"{base_query}{separator}{self.render(phrasing, kwargs)}"
+    @property
+    def has_check(self) -> bool:
+        """Always: IFEval's, or the band of word counts."""
+        return True
+
+    def score(self, response: str, **kwargs: Any) -> float:
+        """1 for a response that complies, strictly, and 0 for another."""
+        return float(self.check(response, **kwargs))
 
     def check(
         self, response: str, *, loose: bool = False, prompt: str | None = None, **kwargs: Any
@@ -141,30 +132,8 @@ class Task:
         """Whether `rewrite` can turn any response into a compliant one."""
         return self.id in REWRITERS
 
-    def rewrite(self, response: str, **kwargs: Any) -> str:
-        """A compliant version of `response` that keeps its content; unchanged if it complies.
-
-        Raises:
-            SteerlensError: The task has no rewrite, the response is blank, or it cannot be made to
-                comply (lowercase English from a Chinese text).
-        """
-        if not self.has_rewrite:
-            raise SteerlensError(
-                f"the instruction {self.id!r} has no rewrite; ask the model for compliant responses"
-            )
-        if not response.strip():
-            raise SteerlensError("a blank response cannot be rewritten; give a text with content")
-        arguments = self._complete(kwargs)
-        if self.check(response, **arguments):
-            return response
-        rewritten = REWRITERS[self.id](response, arguments)
-        if not self.check(rewritten, **arguments):
-            excerpt = response if len(response) <= 60 else f"{response[:57]}..."
-            raise SteerlensError(
-                f"the response {excerpt!r} cannot be made to follow {self.id!r}"
-                + (f" with {arguments}" if arguments else "")
-            )
-        return rewritten
+    def _rewritten(self, response: str, kwargs: Mapping[str, Any]) -> str:
+        return REWRITERS[self.id](response, self._complete(kwargs))
 
     def limits_length(self, kwargs: Mapping[str, Any]) -> bool:
         """Whether the task sets an upper limit on length, which a response cut short cannot meet.
@@ -201,3 +170,7 @@ class Task:
                     f"{name}={kwargs[name]!r}"
                 )
         return {**kwargs, **self.fixed_kwargs}
+
+
+def _queries_of_kinds(kinds: tuple[str, ...] | None, split: str) -> tuple[BaseQuery, ...]:
+    return tuple(q for q in base_queries(split) if kinds is None or q.kind in kinds)
