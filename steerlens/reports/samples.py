@@ -159,7 +159,8 @@ def _record(
 
     def answer(row: int) -> dict[str, Any]:
         text = responses.texts[row]
-        return {"text": text, "passed": task.check(text, loose=True, **sample.kwargs)}
+        passed = task.check(text, loose=True, **sample.kwargs) if task.has_check else None
+        return {"text": text, "passed": passed}
 
     record = {"prompt": sample.prompt, "kwargs": dict(sample.kwargs), "baseline": answer(baseline)}
     unsteered = responses.tokens[baseline]

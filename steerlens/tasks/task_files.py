@@ -103,7 +103,10 @@ def _from_yaml(path: Path) -> Task:
             f"({error.problem}); use plain texts, lists and mappings"
         ) from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise FileFormatError(f"{path} is not YAML: {first_line(error)}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise FileFormatError(f"{where}: not YAML ({problem})") from error
     if not isinstance(fields, Mapping):
         raise SteerlensError(f"{path} must hold a mapping with {', '.join(_FIELDS)}")
     for name in fields:

@@ -1,0 +1,80 @@
+"""A task of one's own goes through search, evaluation and report; a changed one is not resumed."""
+
+import json
+
+import pytest
+
+import steerlens as sl
+from steerlens.behaviour.evaluation import catalogue_prompts
+from steerlens.behaviour.evaluation.run import EvaluationSettings
+from steerlens.behaviour.plans import Plan
+from steerlens.behaviour.plans.fitting import FitRecipe
+from steerlens.behaviour.search import SearchSettings
+from steerlens.behaviour.search.settings import Stage
+from steerlens.errors import SteerlensError, SteerlensWarning
+from steerlens.reports.settings import ReportSettings
+from steerlens.tasks import Task
+
+QUERIES = [f"What is {word}?" for word in ("tea", "rain", "snow", "bread", "light", "glass")]
+QUERIES += [f"Why {word}?" for word in ("sing", "swim", "read", "sleep", "dance", "cook")]
+SMALL = SearchSettings(
+    broad=Stage(2, 4, 2), narrow=Stage(2, 4, 1), final=Stage(2, 6, 1), n_evidence=2,
+    recipe=FitRecipe(4, 4, 4, response_tokens=4, least_own=2),
+)  # fmt: skip
+
+
+def pirate(check=lambda text: len(text) % 2 == 0) -> Task:
+    phrasings = ["Like a pirate!", "Be a pirate.", "Pirate speech.", "As a pirate."]
+    return Task("pirate", phrasings, QUERIES, check)
+
+
+def test_search_evaluation_and_plan_take_it(tiny_model, tmp_path):
+    task = pirate()
+    plan = sl.search(tiny_model, [task], tmp_path / "plan", SMALL, show_progress=False)
+    assert plan.instructions == ("pirate",)
+    prompts = catalogue_prompts([task], 2)
+    result = sl.evaluate(
+        tiny_model, prompts, tmp_path / "evaluation", Plan.load(tmp_path / "plan"),
+        EvaluationSettings(max_new_tokens=4), show_progress=False,
+    )  # fmt: skip
+    # what was counted is what the check says of each response
+    assert {row["strict"] for row in result.responses} <= {True, False}
+    for row in result.responses:
+        passes = bool(row["response"].strip()) and len(row["response"]) % 2 == 0
+        assert row["strict"] == row["loose"] == passes
+    assert result.summary["data"]["tasks"] == {"pirate": task.hash}
+
+
+def test_a_changed_task_is_not_resumed(tiny_model, tmp_path):
+    sl.search(tiny_model, [pirate()], tmp_path, SMALL, show_progress=False)
+    changed = pirate(check=lambda text: "arr" in text)
+    with pytest.raises(SteerlensError, match="instructions"):
+        sl.search(tiny_model, [changed], tmp_path, SMALL, resume=True, show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("check", "sentence"),
+    [(lambda text: True, "passes all"), (lambda text: False, "passes none")],
+)
+def test_a_check_that_tells_nothing_apart_is_said_before_the_search(
+    tiny_model, tmp_path, check, sentence
+):
+    with pytest.warns(SteerlensWarning, match=f"check of task 'pirate' {sentence}"):
+        sl.search(tiny_model, [pirate(check)], tmp_path, SMALL, show_progress=False)
+
+
+def test_without_a_check_a_search_is_refused_before_anything_is_written(tiny_model, tmp_path):
+    task = Task("pirate", ["Be a pirate."])
+    with pytest.raises(SteerlensError, match=r"task 'pirate' has no check.*--evidence causal"):
+        sl.search(tiny_model, [task], tmp_path / "plan", SMALL)
+    assert not (tmp_path / "plan").exists()
+
+
+def test_a_report_has_it_with_or_without_a_check(tiny_model, tmp_path):
+    pairs = sl.contrast_pairs(pirate(), n=12)
+    tasks = [pirate(), Task.from_pairs(pairs, id="from-pairs")]
+    settings = ReportSettings(n_samples=1, max_new_tokens=4)
+    result = sl.report(tiny_model, tasks, tmp_path, settings=settings, show_progress=False)
+    assert result.table["task"].tolist() == ["pirate", "from-pairs"]
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert [row["group"] for row in data["instructions"]] == ["own", "pairs"]
