@@ -73,7 +73,7 @@ def test_a_faulty_check_is_one_sentence(spec, sentence):
 
 
 def test_a_task_file_makes_the_task_it_describes(written):
-    text = TASK + "check: {contains: arr}\nsamples: [Arr!]\nqueries: ["Why?", "How?", "Who?"]\n"
+    text = TASK + "check: {contains: arr}\nsamples: [Arr!]\nqueries: ['Why?', 'How?', 'Who?']\n"
     task = load_task(written(text))
     assert (task.id, len(task.phrasings), task.samples) == ("pirate", 3, ("Arr!",))
     assert task.check("Arr!")
