@@ -61,6 +61,18 @@ def tiny_model(tiny_folder: Path) -> TransformerBridge:
 
 
 @pytest.fixture(scope="session")
+def roomy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with room for the catalogue's prompts, one token a byte."""
+    return write_tiny_folder(tmp_path_factory.mktemp("models") / "roomy", context=4096)
+
+
+@pytest.fixture(scope="session")
+def roomy_model(roomy_folder: Path) -> TransformerBridge:
+    """The model of `roomy_folder`, hooked; leave no hooks on it."""
+    return load_model(roomy_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
 def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: three GPT-2 blocks of width 16, random weights, a tokenizer of bytes."""
     return write_tiny_gpt2(tmp_path_factory.mktemp("models") / "gpt2")

@@ -1,4 +1,7 @@
-"""Search, plans and evaluation: small runs on the real model, and their algebra."""
+"""Search, plans and evaluation: small runs on a tiny model, and their algebra.
+
+Notebooks 03 to 06 search and evaluate on the real model (`test_notebooks`).
+"""
 
 import json
 import os
@@ -45,9 +48,9 @@ RESPONSE = InterventionSpec("response_rewrite", 20, "set_projection", 1.0, "all"
 
 
 @pytest.fixture(scope="module")
-def plan_folder(model, tmp_path_factory) -> Path:
+def plan_folder(roomy_model, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("search") / "plan"
-    search(model, [TITLE], folder, SMALL, show_progress=False)
+    search(roomy_model, [TITLE], folder, SMALL, show_progress=False)
     return folder
 
 
@@ -99,8 +102,8 @@ def test_lengths_are_steered_by_where_answers_end_and_waited_for() -> None:
     assert sl.catalogue["length:extremely_verbose"].tokens_to_tell({}) >= 251
 
 
-def test_answers_that_end_are_cut_where_a_sentence_ends(model) -> None:
-    answerer = Answerer(model)
+def test_answers_that_end_are_cut_where_a_sentence_ends(roomy_model) -> None:
+    answerer = Answerer(roomy_model)
     book = VectorBook(answerer, replace(SMALL.recipe, n_responses=4, least_own=2))
     given = [
         Answer("One is here. Two follows. Three ends it.", 9, "stop"),
@@ -209,8 +212,8 @@ def test_a_response_that_was_cut_does_not_keep_an_upper_limit() -> None:
         assert ended == (True,) and cut == (passes,)
 
 
-def test_equal_questions_are_answered_once(model) -> None:
-    answerer = Answerer(model, batch_size=4)
+def test_equal_questions_are_answered_once(tiny_model) -> None:
+    answerer = Answerer(tiny_model, batch_size=4)
     first = answerer.ask([Question("Name a city."), Question("Name a river.")], 4)
     calls: list[int] = []
     answerer._generate = lambda *a: calls.append(1)  # type: ignore[assignment,method-assign,return-value]
@@ -230,7 +233,9 @@ def test_a_vector_of_given_words_differs_with_the_words(model) -> None:
         book.vector(task, {"keywords": ["sea"]}, "best")
 
 
-def test_a_plan_names_its_choice_with_intervals_and_the_whole_table(model, plan_folder) -> None:
+def test_a_plan_names_its_choice_with_intervals_and_the_whole_table(
+    roomy_model, plan_folder
+) -> None:
     plan = Plan.load(plan_folder)
     record = plan.data["instructions"][TITLE]
     for context in ("uninstructed", "instructed"):
@@ -246,7 +251,7 @@ def test_a_plan_names_its_choice_with_intervals_and_the_whole_table(model, plan_
         "instructed",
     }
     assert record["vectors"]
-    plan.check_model(model)
+    plan.check_model(roomy_model)
     # The tables are the record, a row a context and a row a candidate tried.
     assert plan.table["rate"].tolist() == [
         record[context]["rate"] for context in ("uninstructed", "instructed")
@@ -256,7 +261,7 @@ def test_a_plan_names_its_choice_with_intervals_and_the_whole_table(model, plan_
 
 
 def test_a_search_stopped_anywhere_resumes_to_the_same_plan(
-    model, plan_folder, tmp_path, monkeypatch
+    roomy_model, plan_folder, tmp_path, monkeypatch
 ) -> None:
     asked: list[int] = []
     whole = Answerer._generate
@@ -269,18 +274,18 @@ def test_a_search_stopped_anywhere_resumes_to_the_same_plan(
 
     monkeypatch.setattr(Answerer, "_generate", stops_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        search(model, [TITLE], tmp_path / "plan", SMALL, show_progress=False)
+        search(roomy_model, [TITLE], tmp_path / "plan", SMALL, show_progress=False)
     monkeypatch.setattr(Answerer, "_generate", whole)
-    search(model, [TITLE], tmp_path / "plan", SMALL, resume=True, show_progress=False)
+    search(roomy_model, [TITLE], tmp_path / "plan", SMALL, resume=True, show_progress=False)
     written = (tmp_path / "plan" / "plan.json").read_bytes()
     assert written == (plan_folder / "plan.json").read_bytes()
     other = SearchSettings(seed=1)
     with pytest.raises(SteerlensError, match="other settings"):
-        search(model, [TITLE], tmp_path / "plan", other, resume=True, show_progress=False)
+        search(roomy_model, [TITLE], tmp_path / "plan", other, resume=True, show_progress=False)
 
 
 def test_a_finished_search_stopped_while_its_vectors_are_written_again_is_no_plan(
-    model, plan_folder, tmp_path, monkeypatch
+    roomy_model, plan_folder, tmp_path, monkeypatch
 ) -> None:
     folder = tmp_path / "plan"
     shutil.copytree(plan_folder, folder)
@@ -292,43 +297,45 @@ def test_a_finished_search_stopped_while_its_vectors_are_written_again_is_no_pla
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(SteeringVector, "save", stops)
-        search(model, [TITLE], folder, SMALL, resume=True, show_progress=False)
+        search(roomy_model, [TITLE], folder, SMALL, resume=True, show_progress=False)
     with pytest.raises(FileFormatError, match="holds no plan"):
         Plan.load(folder)
-    search(model, [TITLE], folder, SMALL, resume=True, show_progress=False)
+    search(roomy_model, [TITLE], folder, SMALL, resume=True, show_progress=False)
     assert (folder / "plan.json").read_bytes() == (plan_folder / "plan.json").read_bytes()
 
 
 def test_a_plan_is_for_weights_and_configuration_as_they_were(
-    model, plan_folder, monkeypatch
+    roomy_model, plan_folder, monkeypatch
 ) -> None:
     plan = Plan.load(plan_folder)
-    monkeypatch.setattr(model.original_model.config, "rms_norm_eps", 1e-3)
+    monkeypatch.setattr(roomy_model.original_model.config, "rms_norm_eps", 1e-3)
     with pytest.raises(SteerlensError, match=r"configuration_hash .*search again"):
-        plan.check_model(model)
+        plan.check_model(roomy_model)
     monkeypatch.undo()
-    plan.check_model(model)
-    weight = model.original_model.model.norm.weight.data
+    plan.check_model(roomy_model)
+    weight = roomy_model.original_model.model.norm.weight.data
     weight.mul_(2)
     try:
         with pytest.raises(SteerlensError, match="weights were changed since loading"):
-            plan.check_model(model)
+            plan.check_model(roomy_model)
     finally:
         weight.div_(2)
-    plan.check_model(model)
+    plan.check_model(roomy_model)
 
 
-def test_a_search_killed_outright_resumes_to_the_same_plan(model, plan_folder, tmp_path) -> None:
+def test_a_search_killed_outright_resumes_to_the_same_plan(
+    roomy_folder, roomy_model, plan_folder, tmp_path
+) -> None:
     # Given a search in a process of its own, killed once its first pieces are kept,
     folder = tmp_path / "plan"
     program = (
         "import sys, steerlens as sl; from small_search import SMALL, TITLE\n"
         "from steerlens.behaviour.search import search\n"
-        "model = sl.load_model('smollm2-135m-instruct', dtype='float32', device='cpu')\n"
-        "search(model, [TITLE], sys.argv[1], SMALL, show_progress=False)"
+        "model = sl.load_model(sys.argv[1], device='cpu')\n"
+        "search(model, [TITLE], sys.argv[2], SMALL, show_progress=False)"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program, str(folder)],
+        [sys.executable, "-c", program, str(roomy_folder), str(folder)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -337,17 +344,17 @@ def test_a_search_killed_outright_resumes_to_the_same_plan(model, plan_folder, t
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (folder / "plan.json").exists()
     # when it is resumed, then the plan is that of an unbroken search.
-    search(model, [TITLE], folder, SMALL, resume=True, show_progress=False)
+    search(roomy_model, [TITLE], folder, SMALL, resume=True, show_progress=False)
     assert (folder / "plan.json").read_bytes() == (plan_folder / "plan.json").read_bytes()
 
 
 def test_an_evaluation_answers_under_every_condition_and_counts_right(
-    model, plan_folder, tmp_path
+    roomy_model, plan_folder, tmp_path
 ) -> None:
     prompts = catalogue_prompts([TITLE], 2)
     settings = EvaluationSettings(max_new_tokens=8)
     plan = Plan.load(plan_folder)
-    result = evaluate(model, prompts, tmp_path / "e", plan, settings, show_progress=False)
+    result = evaluate(roomy_model, prompts, tmp_path / "e", plan, settings, show_progress=False)
     lines = (tmp_path / "e" / "responses.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 2 * 5
@@ -355,20 +362,20 @@ def test_an_evaluation_answers_under_every_condition_and_counts_right(
         again = verdict(row["response"], row["instruction_id_list"], row["kwargs"])
         assert (row["strict"], row["loose"]) == (again.all_strict, again.all_loose)
     plain = [row for row in rows if row["condition"] == "uninstructed"]
-    expected = sl.generate(model, [row["prompt"] for row in plain], max_new_tokens=8)
+    expected = sl.generate(roomy_model, [row["prompt"] for row in plain], max_new_tokens=8)
     assert [row["response"] for row in plain] == list(expected.texts)
     summary = json.loads((tmp_path / "e" / "summary.json").read_text())
     assert summary["conditions"]["uninstructed"]["all"]["n"] == 2
     assert result.summary["conditions"].keys() == summary["conditions"].keys()
 
 
-def test_rows_a_plan_cannot_steer_are_named_or_left_out(model, plan_folder, tmp_path) -> None:
+def test_rows_a_plan_cannot_steer_are_named_or_left_out(roomy_model, plan_folder, tmp_path) -> None:
     plan = Plan.load(plan_folder)
     prompts = catalogue_prompts([TITLE, "punctuation:no_comma"], 1)
     with pytest.raises(SteerlensError, match=r"punctuation:no_comma \(1 rows\).*--skip-unknown"):
-        evaluate(model, prompts, tmp_path / "e", plan, show_progress=False)
+        evaluate(roomy_model, prompts, tmp_path / "e", plan, show_progress=False)
     settings = EvaluationSettings(max_new_tokens=4, skip_unknown=True)
-    result = evaluate(model, prompts, tmp_path / "e", plan, settings, show_progress=False)
+    result = evaluate(roomy_model, prompts, tmp_path / "e", plan, settings, show_progress=False)
     assert result.summary["data"]["left_out"] == {"punctuation:no_comma": 1}
 
 
@@ -411,7 +418,7 @@ def test_differences_are_over_the_same_prompts() -> None:
 
 
 def test_an_evaluation_file_without_the_instructions_apart_is_answered_as_it_stands(
-    model, tmp_path
+    roomy_model, tmp_path
 ) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(
@@ -427,6 +434,6 @@ def test_an_evaluation_file_without_the_instructions_apart_is_answered_as_it_sta
     )
     settings = EvaluationSettings(max_new_tokens=4)
     result = evaluate(
-        model, read_prompts(file), tmp_path / "e", None, settings, show_progress=False
+        roomy_model, read_prompts(file), tmp_path / "e", None, settings, show_progress=False
     )
     assert list(result.summary["conditions"]) == ["instructed"]

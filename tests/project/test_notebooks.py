@@ -5,11 +5,14 @@ their outputs hold nothing of the machine that executed them.
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import steerlens as sl
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "analyses").glob("[0-9]*.py"))
@@ -21,29 +24,70 @@ MACHINE_PATH = re.compile(
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
+SMALL = {
+    "STEERLENS_SMALL": "1",
+    "STEERLENS_DATA": "",
+    "STEERLENS_FIGURES": "",
+    "PYTHONPATH": str(ROOT),
+    "PLOTLY_RENDERER": "json",
+}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[tuple[Any, ...], Any]:
+    """The models that notebooks have loaded, for the next notebook."""
+    return {}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Small sizes, and a folder for what a notebook keeps."""
+    variables = {"STEERLENS_RUNS": str(tmp_path / "runs"), "IPYTHONDIR": str(tmp_path / "ipython")}
+    for variable, value in {**SMALL, **variables}.items():
+        monkeypatch.setenv(variable, value)
+    yield
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+
+
+def cells_of(name: str) -> Any:
     jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed")
+    return jupytext.read(ROOT / "analyses" / f"{name}.py")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_from_top_to_bottom(name, small, monkeypatch, loaded, capsys):
+    interactiveshell = pytest.importorskip("IPython.core.interactiveshell")
+    # given a shell like a notebook's, in which a model that was loaded once is loaded
+    load = sl.load_model
+
+    def load_once(reference: str, **options: Any) -> Any:
+        key = (reference, *sorted(options.items()))
+        if key not in loaded:
+            loaded[key] = load(reference, **options)
+        return loaded[key]
+
+    monkeypatch.setattr(sl, "load_model", load_once)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    # What a notebook is made with reads its sizes when it is imported.
+    for module in [each for each in sys.modules if each.partition(".")[0] == "analyses"]:
+        monkeypatch.delitem(sys.modules, module)
+    shell = interactiveshell.InteractiveShell()
+    # when every cell runs (one that fails raises)
+    for cell in cells_of(name).cells:
+        if cell.cell_type == "code":
+            shell.run_cell(cell.source).raise_error()
+    # then everything could be shown
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
+def test_a_notebook_runs_in_a_kernel_of_its_own(small):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
-    # given the text of a notebook, and small sizes
-    for variable, value in {
-        "STEERLENS_SMALL": "1",
-        "STEERLENS_RUNS": str(tmp_path / "runs"),
-        "STEERLENS_DATA": "",
-        "STEERLENS_FIGURES": "",
-        "PYTHONPATH": str(ROOT),
-        "PLOTLY_RENDERER": "json",
-        "IPYTHONDIR": str(tmp_path / "ipython"),
-    }.items():
-        monkeypatch.setenv(variable, value)
-    notebook = jupytext.read(ROOT / "analyses" / f"{name}.py")
-    # when every cell runs (one that fails raises)
+    notebook = cells_of("00-quickstart")
     where = {"metadata": {"path": str(ROOT)}}
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
-    # then every cell has run, and nothing was left beside the runs
     assert all(c.execution_count for c in notebook.cells if c.cell_type == "code")
-    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
 
 
 def _texts(value: Any) -> Iterator[str]:

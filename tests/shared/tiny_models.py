@@ -46,7 +46,7 @@ def byte_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
     return tokenizer
 
 
-def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
+def tiny_llama(seed: int = 0, context: int = CONTEXT) -> LlamaForCausalLM:
     """Three Llama blocks of width 16 with weights large enough that every block matters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -56,7 +56,7 @@ def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
         num_hidden_layers=N_LAYERS,
         num_attention_heads=N_HEADS,
         num_key_value_heads=N_HEADS,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         initializer_range=0.3,
         bos_token_id=1,
         eos_token_id=2,
@@ -91,10 +91,13 @@ def write_tiny_gpt2(folder: Path, seed: int = 0) -> Path:
 
 
 def write_tiny_folder(
-    folder: Path, seed: int = 0, chat_template: str | None = CHAT_TEMPLATE
+    folder: Path,
+    seed: int = 0,
+    chat_template: str | None = CHAT_TEMPLATE,
+    context: int = CONTEXT,
 ) -> Path:
     """Write model and tokenizer as an ordinary model folder."""
-    tiny_llama(seed).save_pretrained(folder)
+    tiny_llama(seed, context).save_pretrained(folder)
     byte_tokenizer(chat_template).save_pretrained(folder)
     return folder
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -364,15 +363,10 @@ def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
 
 
 @needs_ray
-def test_a_search_by_workers_writes_the_plan_of_a_local_one(tiny_folder, tmp_path):
-    # The tiny model, with room for the catalogue's prompts.
-    shutil.copytree(tiny_folder, folder := tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
-    model = load_model(folder, device="cpu")
+def test_a_search_by_workers_writes_the_plan_of_a_local_one(roomy_model, tmp_path):
     names = [TITLE, "punctuation:no_comma"]
-    search(model, names, tmp_path / "local", SMALL, show_progress=False)
-    search(model, names, tmp_path / "ray", SMALL, show_progress=False, workers=TWO)
+    search(roomy_model, names, tmp_path / "local", SMALL, show_progress=False)
+    search(roomy_model, names, tmp_path / "ray", SMALL, show_progress=False, workers=TWO)
     local = [p for p in sorted((tmp_path / "local").rglob("*.*")) if p.is_file()]
     for path in local:
         if path.name not in ("manifest.json", "run.sqlite", ".lock"):
