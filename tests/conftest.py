@@ -26,6 +26,7 @@ install_import_hook("steerlens", "beartype.beartype")
 from pathlib import Path
 
 import pytest
+from hf_reference import load_plain
 from tiny_models import write_tiny_folder, write_tiny_gpt2
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaForCausalLM
@@ -85,4 +86,4 @@ def hf_model(model: TransformerBridge) -> LlamaForCausalLM:
     Attention is eager, as in the hooked model, so that only the code around it differs.
     """
     folder = cache_folder() / "weights" / model_info(model).weights_hash.removeprefix("sha256:")
-    return LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    return load_plain(folder)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hf_reference import chat_tokens, residuals
 
 from steerlens.activations.cache import ResidualCache, cache_residuals, check_layers
 from steerlens.errors import ActivationError, PairsError, UnknownNameError
@@ -22,19 +23,7 @@ def reference(hf_model, model, pairs):
     """Block outputs at the last token from plain Hugging Face hooks, one prompt at a time."""
 
     def last_token(text):
-        ids = model.tokenizer(render_prompt(model, text), add_special_tokens=False)["input_ids"]
-        kept = []
-        hooks = [
-            layer.register_forward_hook(
-                lambda _m, _a, out: kept.append((out[0] if isinstance(out, tuple) else out)[0, -1])
-            )
-            for layer in hf_model.model.layers
-        ]
-        with torch.inference_mode():
-            hf_model(torch.tensor([ids]))
-        for hook in hooks:
-            hook.remove()
-        return torch.stack(kept)
+        return residuals(hf_model, chat_tokens(model.tokenizer, text))
 
     plus = torch.stack([last_token(pair.instructed) for pair in pairs])
     minus = torch.stack([last_token(pair.uninstructed) for pair in pairs])

@@ -5,19 +5,19 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from hf_reference import Change, Push, chat_tokens, greedy, kl, one_pass
 from steering_examples import random_vector
 
 from steerlens.activations.cache import cache_residuals
 from steerlens.attribution import teacher_forcing
 from steerlens.attribution.causal import causal_recovery, first_token_recovery
 from steerlens.errors import SteeringError, SteerlensError, UnknownNameError
-from steerlens.models.loading import render_prompt
 from steerlens.tasks.drawing import contrast_pairs
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import difference_of_means, random_direction
 
 SHARES = ["recovery", "low", "high", "placebo", "placebo_low", "placebo_high"]
+END = frozenset({2})
 
 
 @pytest.fixture(scope="module")
@@ -43,69 +43,38 @@ def tiny():
     return pairs, random_vector(3, 16, 1), random_vector(3, 16, 2)
 
 
-class PlainModel:
-    """A Hugging Face model and nothing of steerlens but the rendered prompts."""
-
-    def __init__(self, hf_model, tokenizer):
-        self.hf_model = hf_model
-        self.tokenizer = tokenizer
-        self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-
-    def ids(self, text):
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def response(self, prompt, n):
-        """Greedy, one whole forward pass a token; the end token is the last."""
-        tokens = []
-        while len(tokens) < n and self.end not in tokens:
-            with torch.inference_mode():
-                logits = self.hf_model(torch.tensor([[*prompt, *tokens]])).logits
-            tokens.append(int(logits[0, -1].argmax()))
-        return tokens
-
-    def logprobs(self, prompt, response, vector=None, layer=0, operation="add", scope="all"):
-        """What predicts each response token."""
-        is_response = torch.arange(len(prompt) + len(response)) >= len(prompt)
-        touched = {"all": is_response | True, "prompt": ~is_response, "response": is_response}
-
-        def hook(_module, _args, output):
-            x = output[0] if isinstance(output, tuple) else output
-            u, gap, target = (getattr(vector, n)[layer] for n in ("directions", "gaps", "targets"))
-            amount = gap if operation == "add" else target - x @ u
-            x = x + (touched[scope] * amount)[..., None] * u
-            return (x, *output[1:]) if isinstance(output, tuple) else x
-
-        block = self.hf_model.model.layers[layer]
-        handle = block.register_forward_hook(hook) if vector is not None else None
-        with torch.inference_mode():
-            logits = self.hf_model(torch.tensor([[*prompt, *response]])).logits[0]
-        if handle is not None:
-            handle.remove()
-        return logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+def greedy_response(hf_model, prompt, n):
+    """Greedy, one whole forward pass a token; the end token is the last."""
+    tokens = greedy(hf_model, prompt, (), n, END, again=True)
+    return tokens if len(tokens) == n else [*tokens, *END]
 
 
-def kl(p, q):
-    return (p.exp() * (p - q)).sum(-1).numpy()
+def logprobs(hf_model, prompt, response, change=None):
+    """What predicts each response token."""
+    run = one_pass(hf_model, prompt, [change] if change else (), response)
+    return run.logprobs[len(prompt) - 1 : -1]
 
 
 def test_recovery_equals_a_plain_hugging_face_computation(model, hf_model, fitted, held_out):
     vector, placebo = fitted
-    plain = PlainModel(hf_model, model.tokenizer)
     settings = list(product(("add", "set_projection"), ("prompt", "response", "all"), (25,)))
     n_tokens, horizons = 9, (1, 4, 9)
     whole = np.zeros((2, n_tokens))
     remaining = np.zeros((2, len(settings), 2, n_tokens))
     for i, pair in enumerate(held_out):
-        sides = [render_prompt(model, text) for text in (pair.instructed, pair.uninstructed)]
-        instructed, uninstructed = map(plain.ids, sides)
-        response = plain.response(instructed, n_tokens)
+        instructed, uninstructed = (
+            chat_tokens(model.tokenizer, text) for text in (pair.instructed, pair.uninstructed)
+        )
+        response = greedy_response(hf_model, instructed, n_tokens)
         n = len(response)
-        target = plain.logprobs(instructed, response)
-        whole[i, :n] = kl(target, plain.logprobs(uninstructed, response))
+        target = logprobs(hf_model, instructed, response)
+        whole[i, :n] = kl(target, logprobs(hf_model, uninstructed, response))
         for (k, one), (s, (operation, scope, layer)) in product(
             enumerate((vector, placebo)), enumerate(settings)
         ):
-            steered = plain.logprobs(uninstructed, response, one, layer, operation, scope)
+            u, gap, z = (getattr(one, of)[layer] for of in ("directions", "gaps", "targets"))
+            push = Push(layer, u, float(gap), float(z), operation, 1.0, scope)
+            steered = logprobs(hf_model, uninstructed, response, push)
             remaining[k, s, i, :n] = kl(target, steered)
     assert not whole[1, 7:].any(), "the second response was meant to end early"
 
@@ -138,15 +107,14 @@ def test_recovery_equals_a_plain_hugging_face_computation(model, hf_model, fitte
 
 
 def test_the_response_is_the_greedy_one_and_its_end_counts(model, hf_model, held_out):
-    plain = PlainModel(hf_model, model.tokenizer)
-    sides = [
-        [render_prompt(model, getattr(pair, side)) for pair in held_out]
+    instructed, uninstructed = (
+        [chat_tokens(model.tokenizer, getattr(pair, side)) for pair in held_out]
         for side in ("instructed", "uninstructed")
-    ]
-    instructed, uninstructed = ([plain.ids(text) for text in side] for side in sides)
+    )
     found = teacher_forcing.instructed_responses(model, instructed, uninstructed, 9, False)
-    assert [list(tokens) for tokens in found] == [plain.response(ids, 9) for ids in instructed]
-    assert len(found[1]) < 9 and found[1][-1] == plain.end
+    expected = [greedy_response(hf_model, ids, 9) for ids in instructed]
+    assert [list(tokens) for tokens in found] == expected
+    assert len(found[1]) < 9 and found[1][-1] in END
 
 
 def test_strength_zero_recovers_nothing_anywhere(model, fitted, held_out):
@@ -320,3 +288,72 @@ def test_pairs_of_one_base_query_have_no_interval(tiny_model, tiny):
     same = ContrastSet.from_prompts(["ab!", "ab!!"], ["ab", "ab"])
     with pytest.raises(SteerlensError, match="one base query"):
         causal_recovery(tiny_model, same, tiny[1])
+
+
+# --- the first token alone ---
+
+
+@pytest.fixture(scope="module")
+def titles():
+    return contrast_pairs("detectable_format:title", n=6, seed=0, split="select")
+
+
+def test_first_token_recovery_equals_a_plain_hugging_face_computation(
+    model, hf_model, fitted, titles
+):
+    vector, _ = fitted
+    u, z = vector.directions[24], vector.targets[24]
+    rule = Change(24, lambda x: x + (z - x @ u)[:, None] * u)
+    remaining = whole = 0.0
+    for pair in titles:
+        instructed, uninstructed = (
+            chat_tokens(model.tokenizer, text) for text in (pair.instructed, pair.uninstructed)
+        )
+        target, plain, steered = (
+            one_pass(hf_model, ids, changes).logprobs[-1]
+            for ids, changes in ((instructed, ()), (uninstructed, ()), (uninstructed, [rule]))
+        )
+        whole += float(kl(target, plain))
+        remaining += float(kl(target, steered))
+    curve = first_token_recovery(model, titles, vector, layers=[24], batch_size=4)
+    assert curve.table.recovery[0] == pytest.approx(1 - remaining / whole, abs=1e-3)
+
+
+def test_on_the_first_token_strength_zero_recovers_nothing(model, fitted, titles):
+    curve = first_token_recovery(model, titles, fitted[0], layers=[5, 24], strength=0.0)
+    assert curve.table.recovery.abs().max() < 1e-5
+
+
+def test_first_tokens_of_titles_are_recovered_late_and_not_early_nor_by_the_placebo(
+    model, fitted, titles
+):
+    vector, placebo = fitted
+    table = first_token_recovery(
+        model, titles, vector, layers=[6, 24], placebo=placebo
+    ).table.set_index("layer")
+    assert table.recovery[24] > 0.5
+    assert table.recovery[6] < 0.3
+    assert table.placebo.max() < 0.3
+    assert table.low[24] <= table.recovery[24] <= table.high[24]
+
+
+def test_scope_response_is_refused_because_it_cannot_act(model, fitted, titles):
+    with pytest.raises(SteeringError, match="cannot change the first response token"):
+        first_token_recovery(model, titles, fitted[0], scope="response")
+
+
+def test_pairs_that_start_alike_have_nothing_to_recover(model, fitted):
+    same = ContrastSet.from_prompts(["Hi.", "Why?"], ["Hi.", "Why?"])
+    with pytest.raises(SteeringError, match="no effect to recover"):
+        first_token_recovery(model, same, fitted[0], layers=[24])
+
+
+@pytest.mark.parametrize("wrong", [{"layers": []}, {"batch_size": 0}])
+def test_numbers_out_of_range_are_refused(model, fitted, titles, wrong):
+    with pytest.raises(SteeringError, match="at least"):
+        first_token_recovery(model, titles, fitted[0], **wrong)
+
+
+def test_a_placebo_for_another_model_is_refused(model, fitted, titles):
+    with pytest.raises(SteeringError, match="d_model 16"):
+        first_token_recovery(model, titles, fitted[0], placebo=random_vector(30, 16))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from hf_reference import modules_at_the_end
 from tiny_models import byte_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, MambaConfig
 
@@ -71,32 +72,10 @@ def small_model(config, folder, seed=0):
     return load_model(folder, device="cpu"), plain
 
 
-def recorded(plain, ids):
-    """Inputs and outputs of every module at the last token, by hooks on the plain model."""
-    seen, handles = {}, []
-
-    def hook(name):
-        def after(_module, args, kwargs, output):
-            entered = args[0] if args else kwargs.get("hidden_states")
-            left = output[0] if isinstance(output, tuple) else output
-            seen[name] = (entered[0, -1].double(), left[0, -1].double())
-
-        return after
-
-    for name, module in plain.model.named_modules():
-        if name.startswith("layers.") or name == "embed_tokens":
-            handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
-    with torch.no_grad():
-        plain(torch.tensor([ids]))
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
 @torch.no_grad()
 def parts_by_hand(plain, ids, u, layer):
     """Every component's projection, in the table's order, from the recorded modules."""
-    seen, u = recorded(plain, ids), u.double()
+    (_, seen), u = modules_at_the_end(plain, ids), u.double()
     d_head = plain.config.head_dim
     parts = [seen["embed_tokens"][1] @ u]
     for i in range(layer + 1):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from hf_reference import Change, chat_tokens, modules_at_the_end
 from steering_examples import n_hooks
 
 from steerlens.activations.cache import cache_residuals
 from steerlens.attribution.downstream_components import reading_components
 from steerlens.errors import SteeringError, SteerlensError
-from steerlens.models.loading import render_prompt
 from steerlens.tasks.drawing import contrast_pairs
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import difference_of_means
@@ -32,38 +32,15 @@ def reading(model, held_out, vector):
     return reading_components(model, held_out, vector, LAYER, n_placebos=8)
 
 
-def token_ids(model, text):
-    return model.tokenizer(render_prompt(model, text), add_special_tokens=False)["input_ids"]
+def at_the_end(push):
+    """`push` added after LAYER at the last token."""
 
+    def of(resid):
+        resid = resid.clone()
+        resid[-1] += push
+        return resid
 
-def run(hf_model, ids, push=None):
-    """Logits, and what entered and left modules at the last token, `push` added at LAYER there."""
-    seen, handles = {}, []
-
-    def keep(name):
-        def after(_module, args, output):
-            left = output[0] if isinstance(output, tuple) else output
-            seen[name] = (args[0][0, -1].double() if args else None, left[0, -1].double())
-
-        return after
-
-    def steer(_module, _args, output):
-        changed = output.clone()
-        changed[:, -1] += push
-        return changed
-
-    layers = hf_model.model.layers
-    if push is not None:
-        handles.append(layers[LAYER].register_forward_hook(steer))
-    for i in range(LAYER, len(layers)):
-        handles.append(layers[i].register_forward_hook(keep(f"stream {i}")))
-        handles.append(layers[i].self_attn.o_proj.register_forward_hook(keep(f"heads {i}")))
-        handles.append(layers[i].mlp.register_forward_hook(keep(f"mlp {i}")))
-    with torch.no_grad():
-        logits = hf_model(torch.tensor([ids])).logits[0, -1].double()
-    for handle in handles:
-        handle.remove()
-    return logits, seen
+    return Change(LAYER, of)
 
 
 @torch.no_grad()
@@ -72,9 +49,10 @@ def test_effects_equal_a_plain_hugging_face_computation(model, hf_model, held_ou
     delta = torch.zeros(model.cfg.d_vocab, dtype=torch.float64)
     runs = []
     for pair in held_out:
-        instructed, _ = run(hf_model, token_ids(model, pair.instructed))
-        before, seen = run(hf_model, token_ids(model, pair.uninstructed))
-        after, changed = run(hf_model, token_ids(model, pair.uninstructed), push)
+        instructed, _ = modules_at_the_end(hf_model, chat_tokens(model.tokenizer, pair.instructed))
+        ids = chat_tokens(model.tokenizer, pair.uninstructed)
+        before, seen = modules_at_the_end(hf_model, ids)
+        after, changed = modules_at_the_end(hf_model, ids, [at_the_end(push)])
         delta += instructed.softmax(-1) - before.softmax(-1)
         runs.append((before, after, seen, changed))
     delta /= delta.clamp_min(0).sum()
@@ -82,17 +60,17 @@ def test_effects_equal_a_plain_hugging_face_computation(model, hf_model, held_ou
     unembed, norm = hf_model.lm_head.weight.double(), hf_model.model.norm
     expected, free = [], []
     for before, after, seen, changed in runs:
-        final = seen["stream 29"][1]
+        final = seen["layers.29"][1]
         scale = 1 / (final.square().mean() + norm.variance_epsilon).sqrt()
         d = scale * norm.weight.double() * (unembed.T @ delta)
-        terms = [(changed[f"stream {LAYER}"][1] - seen[f"stream {LAYER}"][1]) @ d]
+        terms = [(changed[f"layers.{LAYER}"][1] - seen[f"layers.{LAYER}"][1]) @ d]
         for i in range(LAYER + 1, 30):
-            z = changed[f"heads {i}"][0] - seen[f"heads {i}"][0]
+            z = changed[f"layers.{i}.self_attn.o_proj"][0] - seen[f"layers.{i}.self_attn.o_proj"][0]
             weight = hf_model.model.layers[i].self_attn.o_proj.weight.double()
             terms += [
                 weight[:, h * 64 : h * 64 + 64] @ z[h * 64 : h * 64 + 64] @ d for h in range(9)
             ]
-            terms.append((changed[f"mlp {i}"][1] - seen[f"mlp {i}"][1]) @ d)
+            terms.append((changed[f"layers.{i}.mlp"][1] - seen[f"layers.{i}.mlp"][1]) @ d)
         expected.append([float(term) for term in terms])
         free.append(float(delta @ (after - before)))
     assert np.allclose(reading.effects, expected, atol=1e-4)

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
+from hf_reference import Change, chat_tokens, kl, one_pass
 from steering_examples import n_hooks
 
 from steerlens.attribution.patching import activation_patching
 from steerlens.engine.patching import ending_residuals, patched_logits
 from steerlens.errors import ActivationError, SteeringError, SteerlensError
-from steerlens.models.loading import render_prompt, tokenize_prompts
+from steerlens.models.loading import tokenize_prompts
 from steerlens.tasks.drawing import contrast_pairs
 from steerlens.tasks.pairs import ContrastSet
 
@@ -33,51 +33,35 @@ def tiny_pairs():
     return ContrastSet.from_prompts([f"{query} now!!" for query in queries], queries)
 
 
-def plain_run(model, hf_model, text, patch=None):
-    """Log-probabilities after the prompt, and every block's output; `patch`: layer, position, x."""
-    ids = model.tokenizer(render_prompt(model, text), add_special_tokens=False)["input_ids"]
-    streams, handles = {}, []
+def patch(layer, position, value):
+    """The output of a block with another vector at one position."""
 
-    def hook(layer):
-        def after(_module, _args, output):
-            if patch is not None and patch[0] == layer:
-                output = output.clone()
-                output[0, patch[1]] = patch[2]
-            streams[layer] = output[0]
-            return output
+    def of(resid):
+        resid = resid.clone()
+        resid[position] = value
+        return resid
 
-        return after
-
-    for layer, block in enumerate(hf_model.model.layers):
-        handles.append(block.register_forward_hook(hook(layer)))
-    with torch.no_grad():
-        logits = hf_model(torch.tensor([ids])).logits[0, -1].double()
-    for handle in handles:
-        handle.remove()
-    return logits.log_softmax(-1), streams
-
-
-def kl(p, q):
-    return float((p.exp() * (p - q)).sum())
+    return Change(layer, of)
 
 
 def test_recovery_equals_plain_hugging_face_patching(model, hf_model, pairs, patching):
-    runs = [
-        (plain_run(model, hf_model, p.instructed), plain_run(model, hf_model, p.uninstructed))
-        for p in pairs
+    tokens = [
+        [chat_tokens(model.tokenizer, text) for text in (pair.instructed, pair.uninstructed)]
+        for pair in pairs
     ]
-    whole = sum(kl(instructed[0], plain[0]) for instructed, plain in runs)
+    runs = [[one_pass(hf_model, ids) for ids in sides] for sides in tokens]
+    after = [[run.logprobs[-1] for run in sides] for sides in runs]
+    whole = sum(float(kl(instructed, plain)) for instructed, plain in after)
     table = patching.table.set_index(["layer", "position"])
     for layer, position in [(3, -7), (14, -1), (14, -6), (22, -1), (22, -3), (29, -1)]:
         for name, source in (("recovery", 0), ("placebo", 1)):
             if name == "placebo" and position < -2:
                 continue
             left = 0.0
-            for i, pair in enumerate(pairs):
-                streams = runs[(i + source) % 2][0][1]
-                patch = (layer, position, streams[layer][position])
-                patched, _ = plain_run(model, hf_model, pair.uninstructed, patch)
-                left += kl(runs[i][0][0], patched)
+            for i in range(len(pairs)):
+                value = runs[(i + source) % 2][0].resid[layer, position].float()
+                patched = one_pass(hf_model, tokens[i][1], [patch(layer, position, value)])
+                left += float(kl(after[i][0], patched.logprobs[-1]))
             expected = 1 - left / whole
             assert table.loc[(layer, position), name] == pytest.approx(expected, abs=1e-4)
 

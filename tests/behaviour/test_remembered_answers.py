@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hf_reference import chat_tokens, load_plain, residuals
 from stored_pieces import stored_pieces
 from tiny_models import CHAT_TEMPLATE
-from transformers import LlamaForCausalLM
 from transformers.utils import chat_template_utils
 
 import steerlens as sl
@@ -80,14 +80,10 @@ def cached(model, folder):
     return shard_residuals(model, PAIRS, folder, pairs_per_shard=3, show_progress=False)
 
 
-def plain_residuals(root: LlamaForCausalLM, model, layer: int) -> torch.Tensor:
+def plain_residuals(root, model, layer: int) -> torch.Tensor:
     """Residuals of the instructed prompts by plain `transformers`."""
-    found = []
-    for ids in tokenize_prompts(model, [pair.instructed for pair in PAIRS]):
-        with torch.no_grad():
-            out = root(torch.tensor([ids]), output_hidden_states=True)
-        found.append(out.hidden_states[layer + 1][0, -1])
-    return torch.stack(found)
+    prompts = [chat_tokens(model.tokenizer, pair.instructed) for pair in PAIRS]
+    return torch.stack([residuals(root, tokens)[layer] for tokens in prompts])
 
 
 def test_an_edited_chat_template_refuses_to_resume_and_says_what_changed(own, tmp_path):
@@ -171,7 +167,7 @@ def test_shards_are_computed_anew_after_an_edit_in_place(own, tiny_folder, tmp_p
     first = cached(own, tmp_path)
     own.original_model.model.layers[0].mlp.down_proj.weight.data.mul_(1.3)
     second = cached(own, tmp_path)
-    root = LlamaForCausalLM.from_pretrained(tiny_folder, attn_implementation="eager").eval()
+    root = load_plain(tiny_folder)
     root.model.layers[0].mlp.down_proj.weight.data.mul_(1.3)
     expected = plain_residuals(root, own, layer=1)
     torch.testing.assert_close(second.layer(1).instructed[:, 0], expected, rtol=1e-4, atol=1e-4)
@@ -184,7 +180,7 @@ def test_shards_are_computed_anew_after_another_chat_template(own, tiny_folder, 
     cached(own, tmp_path)
     own.tokenizer.chat_template = SHORT
     second = cached(own, tmp_path)
-    root = LlamaForCausalLM.from_pretrained(tiny_folder, attn_implementation="eager").eval()
+    root = load_plain(tiny_folder)
     torch.testing.assert_close(
         second.layer(0).instructed[:, 0], plain_residuals(root, own, layer=0), rtol=1e-4, atol=1e-4
     )
@@ -201,7 +197,7 @@ def test_shards_are_computed_anew_after_another_base_of_the_positions(own, tiny_
     second = cached(model, tmp_path / "shards")
     assert second.metadata["weights_hash"] == first.metadata["weights_hash"]
     assert second.metadata["configuration_hash"] != first.metadata["configuration_hash"]
-    root = LlamaForCausalLM.from_pretrained(turned, attn_implementation="eager").eval()
+    root = load_plain(turned)
     torch.testing.assert_close(
         second.layer(1).instructed[:, 0], plain_residuals(root, own, layer=1), rtol=1e-4, atol=1e-4
     )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effects_examples import by_hand
+from hf_reference import adding, one_pass
 from steering_examples import random_vector
 
 from steerlens.effects import token_contributions, token_effects
@@ -40,7 +40,7 @@ def test_each_contribution_equals_switching_its_position_on_by_hand(
     expected = []
     for n_on in range(8):
         on = torch.arange(7) < n_on
-        run = by_hand(hf_model, IDS[:7], LAYER, shift, on)
+        run = one_pass(hf_model, IDS[:7], [adding(LAYER, shift, on)])
         expected.append(float(run.logprobs[-1, IDS[7]]))
 
     found = token_contributions(model, effects, 7)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from hf_reference import Change, kl, one_pass
 from steering_examples import n_hooks, random_vector
 
 from steerlens.effects.divergence import interval_of, resampled, response_kl, statistic_of, token_kl
@@ -14,27 +14,6 @@ from steerlens.errors import SteeringError
 PROMPTS = ["Tell me about Rome.", "Why is the sky blue?", "List fruits.", "Write a short poem."]
 
 
-def by_hand(hf_model, prompt, response, layer, change, from_token):
-    """KL(steered‖unsteered) of each response token, in double precision."""
-
-    def hook(_module, _args, out):
-        x = (out[0] if isinstance(out, tuple) else out).clone()
-        x[:, from_token:] = change(x[:, from_token:])
-        return (x, *out[1:]) if isinstance(out, tuple) else x
-
-    ids = torch.tensor([[*prompt, *response]])
-    logprobs = []
-    for steered in (False, True):
-        handle = hf_model.model.layers[layer].register_forward_hook(hook) if steered else None
-        with torch.inference_mode():
-            logits = hf_model(ids).logits[0, len(prompt) - 1 : -1].double()
-        if handle:
-            handle.remove()
-        logprobs.append(logits.log_softmax(-1))
-    p, q = logprobs
-    return (q.exp() * (q - p)).sum(-1).numpy()
-
-
 @pytest.mark.parametrize("scope", ["all", "response"])
 def test_kl_equals_a_plain_hugging_face_computation(model, hf_model, scope):
     layer, vector = 20, random_vector(30, 576)
@@ -42,14 +21,17 @@ def test_kl_equals_a_plain_hugging_face_computation(model, hf_model, scope):
     u, g = vector.directions[layer], vector.gaps[layer]
     answers = generate(model, PROMPTS[:2], max_new_tokens=8)
     [found] = token_kl(model, answers, [steering])
-    for prompt, response, kl in zip(answers.prompt_tokens, answers.tokens, found, strict=True):
-        start = len(prompt) if scope == "response" else 0
-        expected = by_hand(
-            hf_model, prompt, response, layer, lambda x: x + 0.5 * g * u, from_token=start
+    for prompt, response, found_kl in zip(
+        answers.prompt_tokens, answers.tokens, found, strict=True
+    ):
+        change = Change(layer, lambda x: x + 0.5 * g * u, scope)
+        plain, steered = (
+            one_pass(hf_model, prompt, changes, response).logprobs[len(prompt) - 1 : -1]
+            for changes in ([], [change])
         )
-        np.testing.assert_allclose(kl, expected, rtol=2e-3, atol=2e-5)
+        np.testing.assert_allclose(found_kl, kl(steered, plain), rtol=2e-3, atol=2e-5)
     if scope == "response":
-        assert all(kl[0] < 1e-6 for kl in found)
+        assert all(one[0] < 1e-6 for one in found)
 
 
 def test_several_steerings_are_scored_side_by_side_as_they_would_be_alone(tiny_model):

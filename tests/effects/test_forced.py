@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from effects_examples import by_hand
+from hf_reference import adding, kl, one_pass
 from steering_examples import random_vector
 
 from steerlens.effects import token_effects
@@ -45,10 +45,12 @@ def shift(vector):
 def test_kl_entropies_and_log_probabilities_equal_hugging_face_to_1e_4(
     effects, ids, hf_model, shift
 ):
-    p, q = by_hand(hf_model, ids).logprobs, by_hand(hf_model, ids, LAYER, shift).logprobs
+    p, q = (
+        one_pass(hf_model, ids).logprobs,
+        one_pass(hf_model, ids, [adding(LAYER, shift)]).logprobs,
+    )
 
-    kl = (q.exp() * (q - p)).sum(-1)
-    torch.testing.assert_close(effects.kl.double(), kl, **CLOSE)
+    torch.testing.assert_close(effects.kl.double(), kl(q, p), **CLOSE)
     for measured, logprobs in ((effects.entropy_baseline, p), (effects.entropy_steered, q)):
         expected = -(logprobs.exp() * logprobs).sum(-1)
         torch.testing.assert_close(measured.double(), expected, **CLOSE)
@@ -63,7 +65,7 @@ def test_projections_equal_hugging_face_to_1e_4_of_the_stream(
     effects, ids, hf_model, vector, shift
 ):
     u = vector.directions[LAYER].double()
-    plain, moved = by_hand(hf_model, ids), by_hand(hf_model, ids, LAYER, shift)
+    plain, moved = one_pass(hf_model, ids), one_pass(hf_model, ids, [adding(LAYER, shift)])
 
     scale = float(plain.resid[LAYER].norm(dim=-1).median())
     for measured, run in (
@@ -105,7 +107,10 @@ def test_strength_zero_changes_exactly_nothing(model, ids, vector, operation, ho
 def test_promoted_tokens_are_those_whose_probability_rose_most(
     effects, ids, hf_model, shift, model
 ):
-    p, q = by_hand(hf_model, ids).logprobs, by_hand(hf_model, ids, LAYER, shift).logprobs
+    p, q = (
+        one_pass(hf_model, ids).logprobs,
+        one_pass(hf_model, ids, [adding(LAYER, shift)]).logprobs,
+    )
 
     rise = q.exp() - p.exp()
     for position in (3, 20):
@@ -135,7 +140,7 @@ def test_interventions_at_two_layers_are_told_apart(model, ids, vector, hf_model
     assert effects.propagation.starts == (20, 10)
     assert effects.propagation.layers == tuple(range(10, 30))
     assert effects.projection_after[0].abs().max() < 1e-2, "ablated"
-    plain = by_hand(hf_model, ids).resid[20] @ vector.directions[20].double()
+    plain = one_pass(hf_model, ids).resid[20] @ vector.directions[20].double()
     torch.testing.assert_close(effects.projection_baseline[0].double(), plain, rtol=0, atol=5e-3)
     assert not torch.allclose(effects.projection_before[0], effects.projection_baseline[0])
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effects_examples import by_hand
+from hf_reference import adding, one_pass
 from steering_examples import random_vector
 
 from steerlens.effects import record_run
@@ -27,7 +27,7 @@ def both(model, vector):
 def test_each_text_is_scored_by_the_model_that_wrote_it(both, hf_model, vector, response):
     shift = STRENGTH * vector.gaps[LAYER] * vector.directions[LAYER]
     ids = [*PROMPT, *(BASELINE if response == "baseline" else STEERED)]
-    run = by_hand(hf_model, ids, None if response == "baseline" else LAYER, shift)
+    run = one_pass(hf_model, ids, [] if response == "baseline" else [adding(LAYER, shift)])
 
     own = getattr(both[1], response)
     assert own.token_ids == tuple(ids)
@@ -65,7 +65,7 @@ def test_the_baseline_is_whole_however_the_texts_part(
         _, free = record_run(model, PROMPT, baseline, steered, vector.at(LAYER))
 
     ids = [*PROMPT, *baseline]
-    run = by_hand(hf_model, ids)
+    run = one_pass(hf_model, ids)
     expected = run.logprobs[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
     torch.testing.assert_close(free.baseline.logprob[1:].double(), expected, rtol=0, atol=1e-4)
     assert free.baseline.projection.shape == (1, len(ids))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from effects_examples import by_hand
+from hf_reference import adding, kl, one_pass
 from steering_examples import random_vector
 
 from steerlens.effects import token_effects
@@ -30,12 +30,11 @@ def read(hf_model, resid):
 
 def test_read_outs_equal_the_models_own_norm_and_unembedding(effects, hf_model, vector, model):
     shift = STRENGTH * vector.gaps[LAYER] * vector.directions[LAYER]
-    p = read(hf_model, by_hand(hf_model, IDS).resid[22])
-    q = read(hf_model, by_hand(hf_model, IDS, LAYER, shift).resid[22])
+    p = read(hf_model, one_pass(hf_model, IDS).resid[22])
+    q = read(hf_model, one_pass(hf_model, IDS, [adding(LAYER, shift)]).resid[22])
 
     lens = effects.lens
-    kl = (q.exp() * (q - p)).sum(-1)
-    torch.testing.assert_close(lens.kl[0].double(), kl, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lens.kl[0].double(), kl(q, p), rtol=1e-4, atol=1e-4)
     expected = q[torch.arange(len(IDS) - 1), torch.tensor(IDS[1:])]
     torch.testing.assert_close(lens.logprob_steered[0, 1:].double(), expected, rtol=0, atol=2e-4)
     entropy = -(p.exp() * p).sum(-1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from effects_examples import by_hand
+from hf_reference import adding, one_pass
 from steering_examples import random_vector
 
 from steerlens.effects import token_effects
@@ -26,9 +26,9 @@ def test_change_shift_and_norms_are_hugging_faces_at_every_later_layer(
     propagation, hf_model, vector
 ):
     u = vector.directions[LAYER].double()
-    plain = torch.stack(by_hand(hf_model, IDS).resid[LAYER:])
+    plain = one_pass(hf_model, IDS).resid[LAYER:]
     shift = STRENGTH * vector.gaps[LAYER] * vector.directions[LAYER]
-    moved = torch.stack(by_hand(hf_model, IDS, LAYER, shift).resid[LAYER:])
+    moved = one_pass(hf_model, IDS, [adding(LAYER, shift)]).resid[LAYER:]
 
     assert propagation.layers == tuple(range(LAYER, 30))
     scale = plain.norm(dim=-1)

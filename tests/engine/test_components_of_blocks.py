@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hf_reference import residuals
 from steering_examples import n_hooks
 from tiny_models import byte_tokenizer
 from transformers import (
@@ -46,16 +47,7 @@ def test_parts_sum_to_the_stream_of_the_plain_model(config, hooked, tmp_path):
     byte_tokenizer().save_pretrained(tmp_path)
     model = load_model(tmp_path, device="cpu")
     check_components(model)
-    body = getattr(plain, plain.base_model_prefix)
-    blocks = body.h if config.model_type == "gpt2" else body.layers
-    streams = []
-    handle = blocks[-1].register_forward_hook(
-        lambda _m, _a, out: streams.append((out[0] if isinstance(out, tuple) else out)[0, -1])
-    )
-    with torch.no_grad():
-        for row in ROWS:
-            plain(torch.tensor([row]))
-    handle.remove()
+    streams = [residuals(plain, row)[-1] for row in ROWS]
     eye = torch.eye(16)
     seen = {}
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 from architectures import IDS, write_family
-from beside_hugging_face import loaded, plain, relative
-from hf_reference import greedy, residuals
+from beside_hugging_face import loaded, relative
+from hf_reference import greedy, load_plain, residuals
 from steering_vectors import SteeringVector
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -140,9 +140,9 @@ class Pair:
     def __init__(self, name: str, folder: Path) -> None:
         write_family(name, folder)
         self.name, self.folder = name, folder
-        self.plain = plain(folder, torch.float32)
+        self.plain = load_plain(folder, torch.float32)
         self.model = loaded(folder, "float32")
-        hf_model = plain(folder, torch.float32)
+        hf_model = load_plain(folder, torch.float32)
         self.inside = dict(hf_model.named_modules())
         self.around = self.boot(hf_model)
         self.untouched: dict[str, tuple[list[list[int]], Tensor]] = {}

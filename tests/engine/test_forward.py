@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hf_reference import Change, one_pass
 from steering_examples import random_vector
 from transformers import GPT2LMHeadModel
 
@@ -62,25 +63,11 @@ def test_gradients_equal_finite_differences(wide_model, plain_model, enters):
 
     def value():
         """The same number from the plain model, hooked by hand."""
-        sums = []
-
-        def shift(_module, _args, output):
-            resid = output[0] if isinstance(output, tuple) else output
-            amount = torch.relu(resid @ push.read + push.bias)
-            amount = amount * (torch.arange(len(ROW)) < N_PROMPT)
-            resid = resid + amount[..., None] * push.write
-            return (resid, *output[1:]) if isinstance(output, tuple) else resid
-
-        def keep(_module, _args, output):
-            sums.append((output[0] if isinstance(output, tuple) else output).sum())
-
-        blocks = plain_model.transformer.h
-        handles = [blocks[1].register_forward_hook(shift), blocks[2].register_forward_hook(keep)]
-        with torch.no_grad():
-            result = score(plain_model(torch.tensor([ROW])).logits) + sums[0]
-        for handle in handles:
-            handle.remove()
-        return result
+        shift = Change(
+            1, lambda x: x + torch.relu(x @ push.read + push.bias)[:, None] * push.write, "prompt"
+        )
+        run = one_pass(plain_model, ROW[:N_PROMPT], [shift], ROW[N_PROMPT:])
+        return score(run.logits[None]) + run.resid[2].sum()
 
     def differences(vector):
         """Central differences along each axis."""

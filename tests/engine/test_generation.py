@@ -5,13 +5,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from hf_reference import chat_tokens, greedy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steering_examples import n_hooks, random_vector
 
 from steerlens.engine.generation import _Sampler, generate
 from steerlens.errors import ModelError, SteeringError, SteerlensError
-from steerlens.models.loading import render_prompt
 
 PROMPTS = [
     "Tell me about Rome.",
@@ -23,25 +23,14 @@ PROMPTS = [
     "List the planets.",
     "Who wrote Hamlet, and when was it first performed on a stage?",
 ]
-
-
-def hf_greedy(hf_model, model, prompt, n):
-    ids = model.tokenizer(render_prompt(model, prompt), add_special_tokens=False)["input_ids"]
-    out = hf_model.generate(
-        torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        max_new_tokens=n,
-        do_sample=False,
-        eos_token_id=2,
-        pad_token_id=2,
-    )[0, len(ids) :].tolist()
-    return out[: out.index(2)] if 2 in out else out
+END = frozenset({2})
 
 
 def test_a_batch_of_eight_lengths_gives_the_tokens_of_plain_generation(model, hf_model):
     together = generate(model, PROMPTS, max_new_tokens=16, batch_size=8)
     for prompt, tokens in zip(PROMPTS, together.tokens, strict=True):
-        assert list(tokens) == hf_greedy(hf_model, model, prompt, 16), prompt
+        expected = greedy(hf_model, chat_tokens(model.tokenizer, prompt), (), 16, END)
+        assert list(tokens) == expected, prompt
 
 
 def test_a_steered_batch_gives_the_tokens_of_one_prompt_at_a_time(model):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hf_reference import Push, logits_along
 from steering_examples import n_hooks, random_vector
 from tiny_models import byte_tokenizer
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, Qwen2Config
@@ -76,36 +77,11 @@ def over_scopes(model, prompt, continuation, layer):
 
 def by_hooks(hf_model, row):
     """The same of a plain Hugging Face forward pass with its own hooks, one row alone."""
-    ids = torch.tensor([[*row.prompt, *row.continuation]])
-    is_response = torch.arange(ids.shape[1]) >= len(row.prompt)
-    scopes = {"all": torch.ones_like(is_response), "prompt": ~is_response, "response": is_response}
-
-    def hook_of(one):
-        u = one.direction
-
-        def hook(_module, _args, output):
-            x = output[0] if isinstance(output, tuple) else output
-            amount = {
-                "add": torch.full(x.shape[:-1], one.gap),
-                "set_projection": one.target - x @ u,
-                "ablate": -x @ u,
-            }[one.operation]
-            x = x + one.strength * (amount * scopes[one.scope])[..., None] * u
-            return (x, *output[1:]) if isinstance(output, tuple) else x
-
-        return hook
-
-    handles = [
-        hf_model.model.layers[one.layer].register_forward_hook(hook_of(one))
-        for one in (row.steering.interventions if row.steering else ())
-    ]
-    try:
-        with torch.inference_mode():
-            logits = hf_model(ids).logits[0]
-    finally:
-        for handle in handles:
-            handle.remove()
-    return logits[len(row.prompt) - 1 : -1].double().log_softmax(-1)
+    parts = row.steering.interventions if row.steering else ()
+    names = ("layer", "direction", "gap", "target", "operation", "strength", "scope")
+    pushes = [Push(**{name: getattr(part, name) for name in names}) for part in parts]
+    logits = logits_along(hf_model, row.prompt, row.continuation, pushes)[:-1]
+    return logits.double().log_softmax(-1)
 
 
 def test_mixed_rows_equal_plain_hugging_face_hooks(model, hf_model):

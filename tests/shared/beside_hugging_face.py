@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from architectures import FAMILIES, SWITCH, Family, write_family
-from hf_reference import Push, greedy, logits_along, residuals
+from hf_reference import Push, greedy, load_plain, logits_along, residuals
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM
 
 from steerlens.activations.cache import cache_residuals
 from steerlens.engine.generation import generate_from_tokens
@@ -51,14 +50,6 @@ ENDING = " Be brief."
 def loaded(folder: Path, dtype: str) -> TransformerBridge:
     """The folder through the package."""
     return load_model(folder, dtype=dtype, device="cpu")
-
-
-def plain(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The folder in plain Hugging Face, attention in its eager form."""
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
-    )
-    return model.eval()
 
 
 def exact(half: nn.Module) -> nn.Module:
@@ -146,7 +137,7 @@ class Sides:
         with tempfile.TemporaryDirectory() as folder:
             write_family(name, Path(folder), half=dtype != "float32")
             self.model = loaded(Path(folder), dtype)
-            self.plain = plain(Path(folder), getattr(torch, dtype))
+            self.plain = load_plain(Path(folder), getattr(torch, dtype))
         self.exact = self.plain if dtype == "float32" else exact(self.plain)
         self.ends = end_token_ids(self.model)
 

@@ -7,18 +7,69 @@ One prompt at a time, no padding, attention in its eager form, nothing shared, n
     set_projection  x + strength · (target − x·u) u
     ablate          x − strength · (x·u) u
 
-on the outputs of blocks, at the tokens its scope names.
+on the outputs of blocks, at the tokens its scope names; or of `Change`, which does anything there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-__all__ = ["Push", "blocks_of", "greedy", "logits_along", "residuals"]
+__all__ = [
+    "Change",
+    "Pass",
+    "Push",
+    "adding",
+    "blocks_of",
+    "chat_tokens",
+    "greedy",
+    "kl",
+    "load_plain",
+    "logits_along",
+    "modules_at_the_end",
+    "one_pass",
+    "residuals",
+]
+
+
+def load_plain(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A model folder in plain Hugging Face, attention in its eager form."""
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+def chat_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a user's turn, by the tokenizer's own chat template."""
+    messages = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    tokens: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p‖q) in nats, of log-probabilities ``[... vocab]``."""
+    return (p.exp() * (p - q)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Anything that is done to the output ``[token d_model]`` of one block."""
+
+    layer: int
+    of: Callable[[Tensor], Tensor]
+    scope: str = "all"
+
+
+def adding(layer: int, shift: Tensor, on: Tensor | None = None) -> Change:
+    """`shift` added after a block, at the positions of the mask `on` (all)."""
+    return Change(layer, lambda x: x + (shift if on is None else on[:, None] * shift))
 
 
 @dataclass(frozen=True)
@@ -65,11 +116,11 @@ def instead(output: Any, hidden: Tensor) -> Any:
 
 @contextmanager
 def pushed(
-    hf_model: nn.Module, pushes: Sequence[Push], roles: Callable[[], list[str]]
+    hf_model: nn.Module, pushes: Sequence[Push | Change], roles: Callable[[], list[str]]
 ) -> Iterator[None]:
     """Hooks that push; `roles` says of each token of the pass "prompt" or "response"."""
 
-    def hook_for(push: Push) -> Callable[..., Any]:
+    def hook_for(push: Push | Change) -> Callable[..., Any]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             hidden = first_of(output).clone()
             touched = torch.tensor([push.scope in ("all", role) for role in roles()])
@@ -89,7 +140,7 @@ def pushed(
 def greedy(
     hf_model: nn.Module,
     tokens: Sequence[int],
-    pushes: Sequence[Push] = (),
+    pushes: Sequence[Push | Change] = (),
     max_new_tokens: int = 8,
     ends: frozenset[int] = frozenset(),
     again: bool = False,
@@ -124,7 +175,10 @@ def greedy(
 
 @torch.inference_mode()
 def logits_along(
-    hf_model: nn.Module, tokens: Sequence[int], response: Sequence[int], pushes: Sequence[Push] = ()
+    hf_model: nn.Module,
+    tokens: Sequence[int],
+    response: Sequence[int],
+    pushes: Sequence[Push | Change] = (),
 ) -> Tensor:
     """Logits ``[token + 1, vocab]`` before each token of a given response and after it, float32."""
     roles = ["prompt"] * len(tokens) + ["response"] * len(response)
@@ -147,3 +201,71 @@ def residuals(hf_model: nn.Module, tokens: Sequence[int]) -> Tensor:
             stack.callback(block.register_forward_hook(keep).remove)
         hf_model(torch.tensor([list(tokens)]), use_cache=False)
     return torch.stack(kept)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass over one text, in float64.
+
+    Attributes:
+        logprobs: ``[pos vocab]``, of the token after each position.
+        logits: ``[pos vocab]``.
+        resid: ``[layer pos d_model]``, what every block puts out, changes included.
+    """
+
+    logits: Tensor
+    resid: Tensor
+
+    @property
+    def logprobs(self) -> Tensor:
+        return self.logits.log_softmax(-1)
+
+
+@torch.no_grad()
+def one_pass(
+    hf_model: nn.Module,
+    tokens: Sequence[int],
+    changes: Sequence[Push | Change] = (),
+    response: Sequence[int] = (),
+) -> Pass:
+    """Run one text; `response`, if any, are its last tokens, for the scope of changes."""
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        kept.append(first_of(output)[0].double())
+
+    roles = ["prompt"] * len(tokens) + ["response"] * len(response)
+    with pushed(hf_model, changes, lambda: roles), ExitStack() as stack:
+        for block in blocks_of(hf_model):
+            stack.callback(block.register_forward_hook(keep).remove)
+        out = hf_model(torch.tensor([[*tokens, *response]]), use_cache=False)
+    return Pass(out.logits[0].double(), torch.stack(kept))
+
+
+@torch.no_grad()
+def modules_at_the_end(
+    hf_model: nn.Module, tokens: Sequence[int], changes: Sequence[Push | Change] = ()
+) -> tuple[Tensor, dict[str, tuple[Tensor | None, Tensor]]]:
+    """Logits, and what entered and left every module, all at the last token, in float64.
+
+    Modules have their names in the body of the model, such as ``layers.3.mlp``.
+    """
+    seen: dict[str, tuple[Tensor | None, Tensor]] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            entered = args[0] if args else kwargs.get("hidden_states")
+            left = first_of(output)
+            if isinstance(left, Tensor) and left.ndim == 3:
+                entered = None if entered is None else entered[0, -1].double()
+                seen[name] = (entered, left[0, -1].double())
+
+        return hook
+
+    body: nn.Module = hf_model.model
+    with pushed(hf_model, changes, lambda: ["prompt"] * len(tokens)), ExitStack() as stack:
+        for name, module in body.named_modules():
+            if name:
+                stack.callback(module.register_forward_hook(keep(name), with_kwargs=True).remove)
+        logits = hf_model(torch.tensor([list(tokens)]), use_cache=False).logits
+    return logits[0, -1].double(), seen

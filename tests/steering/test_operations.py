@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from hf_reference import Change, greedy
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import tiny_llama
@@ -40,21 +41,7 @@ def moved(x: Tensor, z: Tensor, w: Tensor, bias: float, gate: str, strength: flo
 
 def plain_tokens(ids: list[int], layer: int, change, n_new: int, ends: frozenset[int]):
     """Greedy tokens of a plain Hugging Face model whose block's output is changed everywhere."""
-    model = tiny_llama()
-
-    def hook(_module, _args, output):
-        return change(output)
-
-    model.model.layers[layer].register_forward_hook(hook)
-    produced: list[int] = []
-    with torch.no_grad():
-        for _ in range(n_new):
-            logits = model(torch.tensor([ids + produced])).logits[0, -1]
-            token = int(logits.argmax())
-            if token in ends:
-                break
-            produced.append(token)
-    return tuple(produced)
+    return tuple(greedy(tiny_llama(), ids, [Change(layer, change)], n_new, ends, again=True))
 
 
 @pytest.mark.parametrize("gate", ["identity", "relu"])
