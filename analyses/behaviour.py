@@ -72,11 +72,11 @@ def planned(model: Any, instructions: Sequence[str], name: str) -> Plan:
     sizes: dict[str, Any] = {}
     if SMALL:
         sizes = {
-            "broad": Stage(2, 8, 2),
-            "narrow": Stage(2, 8, 1),
+            "broad": Stage(1, 8, 2),
+            "narrow": Stage(1, 8, 1),
             "final": Stage(2, 12, 1),
             "n_evidence": 2,
-            "recipe": FitRecipe(4, 4, 4, response_tokens=8, least_own=2),
+            "recipe": FitRecipe(4, 4, 4, response_tokens=8, ending_tokens=32, least_own=2),
         }
     folder = _RUNS / "plans" / name
     settings = SearchSettings(judge=judge(), **sizes)

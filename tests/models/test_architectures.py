@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from architectures import CONTEXT, DAILY, FAMILIES, SWITCH, UNKNOWN, WINDOW, write_family
+from architectures import DAILY, FAMILIES, UNKNOWN, write_family
 from beside_hugging_face import (
     ENDING,
     MIXED,
@@ -24,6 +24,7 @@ from beside_hugging_face import (
     pushes_for,
     relative,
 )
+from family import CONTEXT, SWITCH, WINDOW
 from hf_reference import Push, greedy, logits_along
 from torch import Tensor, nn
 

@@ -6,8 +6,14 @@ Every row has another steering. In half precision greedy tokens part at near tie
 are given the plain model's tokens and their logits compared with those of the same half-precision
 weights computed in float32: what is wrong there is rounding, and how much of it is right is told by
 the plain model's own.
+
+Run as a script, it prints which path each family takes in each dtype, why, and how far residuals
+and logits are from plain Hugging Face's:
+
+    python tests/shared/beside_hugging_face.py [family …] [--dtypes float32 bfloat16 float16]
 """
 
+import argparse
 import copy
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architectures import FAMILIES, SWITCH, Family, write_family
+import transformers
+from architectures import FAMILIES, write_family
+from family import SWITCH, Family
 from hf_reference import Push, greedy, load_plain, logits_along, residuals
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -271,7 +279,7 @@ class Sides:
 
 
 def row_of_table(sides: Sides) -> str:
-    """What the script of `architectures` prints for one family in one dtype."""
+    """What the script prints for one family in one dtype."""
     resid, resid_of_plain = sides.residual_errors()
     logits, logits_of_plain, how = sides.logit_errors()
     ours, theirs, _, _ = sides.greedy_errors()
@@ -281,3 +289,25 @@ def row_of_table(sides: Sides) -> str:
         f"{logits.max():.1e} ({logits_of_plain.max():.1e}) | {sum(equal)}/{len(equal)} | "
         f"{how['attention_reason']}"
     )
+
+
+def main() -> None:
+    """Print one line for each family and dtype."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("families", nargs="*", default=list(FAMILIES))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "float16"])
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    print("family | dtype | path | residuals off by (plain's own) | logits | tokens equal | reason")
+    for name in arguments.families:
+        for dtype in arguments.dtypes:
+            try:
+                line = row_of_table(Sides(name, dtype))
+            except Exception as error:  # the table says what happened and goes on
+                line = f"{type(error).__name__}: {str(error)[:150]}"
+            print(f"{name} | {dtype} | {line}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -79,15 +79,15 @@ def evaluation(tiny_folder: Path, data: Path, out: Path) -> list[str]:
     return ["evaluate", *model, "--data", str(data / "prompts.jsonl"), *sizes, *rest]
 
 
-def actors_of(driver: subprocess.Popen) -> list[psutil.Process]:
-    """The workers of a driver; Ray gives their processes the name of what they run."""
+def worker_of(driver: subprocess.Popen) -> psutil.Process:
+    """The worker of a driver; Ray gives its process the name of what it runs."""
     found = []
     for process in psutil.Process(driver.pid).children(recursive=True):
         with suppress(psutil.Error):
             if process.cmdline()[0].startswith("ray::ModelWorker"):
                 found.append(process)
-    assert len(found) == 2
-    return found
+    [worker] = found
+    return worker
 
 
 def wait_until_ended(processes: list[psutil.Process]) -> None:
@@ -319,11 +319,12 @@ def test_workers_cache_what_this_process_caches(tiny, pool, tmp_path, monkeypatc
 def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
     tiny_folder, tmp_path, monkeypatch
 ):
-    # Given an evaluation by two workers, one of which is killed, then the driver itself. Its Ray is
-    # started on this machine, whatever cluster RAY_ADDRESS names: there is none,
+    # Given an evaluation by a worker, all of whose processes are killed. Its Ray is started on this
+    # machine, whatever cluster RAY_ADDRESS names: there is none,
     local, out = tmp_path / "local", tmp_path / "ray"
     assert main(evaluation(tiny_folder, tmp_path, local)) == 0
-    by_ray = [*evaluation(tiny_folder, tmp_path, out), "--engine", "ray", "--worker-cpus", "0.5"]
+    by_ray = [*evaluation(tiny_folder, tmp_path, out), "--engine", "ray"]
+    by_ray += ["--workers", "1", "--worker-cpus", "0.5"]
     driver = subprocess.Popen(
         [sys.executable, "-m", "steerlens.cli.main", *by_ray],
         stdout=subprocess.DEVNULL,
@@ -332,9 +333,7 @@ def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
     )
     try:
         wait_for_pieces(driver, out, 1)
-        workers = actors_of(driver)
-        workers[0].kill()
-        wait_for_pieces(driver, out, len(stored_pieces(out)) + 2)
+        worker_of(driver).kill()
         others = psutil.Process(driver.pid).children(recursive=True)
     finally:
         driver.kill()
@@ -342,7 +341,7 @@ def test_a_run_whose_worker_and_driver_are_killed_resumes_to_the_local_files(
     # Ray's own processes end with the driver that started them.
     wait_until_ended(others)
     before = stored_pieces(out)
-    assert 3 <= len(before) < len(stored_pieces(local)) and not (out / "summary.json").exists()
+    assert 1 <= len(before) < len(stored_pieces(local)) and not (out / "summary.json").exists()
     # when it is resumed by workers, then no finished piece is computed again,
     computed = []
     kept = Answerer._keep

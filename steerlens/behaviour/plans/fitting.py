@@ -45,8 +45,8 @@ from steerlens.vectors import SteeringVector, difference_of_means, random_direct
 __all__ = ["CONTRASTS", "FitRecipe", "VectorBook"]
 
 CONTRASTS = ("last_prompt", "response_rewrite", "response_own", "response_end", "include")
-# Answers looked at for ends, and their length in tokens: most of a small model's are cut or loop.
-_N_ENDING, _ENDING_TOKENS = 96, 256
+# Most answers looked at for ends: most of a small model's are cut or loop.
+_N_ENDING = 96
 # Prompts per forward pass.
 _BATCH_SIZE = 32
 
@@ -60,6 +60,7 @@ class FitRecipe:
         n_responses: Answers for the response estimators.
         n_wording: Pairs, and answers, for a vector of given words.
         response_tokens: Longest answer fitted on, in tokens.
+        ending_tokens: Longest answer looked at for where it ends, for ``response_end``, in tokens.
         least_own: Fewest pairs of answers for a response estimator.
         seed: Draws pairs and placebo directions.
     """
@@ -68,6 +69,7 @@ class FitRecipe:
     n_responses: int = 48
     n_wording: int = 16
     response_tokens: int = 80
+    ending_tokens: int = 256
     least_own: int = 8
     seed: int = 0
 
@@ -208,7 +210,8 @@ class VectorBook:
         random.Random(self.recipe.seed).shuffle(queries)
         queries = queries[: min(_N_ENDING, 2 * self.recipe.n_responses)]
         questions = [Question(query) for query in queries]
-        answers = self.answerer.ask(questions, _ENDING_TOKENS, "answers that end")
+        longest = self.recipe.ending_tokens
+        answers = self.answerer.ask(questions, longest, "answers that end")
         pairs = []
         for query, answer in zip(queries, answers, strict=True):
             ends = [end for _, end in sentence_spans(answer.text)][:-1]
