@@ -33,10 +33,10 @@ def test_a_batch_of_eight_lengths_gives_the_tokens_of_plain_generation(model, hf
         assert list(tokens) == expected, prompt
 
 
-def test_a_steered_batch_gives_the_tokens_of_one_prompt_at_a_time(model):
-    vector = random_vector(30, 576)
+def test_a_steered_batch_gives_the_tokens_of_one_prompt_at_a_time(roomy_model):
+    model, vector = roomy_model, random_vector(3, 16)
     steerings = [
-        vector.at(10 + i, operation, strength, scope)
+        vector.at(i % 3, operation, strength, scope)
         for i, (operation, strength, scope) in enumerate(
             [
                 ("add", 4.0, "all"),
