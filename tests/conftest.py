@@ -27,10 +27,12 @@ from pathlib import Path
 
 import pytest
 from hf_reference import load_plain
+from small_search import SMALL, TITLE
 from tiny_models import write_tiny_folder, write_tiny_gpt2
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import LlamaForCausalLM
 
+from steerlens.behaviour.search import search
 from steerlens.models.loading import load_model, model_info
 from steerlens.models.weights import cache_folder
 
@@ -71,6 +73,14 @@ def roomy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def roomy_model(roomy_folder: Path) -> TransformerBridge:
     """The model of `roomy_folder`, hooked; leave no hooks on it."""
     return load_model(roomy_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def plan_folder(roomy_model: TransformerBridge, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small search on `roomy_model`, with its plan."""
+    folder = tmp_path_factory.mktemp("search") / "plan"
+    search(roomy_model, [TITLE], folder, SMALL, show_progress=False)
+    return folder
 
 
 @pytest.fixture(scope="session")
