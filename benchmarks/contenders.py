@@ -17,7 +17,7 @@ from benchmarks.measure import timed
 from benchmarks.work import Work
 from steerlens.engine.batches import left_padded, length_batches
 from steerlens.engine.generation import generate_from_tokens
-from steerlens.models.loading import render_prompt, tokenize_prompts
+from steerlens.models.loading import end_token_ids, render_prompt, tokenize_prompts
 from steerlens.steering.interventions import Steering
 
 Contender = Callable[[Work], int]
@@ -25,7 +25,7 @@ Contender = Callable[[Work], int]
 
 def _to_full_length(work: Work, rows: list[list[int]], steerings: list[Steering | None]) -> int:
     """Our engine, with the end-of-turn token made unlikely the way peers do it: forbidden."""
-    ends = sorted(sl.models.end_token_ids(work.model))
+    ends = sorted(end_token_ids(work.model))
 
     def choose(logits: torch.Tensor, _rows: Any) -> torch.Tensor:
         logits[:, ends] = -torch.inf

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import pytest
 from hf_reference import load_plain
+from hypothesis import settings
 from small_search import SMALL, TITLE
 from tiny_models import write_tiny_folder, write_tiny_gpt2
 from transformer_lens.model_bridge import TransformerBridge
@@ -35,6 +36,10 @@ from transformers import LlamaForCausalLM
 from steerlens.behaviour.search import search
 from steerlens.models.loading import load_model, model_info
 from steerlens.models.weights import cache_folder
+
+# How long an example takes is the machine's matter, not the code's.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 _LONGEST = ("test_notebooks", "test_browser_explorer", "test_workers")
 

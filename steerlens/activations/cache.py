@@ -9,6 +9,7 @@ For a contrast pair *i* and a layer *l* the cache keeps one vector per side: the
 an ``int``         that token of the rendered prompt; negative counts from its end
 ``"response_mean"``  mean over the tokens of a given response, teacher-forced after the prompt
 ``"last_response"``  the last token of a given response, from which the model ends it or goes on
+``"answer"``       the first token at which the two responses of a pair differ (choices)
 =================  ==============================================================================
 
 Identical prompts run once, and so do beginnings that prompts share (the chat preamble, both sides

@@ -65,7 +65,7 @@ def rows_to_read(
         if position == "last_response":
             return RowsToRead(rows, [(len(row) - 1, len(row)) for row in rows], lengths)
         if position == "answer":
-            return RowsToRead(rows, _answer_spans(rows, pairs), lengths)
+            return RowsToRead(rows, _answer_spans(rows, pairs, lengths), lengths)
         spans = [(n, len(row)) for n, row in zip(lengths, rows, strict=True)]
         return RowsToRead(rows, spans, lengths)
     if isinstance(position, str):
@@ -79,19 +79,23 @@ def rows_to_read(
     return RowsToRead(rows, [(position % n, position % n + 1) for n in lengths], lengths)
 
 
-def _answer_spans(rows: Sequence[Sequence[int]], pairs: ContrastSet) -> list[Span]:
-    """The first token at which the two rows of each pair differ."""
-    spans = []
-    for i in range(len(pairs)):
-        sides = zip(rows[i], rows[i + len(pairs)], strict=False)
+def _answer_spans(
+    rows: Sequence[Sequence[int]], pairs: ContrastSet, lengths: Sequence[int]
+) -> list[Span]:
+    """The first token at which the two responses of each pair differ."""
+    n = len(pairs)
+    places = []
+    for i in range(n):
+        sides = zip(rows[i][lengths[i] :], rows[i + n][lengths[i + n] :], strict=False)
         place = next((place for place, (a, b) in enumerate(sides) if a != b), None)
         if place is None:
             raise PairsError(
                 f"position 'answer' needs two answers that differ; those of pair {i} are the same, "
                 "or one begins with the other"
             )
-        spans.append((place, place + 1))
-    return spans * 2
+        places.append(place)
+    starts = [length + places[i % n] for i, length in enumerate(lengths)]
+    return [(start, start + 1) for start in starts]
 
 
 def check_pairs(pairs: Any) -> None:

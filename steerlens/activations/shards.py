@@ -260,7 +260,7 @@ def shard_residuals(
                 write_shard(shard_path(folder, number), cache, dtype, record)
                 bar.update()
     # What the shard that was made last says of its pairs is said of all pairs instead.
-    lengths = rows_to_read(model, pairs, "last_prompt", chat_format).prompt_lengths
+    lengths = rows_to_read(model, pairs, position, chat_format).prompt_lengths
     metadata = {**metadata, **metadata_of_pairs(pairs, lengths)}
     metadata.pop("n_prompts_run", None)
     warn_of_pairs(metadata)

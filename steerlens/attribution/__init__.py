@@ -19,7 +19,12 @@ second; `gather_evidence` all that is asked for in one table.
 from steerlens.attribution.causal import causal_recovery, first_token_recovery
 from steerlens.attribution.components import ComponentWriting, writing_components
 from steerlens.attribution.downstream_components import ComponentReading, reading_components
-from steerlens.attribution.evidence import ALL_EVIDENCE, Evidence, gather_evidence
+from steerlens.attribution.evidence import (
+    ALL_EVIDENCE,
+    Evidence,
+    applicable_evidence,
+    gather_evidence,
+)
 from steerlens.attribution.generalisation import Generalisation, generalise, pair_labels
 from steerlens.attribution.geometry import (
     InstructionGeometry,
@@ -47,6 +52,7 @@ __all__ = [
     "ResponseRecovery",
     "VocabularyReadout",
     "activation_patching",
+    "applicable_evidence",
     "causal_recovery",
     "first_token_recovery",
     "gather_evidence",

@@ -40,10 +40,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.scoring import ForcedRow, Visit, score_rows
 from steerlens.errors import PairsError, SteeringError
+from steerlens.errors.arguments import arguments, layer_numbers, whole_number
 from steerlens.models.control_tokens import literal_ids
 from steerlens.models.identity import attached_tokenizer
 from steerlens.models.loading import tokenize_prompts
-from steerlens.stats.queries import mean_interval
+from steerlens.stats.queries import mean_interval, numbered_queries
 from steerlens.stats.rates import wilson
 from steerlens.tasks import Task
 from steerlens.tasks.choices import ChoiceItem
@@ -105,6 +106,7 @@ class ChoiceCurve(Result):
         return {"table": self.slopes, "around": int(self.slopes["slope"].to_numpy().argmax())}
 
 
+@arguments
 def choice_curve(
     model: TransformerBridge,
     task: Task | str,
@@ -166,7 +168,11 @@ def items_curve(
     show_progress: bool | None = None,
 ) -> ChoiceCurve:
     """`choice_curve` of these items."""
-    layers = vector.layers if layers is None else tuple(layers)
+    chosen = layer_numbers(vector.layers if layers is None else layers, error=SteeringError)
+    layers = tuple(dict.fromkeys(chosen))
+    if batch_size is not None:
+        whole_number("batch_size", batch_size, least=1)
+    numbered_queries([item.question for item in items])  # refuses items of one question
     strengths = tuple(sorted({0.0, *map(float, strengths)}))
     if not layers or len(strengths) < 2:
         raise SteeringError(

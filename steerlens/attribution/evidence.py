@@ -55,7 +55,7 @@ from steerlens.views import Result
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["ALL_EVIDENCE", "COMPARED", "Evidence", "gather_evidence"]
+__all__ = ["ALL_EVIDENCE", "COMPARED", "Evidence", "applicable_evidence", "gather_evidence"]
 
 # Columns that rank layers by different kinds of evidence, in the order they are shown.
 COMPARED = (
@@ -202,6 +202,16 @@ def gather_evidence(
         )
         ranking = ranking.with_evidence("writing", _written_by_layer(writing, held_out))
     return Evidence(ranking, recovery, writing)
+
+
+def applicable_evidence(evidence: Sequence[str], pairs: ContrastSet) -> tuple[str, ...]:
+    """The kinds that these pairs can give: generalisation needs two phrasings or more."""
+    phrasings = {pair.phrasing for pair in pairs}
+    return tuple(
+        kind
+        for kind in evidence
+        if kind != "generalisation" or (None not in phrasings and len(phrasings) > 1)
+    )
 
 
 def agreement_of(ranking: LayerRanking, kinds: Sequence[str]) -> pd.DataFrame:

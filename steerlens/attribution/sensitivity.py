@@ -121,7 +121,8 @@ class _Sums:
         keep[[] if without is None else without] = 0.0
         different = 1 - np.eye(len(keep))
         # Covariance over runs of their products with two blocks, whose own runs are left out.
-        n_runs = self.sizes @ keep - self.sizes[:, None] - self.sizes * different
+        left = self.sizes * keep
+        n_runs = left.sum() - left[:, None] - left * different
         covariance = self.total - (0.0 if without is None else self.second[without])
         for side in self.first:
             total = (keep @ side)[:, None] - side.T

@@ -59,6 +59,6 @@ def yes_probability(model: TransformerBridge, question: str, response: str) -> f
     return result[0]
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=4)
 def _judge(model: str) -> TransformerBridge:
     return load_model(model)

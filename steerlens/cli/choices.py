@@ -18,6 +18,7 @@ _COLUMNS = ("slope", "slope_low", "slope_high", "wrong_way", "placebo_slope")
 
 def rank_choices(model: ModelOptions, pairs: PairOptions, out: Path | None, as_json: bool) -> None:
     """Log odds of the matching answer over layers and strengths, for each task of choices."""
+    pairs.check_position()
     tasks = pairs.tasks()
     for task in tasks:
         if task.group != "choices":
@@ -25,7 +26,7 @@ def rank_choices(model: ModelOptions, pairs: PairOptions, out: Path | None, as_j
                 f"--evidence choices is for tasks of choices, and {task.id!r} has none"
             )
     from steerlens.attribution.choices import choice_curve
-    from steerlens.files import check_writable, write_text
+    from steerlens.files import check_writable, without_nan, write_text
     from steerlens.vectors import difference_of_means, random_direction
 
     if out is not None:
@@ -45,7 +46,7 @@ def rank_choices(model: ModelOptions, pairs: PairOptions, out: Path | None, as_j
         records.append(_record(task.id, curve))
         if out is not None:
             name = task.id.replace(":", "-")
-            curve.table.to_csv(out / f"{name}.csv", index=False)
+            write_text(out / f"{name}.csv", curve.table.to_csv(index=False))
             write_text(out / f"{name}.html", curve.plot().to_html())
             vector.save(out / f"{name}.safetensors")
         if not as_json:
@@ -56,7 +57,7 @@ def rank_choices(model: ModelOptions, pairs: PairOptions, out: Path | None, as_j
                 )
             )
     if out is not None:
-        write_text(out / "choices.json", json.dumps(records, indent=1))
+        write_text(out / "choices.json", json.dumps(without_nan(records), indent=1))
     if as_json:
         print_json(records[0] if len(records) == 1 else records)
 

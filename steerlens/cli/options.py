@@ -100,7 +100,7 @@ class TaskOptions:
     def tasks(self) -> "list[Task]":
         """The tasks asked for, read before any model is loaded."""
         from steerlens.tasks import catalogue
-        from steerlens.tasks.task_files import load_task
+        from steerlens.tasks.task_files import unique_tasks
 
         if self.every_task:
             if self.task:
@@ -108,7 +108,7 @@ class TaskOptions:
             return list(catalogue.values())
         if not self.task:
             raise SteerlensError("give --task ID or FILE (repeat it for several), or --all")
-        return [load_task(name) for name in dict.fromkeys(self.task)]
+        return list(unique_tasks(self.task).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class PairOptions(TaskOptions):
         """Contrast pairs of the file, or of each task."""
         from steerlens.tasks.pairs import ContrastSet
 
-        self._check_position()
+        self.check_position()
         if self.pairs is None:
             return self.sets_of(self.tasks())
         if self.task or self.every_task:
@@ -141,11 +141,15 @@ class PairOptions(TaskOptions):
     def sets_of(self, tasks: "Sequence[Task]") -> "list[ContrastSet]":
         """Contrast pairs of each of these tasks."""
         from steerlens.tasks.drawing import contrast_pairs
+        from steerlens.tasks.notices import warn_of_task
 
         seed = seed_of(self.seed)
+        for task in tasks:
+            warn_of_task(task)
         return [contrast_pairs(task, n=self.n, seed=seed, split="fit") for task in tasks]
 
-    def _check_position(self) -> None:
+    def check_position(self) -> None:
+        """`UnknownNameError` for a position that does not exist."""
         if self.position is None or re.fullmatch(r"-?[0-9]+", self.position):
             return
         from steerlens.activations.cache import POSITIONS

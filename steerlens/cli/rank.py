@@ -55,16 +55,23 @@ def rank(
 ) -> None:
     """Rank layers by evidence, with intervals."""
     if evidence == "choices":
+        if shards is not None or pairs.pairs is not None or engine.worker_settings() is not None:
+            raise SteerlensError(
+                "--evidence choices takes neither --pairs nor --shards, and is computed here"
+            )
         rank_choices(model, pairs, out, as_json)
         return
     sets = pairs.sets()  # before the slow imports: a mistyped name is refused at once
-    from steerlens.attribution.evidence import gather_evidence
+    from steerlens.attribution.evidence import applicable_evidence, gather_evidence
     from steerlens.files import check_writable
 
     kinds = evidence_kinds(evidence)
-    if evidence == "all" and not all(pair.phrasing for pair in sets[0]):
-        kinds = tuple(kind for kind in kinds if kind != "generalisation")
     needs_held_out = bool(_FROM_MODEL & set(kinds))
+    if needs_held_out and any(fit.same_prompts for fit in sets):
+        raise SteerlensError(
+            "causal evidence and components compare prompts, and choices have only one; use "
+            "--evidence choices"
+        )
     divided = [_held_out(fit, pairs) if needs_held_out else (fit, None) for fit in sets]
     if out is not None:
         check_writable(out / "ranking.json")
@@ -91,7 +98,7 @@ def rank(
                 loaded,
                 pairs.cache(loaded, fit, model.chat_format),
                 held_out,
-                kinds,
+                applicable_evidence(kinds, fit) if evidence == "all" else kinds,
                 seed=seed_of(pairs.seed),
                 chat_format=model.chat_format,
                 fitted_on=fit,

@@ -1,5 +1,6 @@
 """The commands that take long and fill a folder: `search`, `evaluate` and `report`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ from steerlens.cli.values import (
 from steerlens.errors import SteerlensError
 
 __all__ = ["evaluate", "report", "search"]
+
+_N_PROMPTS = 16
 
 
 def search(
@@ -79,7 +82,7 @@ def evaluate(
             "is how many prompts of each --task are drawn, and all rows of --data FILE are answered"
         )
         refuse_unused({"--n": n}, reason)
-    from steerlens.behaviour.evaluation import catalogue_prompts, read_prompts
+    from steerlens.behaviour.evaluation import read_prompts
     from steerlens.behaviour.evaluation.run import EvaluationSettings
     from steerlens.behaviour.evaluation.run import evaluate as run_evaluation
     from steerlens.behaviour.plans.plan import Plan
@@ -89,7 +92,7 @@ def evaluate(
     prompts: Any = (
         read_prompts(data, skip_unknown=skip_unknown)
         if data is not None
-        else catalogue_prompts(task or (), 16 if n is None else n, seed=run.seed)
+        else _prompts(task or (), n, run.seed)
     )
     chosen = Plan.load(plan) if plan else None
     settings = EvaluationSettings(
@@ -157,3 +160,17 @@ def report(
             "seconds": result.data["provenance"]["seconds"],
         }
     )
+
+
+def _prompts(names: Sequence[str], n: int | None, seed: int) -> list[Any]:
+    """Prompts of each task's report split: as many as asked for, else 16 or all."""
+    from steerlens.behaviour.evaluation import catalogue_prompts
+    from steerlens.tasks.task_files import unique_tasks
+
+    prompts: list[Any] = []
+    for task in unique_tasks(names).values():
+        if not task.has_check:
+            raise SteerlensError(f"task {task.id!r} has no check, so answers cannot be counted")
+        size = max(1, min(_N_PROMPTS, task.n_pairs("report"))) if n is None else n
+        prompts += catalogue_prompts([task], size, seed=seed)
+    return prompts

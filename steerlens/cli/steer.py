@@ -83,13 +83,13 @@ def calibrate(
             "find the strength at which responses follow this task, not a KL budget",
             "--task",
             "--instruction",
-            metavar="ID",
+            metavar="ID|FILE",
         ),
     ] = None,
     target_rate: Annotated[
         float | None, option("share that must follow it; as many as possible by default")
     ] = None,
-    n: Annotated[int, option("prompts of the select split")] = 24,
+    n: Annotated[int | None, option("prompts of the select split (default: 24)")] = None,
     max_new_tokens: Annotated[
         int | None, count("longest response (default: 64, or 128 with --task)")
     ] = None,
@@ -106,6 +106,7 @@ def calibrate(
     from steerlens.engine.generation import generate
     from steerlens.files import check_writable
     from steerlens.tasks.drawing import contrast_pairs
+    from steerlens.tasks.task_files import load_task
 
     if task is None and target_rate is not None:
         raise SteerlensError("--target-rate needs --task, whose check counts the responses")
@@ -118,11 +119,13 @@ def calibrate(
     budget = 0.1 if target_kl is None else target_kl
     # Answers take minutes: what cannot be met is refused before the model is loaded.
     if task is None:
-        queries = _queries(n)
+        queries = _queries(24 if n is None else n)
         if not 0 < budget < math.inf:
             raise SteerlensError(f"--target-kl must be a positive number of nats; got {budget:g}")
         check_statistic(quantile, 1, seed)
     else:
+        if not load_task(task).has_check:
+            raise SteerlensError(f"{task} has no check, so passes cannot be counted")
         contrast_pairs(task, n=n, seed=seed, split="select")
         if target_rate is not None and not 0 < target_rate <= 1:
             raise SteerlensError(

@@ -70,7 +70,8 @@ Ids = option(
 Json = Annotated[bool, option("print machine-readable JSON", "--json")]
 Seed = Annotated[int, option("seed of everything that is drawn")]
 Evidence = option(
-    "comma-separated: separability, probes, null, dimension, causal, components; all; or choices"
+    "comma-separated: separability, probes, null, dimension, generalisation, causal, components; "
+    "or all (for rank also: choices)"
 )
 
 

@@ -375,7 +375,8 @@ def _read_positions(
         return positions == n_tokens - 1
     index = -1 if read_at == "last_prompt" else read_at
     if isinstance(index, str):
-        raise unknown_name("position", index, POSITIONS)
+        known = [position for position in POSITIONS if position != "answer"]
+        raise unknown_name("position", index, known)
     index = whole_number("read_at", index, error=SteeringError)
     if not -n_prompt <= index < n_prompt:
         raise SteeringError(

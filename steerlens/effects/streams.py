@@ -117,25 +117,27 @@ def both_streams(
         if not path.is_fast:
             yield _plain_streams(model, tokens, n_prompt, steering, asked, kept, plain, tell)
             return
-        with fast_modules(model), torch.inference_mode():
-            start, last = min(steering.layers), model.cfg.n_layers - 1
-            trunk = run_rows(
-                model,
-                [PassRow(tokens=tokens)],
-                keep=asked | kept | {start, last},
-                remember=remember,
-            ).reading(0)
-            plain.update(trunk.resid)
-            for layer in sorted(layer for layer in asked if layer < start):
-                tell(layer, plain[layer][None], plain[layer][None])
-            row = PassRow(trunk=trunk, layer=start, steering=steering, n_prompt=n_prompt)
-            steered = run_rows(model, [row], keep=kept | {last}, observe=tell, observed=asked)
+        # Open for the caller too, who reads logits and other endings from the streams.
+        with fast_modules(model):
+            with torch.inference_mode():
+                start, last = min(steering.layers), model.cfg.n_layers - 1
+                trunk = run_rows(
+                    model,
+                    [PassRow(tokens=tokens)],
+                    keep=asked | kept | {start, last},
+                    remember=remember,
+                ).reading(0)
+                plain.update(trunk.resid)
+                for layer in sorted(layer for layer in asked if layer < start):
+                    tell(layer, plain[layer][None], plain[layer][None])
+                row = PassRow(trunk=trunk, layer=start, steering=steering, n_prompt=n_prompt)
+                steered = run_rows(model, [row], keep=kept | {last}, observe=tell, observed=asked)
             resid = {layer: plain[layer] for layer in kept}
             moved = resid | {layer: r[0] for layer, r in steered.kept.items() if layer in kept}
-        yield (
-            Stream(resid, _reader(model, plain[last]), trunk if remember else None),
-            Stream(moved, _reader(model, steered.resid[0])),
-        )
+            yield (
+                Stream(resid, _reader(model, plain[last]), trunk if remember else None),
+                Stream(moved, _reader(model, steered.resid[0])),
+            )
 
 
 def _reader(model: TransformerBridge, final: Resid) -> Callable[[slice], Tensor]:

@@ -12,7 +12,8 @@ their new tokens begin at one position, so that one row of positions and masks s
 them.
 
 Given ``keep_gradients=True``, residuals and what is computed from them have gradients with respect
-to any tensor the steering depends on, never with respect to the weights:
+to any tensor that a `steer` of one's own depends on (an `Intervention` holds copies), never with
+respect to the weights:
 
     with fast_modules(model):
         passed = run_rows(model, rows, steer=mine, keep_gradients=True)

@@ -72,7 +72,8 @@ class Reading:
     def keys_and_values(self, layer: int) -> KeysAndValues:
         """Keys and values of all tokens in one block."""
         if layer not in self.memory:
-            assert self.trunk is not None  # a reading without a trunk ran through every block
+            if self.trunk is None:  # a block that shares another one's keys and values
+                raise KeyError(f"block {layer} has no keys and values of its own")
             keys, values = self.trunk.keys_and_values(layer)
             return keys[:, : self.length], values[:, : self.length]
         if self.parent is None:

@@ -100,9 +100,10 @@ def residuals_shared(
     limits = [min(start, len(row) - 1) for row, (start, _) in zip(rows, spans, strict=True)]
     shared = min([common_prefix(rows), *limits])
     shared = shared if shared >= _MIN_SHARED else 0
-    families = sorted(
-        _families(rows, limits, shared), key=lambda family: family.width(rows), reverse=True
-    )
+    parts = [
+        part for family in _families(rows, limits, shared) for part in family.parts(batch_size)
+    ]
+    families = sorted(parts, key=lambda family: family.width(rows), reverse=True)
     with _collected(model, len(rows), layers, show_progress) as (result, keep), fast_modules(model):
         trunk = read(model, [rows[0][:shared]], [None], stop)[0] if shared else None
         for pack in packs(
@@ -149,6 +150,11 @@ class _Family:
 
     members: tuple[int, ...]
     n_shared: int
+
+    def parts(self, size: int) -> "list[_Family]":
+        """The family in parts of at most `size` members."""
+        starts = range(0, len(self.members), size)
+        return [_Family(self.members[start : start + size], self.n_shared) for start in starts]
 
     def width(self, rows: Sequence[Sequence[int]]) -> int:
         """Tokens of the longest row after the shared ones."""

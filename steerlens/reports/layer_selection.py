@@ -34,6 +34,7 @@ from steerlens.attribution import (
     Evidence,
     LayerRanking,
     RecoveryCurve,
+    applicable_evidence,
     first_token_recovery,
     gather_evidence,
     rank_layers,
@@ -48,8 +49,9 @@ from steerlens.reports.samples import SteeredTask, answer_samples
 from steerlens.reports.settings import ReportSettings
 from steerlens.tasks import Task
 from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.notices import warn_of_task
 from steerlens.tasks.pairs import ContrastSet
-from steerlens.tasks.task_files import load_task
+from steerlens.tasks.task_files import unique_tasks
 from steerlens.vectors import SteeringVector, difference_of_means, random_direction
 from steerlens.views import Result
 
@@ -148,6 +150,7 @@ def report(
         plan.check_model(model)
         for task in checked:
             plan.candidate(task.id)
+            plan.check_task(task)
     out = Path(out)
     check_writable(out / "report.html")
     show, started = shown(show_progress), time.monotonic()
@@ -210,11 +213,11 @@ def _checked_tasks(
     tasks: Sequence[str | Task] | str | Task, settings: ReportSettings
 ) -> list[Task]:
     listed = [tasks] if isinstance(tasks, str | Task) else tasks
-    named = [load_task(task) for task in listed]
-    if not named:
+    unique = list(unique_tasks(listed).values())
+    if not unique:
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
-    unique = list({task.id: task for task in named}.values())
     for task in unique:  # drawn again when used; here so that too many pairs are refused at once
+        warn_of_task(task)
         fit_pairs(task, settings)
         held_out_pairs(task, settings)
     return unique
@@ -263,7 +266,7 @@ def _measure(model: TransformerBridge, task: Task, settings: ReportSettings) -> 
     evidence = None
     if settings.evidence:
         evidence = gather_evidence(
-            *(model, cache, held_out, settings.evidence),
+            *(model, cache, held_out, applicable_evidence(settings.evidence, pairs)),
             seed=seed,
             show_progress=False,
             fitted_on=pairs,

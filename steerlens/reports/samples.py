@@ -120,7 +120,7 @@ def _steer(
             record = _steering_record(*options, f"chosen by the plan: {describe(candidate)}", None)
             samples = []
             for prompt, kwargs in prompts:
-                named = [(steered.task.id, kwargs)]
+                named = [(steered.task, kwargs)]
                 pair = (plan.steering(book, named, placebo=drawn) for drawn in (False, True))
                 vector, placebo = (steering for steering in pair if steering is not None)
                 read_at = "last_prompt" if first.estimator == "last_prompt" else None

@@ -232,24 +232,30 @@ class Run:
         For work that cannot begin after all: the next attempt needs no ``--resume``.
         """
         is_new = not (self.manifest.resumed or self.manifest.complete or self.names)
-        self.close()
-        if is_new:
-            for name in (MANIFEST, *STORE_FILES, LOCK):
+        self._close_database()
+        if is_new:  # while the lock is held, so that nobody has begun a run in these files
+            for name in (MANIFEST, *STORE_FILES):
                 (self.folder / name).unlink(missing_ok=True)
+        self._lock.release()
+        if is_new:
+            (self.folder / LOCK).unlink(missing_ok=True)
             if self._made_folder:
                 with suppress(OSError):  # another process began a run there
                     self.folder.rmdir()
 
     def close(self) -> None:
         """Release the folder; nothing can be written after it. Closing twice does nothing."""
-        database, self._database = self._database, None
         try:
-            if database is not None:
-                with suppress(sqlite3.Error):
-                    database.execute("PRAGMA journal_mode = DELETE")
-                database.close()
+            self._close_database()
         finally:
             self._lock.release()
+
+    def _close_database(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            with suppress(sqlite3.Error):
+                database.execute("PRAGMA journal_mode = DELETE")
+            database.close()
 
     def __enter__(self) -> "Run":
         return self

@@ -154,6 +154,8 @@ def median_ratio_bootstrap(
     values = np.array(known, dtype=float).T
     if not values.min() > 0:
         raise SteerlensError("a ratio of medians needs positive numbers")
+    if n_resamples < 1:
+        raise SteerlensError(f"at least 1 resample is needed; got {n_resamples}")
     index = np.random.default_rng(seed).integers(len(known), size=(n_resamples, len(known)))
     medians = np.median(values[:, index], axis=-1)
     low, high = np.percentile(medians[0] / medians[1], [2.5, 97.5])
@@ -238,7 +240,10 @@ def best_of_many(
 
 
 def _paired(a: Verdicts, b: Verdicts) -> tuple[Bool[Array, "prompt"], Bool[Array, "prompt"]]:
-    first, second = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    sides = [np.asarray(side, dtype=float) for side in (a, b)]
+    if not all(np.isin(side, (0, 1)).all() for side in sides):
+        raise SteerlensError("a verdict is neither true nor false; leave it out")
+    first, second = (side.astype(bool) for side in sides)
     if first.ndim != 1 or first.shape != second.shape or not len(first):
         raise SteerlensError(
             "two conditions need one verdict per prompt over the same prompts, at least one; got "

@@ -111,7 +111,7 @@ def verdict(
     strict = [follows(task, response, arguments, prompt, False) for task, arguments in asked]
     # The response itself is the first loose variant, so a strict pass needs no second look.
     loose = [
-        passed or follows(task, response, arguments, prompt, True)
+        passed or (task.has_loose_check and follows(task, response, arguments, prompt, True))
         for passed, (task, arguments) in zip(strict, asked, strict=True)
     ]
     return Verdict(

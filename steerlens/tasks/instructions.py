@@ -42,6 +42,7 @@ class Instruction(Task):
     """
 
     has_tried_check = True
+    has_loose_check = True
 
     def __init__(
         self,
@@ -63,6 +64,12 @@ class Instruction(Task):
         self.query_kinds = query_kinds
         self.fixed_kwargs = dict(fixed_kwargs or {})
         self.word_band = word_band
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What defines the task, as JSON."""
+        own = {"ifeval_id": self.ifeval_id, "fixed": self.fixed_kwargs, "words": self.word_band}
+        return {**super().definition, **own}
 
     def sample_kwargs(self, rng: random.Random, query: BaseQuery) -> dict[str, Any]:
         """Draw the check's arguments for one query (keywords come from the query)."""

@@ -27,9 +27,10 @@ from steerlens.errors import SteerlensWarning
 from steerlens.tasks.duplicates import near_duplicates
 
 if TYPE_CHECKING:
+    from steerlens.tasks import Task
     from steerlens.tasks.pairs import ContrastSet
 
-__all__ = ["LENGTH_SEPARATES", "about_pairs", "length_auroc", "warn_of_pairs"]
+__all__ = ["LENGTH_SEPARATES", "about_pairs", "length_auroc", "warn_of_pairs", "warn_of_task"]
 
 LENGTH_SEPARATES = 0.9
 
@@ -75,7 +76,9 @@ def about_pairs(
             f"{n_near} of {len(queries)} base queries are near-duplicates of others; they "
             f"are held out together, so the evidence is that of {n_queries} queries"
         )
-    if pairs.instruction_id is None and max(auroc, 1 - auroc) >= LENGTH_SEPARATES:
+    # Pairs that were drawn have a phrasing, and are longer by construction.
+    brought = any(pair.phrasing is None for pair in pairs)
+    if brought and max(auroc, 1 - auroc) >= LENGTH_SEPARATES:
         which = "longer" if auroc > 0.5 else "shorter"
         notices.append(
             "the length of the prompts alone separates the two sides with AUROC "
@@ -89,6 +92,12 @@ def about_pairs(
         "length_auroc": auroc,
         "notices": notices,
     }
+
+
+def warn_of_task(task: "Task", stacklevel: int = 3) -> None:
+    """What too few texts of a task cost, each as a `SteerlensWarning`."""
+    for notice in task.notices:
+        warnings.warn(notice, SteerlensWarning, stacklevel=stacklevel)
 
 
 def warn_of_pairs(metadata: Mapping[str, Any], stacklevel: int = 3) -> None:

@@ -5,6 +5,7 @@ deterministic: pair *i* for a seed is the same on every machine, and the pairs f
 of those for any larger n.
 """
 
+import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -145,6 +146,7 @@ class GivenPairs:
     def draw(
         self, name: str, n: int, seed: int, split: str, kwargs: Mapping[str, Any]
     ) -> tuple["ContrastPair", ...]:
+        refuse_arguments(name, kwargs)
         pairs = list(self._pairs[checked_split(split)])
         check_size(name, n, len(pairs), split, "its pairs")
         random.Random(f"{seed}/{split}").shuffle(pairs)
@@ -154,8 +156,7 @@ class GivenPairs:
     def definition(self) -> dict[str, Any]:
         return {
             "pairs": {
-                split: [[pair.instructed, pair.uninstructed] for pair in self._pairs[split]]
-                for split in SPLITS
+                split: [dataclasses.asdict(pair) for pair in self._pairs[split]] for split in SPLITS
             }
         }
 
@@ -186,6 +187,7 @@ class Choices:
     ) -> tuple["ContrastPair", ...]:
         from steerlens.tasks.pairs import ContrastPair  # slow to import
 
+        refuse_arguments(name, kwargs)
         items = list(self.items(split))
         check_size(name, n, len(items), split, "its choices")
         random.Random(f"{seed}/{split}").shuffle(items)
@@ -220,12 +222,27 @@ def checked_split(split: str) -> str:
     return split
 
 
+def refuse_arguments(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Pairs and choices say everything in their own words.
+
+    Raises:
+        PairsError: "task … takes no arguments …".
+    """
+    if kwargs:
+        raise PairsError(f"task {name!r} takes no arguments, but was given {dict(kwargs)}")
+
+
 def check_size(name: str, n: int, maximum: int, split: str, of_what: str) -> None:
     """Refuse to draw fewer than 2 pairs, or more than the split holds.
 
     Raises:
         PairsError: "300 contrast pairs were asked for; …".
     """
+    if maximum < 2:
+        raise PairsError(
+            f"the {split!r} split of {name!r} holds {maximum} contrast pairs ({of_what}), and at "
+            "least 2 are needed; give more texts that differ"
+        )
     if not 2 <= n <= maximum:
         raise PairsError(
             f"{n} contrast pairs were asked for; the {split!r} split of {name!r} gives 2 to "

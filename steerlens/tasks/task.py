@@ -27,6 +27,7 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from steerlens.errors import SteerlensError
 from steerlens.tasks.arguments import fill_template
 from steerlens.tasks.choices import ChoiceItem, items_from, read_items
+from steerlens.tasks.definitions import described
 from steerlens.tasks.queries import SPLITS, BaseQuery, base_queries
 from steerlens.tasks.sources import (
     Choices,
@@ -43,7 +45,7 @@ from steerlens.tasks.sources import (
     divided_phrasings,
     own_queries,
 )
-from steerlens.tasks.written_checks import PASS, Check, described, score_of
+from steerlens.tasks.written_checks import PASS, Check, score_of
 
 if TYPE_CHECKING:
     from steerlens.tasks.pairs import ContrastSet
@@ -59,8 +61,8 @@ class Task:
     Args:
         id: A short name.
         phrasings: Sentences that ask for the behaviour, such as "Answer like a pirate."; a
-            ``{name}`` in them is filled from `arguments`. Six or more are best: a vector is fitted
-            on half of them, and the others show whether it holds for other words.
+            ``{name}`` in them is filled from `arguments`. Eight or more are best: a vector is
+            fitted on half of them, and the others show whether it holds for other words.
         queries: Requests without the instruction; the package's base queries by default.
         check: A function of the response, called with the arguments by name, that returns a truth
             value or a score from 0 to 1.
@@ -76,10 +78,9 @@ class Task:
         SteerlensError: No phrasing, or a text that is empty or given twice.
     """
 
-    # What kind of behaviour: the catalogue's groups, or "own".
     group = "own"
-    # Whether the check is known to pass some answers and fail others.
-    has_tried_check = False
+    # Whether the check is known to pass some answers and fail others, and has a looser form.
+    has_tried_check = has_loose_check = False
     _arguments: dict[str, list[Any]]
     _check: Check | None
     _rewrite: Rewrite | None
@@ -107,7 +108,7 @@ class Task:
         self.samples = tuple(samples)
         if split_phrasings["fit"] == split_phrasings["report"]:
             self.notices += (
-                f"task {id!r} has {len(self.phrasings)} phrasings, too few to keep any back: "
+                f"task {id!r} has too few phrasings to keep any back ({len(self.phrasings)}): "
                 "vectors are fitted and reported on the same words, so nothing shows whether they "
                 "hold for others",
             )
@@ -115,6 +116,8 @@ class Task:
     def _set(self, id: str, source: Source, description: str) -> None:
         if not isinstance(id, str) or not id.strip():
             raise SteerlensError(f"a task needs a short name as its id, but was given {id!r}")
+        if re.search(r"[/\\\x00-\x1f]|\.\.", id):
+            raise SteerlensError(f"the id {id!r} names files, so it may hold no '/', '\\' or '..'")
         self.id = id
         self.description = description
         self.source = source
@@ -310,7 +313,7 @@ class Task:
             response: The model's answer.
             loose: Used by instructions of the catalogue.
             prompt: The user's prompt, for checks that compare with it.
-            **kwargs: The arguments, as `sample_kwargs` gives them.
+            **kwargs: The check's arguments.
         """
         return self.score(response, **kwargs) >= PASS
 
@@ -387,7 +390,7 @@ def _called(what: str, function: Any) -> Any:
 
 def _texts(what: str, texts: object) -> list[str]:
     if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise SteerlensError(f"a list of texts is needed for each {what}, but {texts!r} was given")
+        raise SteerlensError(f"a list of texts is needed (one {what} each), but got {texts!r}")
     listed = list(texts)
     for number, text in enumerate(listed, 1):
         if not isinstance(text, str) or not text.strip():

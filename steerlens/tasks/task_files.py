@@ -23,13 +23,14 @@
 ``samples``     answers to see the check's scores of, by ``steerlens tasks --check FILE``
 =============== ===================================================================================
 
-Paths are relative to the task file. A ``.jsonl`` or ``.csv`` file is a task by itself: its first
-record tells whether it holds pairs or choices. YAML tags that would run code are refused.
+Paths are relative to the task file. A ``.jsonl`` file is a task by itself: its first record tells
+whether it holds pairs or choices. A ``.csv`` file holds pairs. YAML tags that would run code are
+refused.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,11 @@ import yaml
 from steerlens.errors import FileFormatError, SteerlensError, first_line, unknown_name
 from steerlens.files.records import read_text
 from steerlens.tasks import Task, catalogue
+from steerlens.tasks.definitions import described
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.tasks.written_checks import Check, check_from, function_named
 
-__all__ = ["load_task"]
+__all__ = ["load_task", "unique_tasks"]
 
 _FIELDS = (
     "id",
@@ -77,7 +79,9 @@ def load_task(task: Task | str | os.PathLike[str]) -> Task:
     if path.suffix in (".yaml", ".yml"):
         return _from_yaml(path)
     if path.exists() and str(task) not in catalogue:
-        raise FileFormatError(f"{path} is no task file; a task file ends in .yaml, .jsonl or .csv")
+        raise FileFormatError(
+            f"{path} is not a task file; a task file ends in .yaml, .jsonl or .csv"
+        )
     return catalogue[str(task)]
 
 
@@ -98,6 +102,8 @@ def _from_yaml(path: Path) -> Task:
     try:
         fields = yaml.safe_load(text)
     except yaml.constructor.ConstructorError as error:
+        if "determine a constructor" not in str(error.problem):
+            raise FileFormatError(f"{path}: not YAML ({error.problem})") from error
         raise FileFormatError(
             f"{path} has a YAML tag that is not allowed, because tags can run code "
             f"({error.problem}); use plain texts, lists and mappings"
@@ -134,16 +140,21 @@ def _built(path: Path, source: str, fields: Mapping[str, Any]) -> Task:
         "id": str(fields.get("id") or path.stem),
         "description": fields.get("description") or "",
     }
-    for name in ("queries", "arguments", "rewrite"):
+    unused = ("queries", "arguments", "rewrite", *(["samples"] if source == "choices" else []))
+    for name in unused:
         if source != "phrasings" and fields.get(name) is not None:
             raise SteerlensError(f"{name!r} goes with phrasings, not with {source}")
     if source == "pairs":
-        return Task.from_pairs(_pairs(path, fields["pairs"]), check, **common)
+        task = Task.from_pairs(_pairs(path, fields["pairs"]), check, **common)
+        task.samples = tuple(_listed("samples", fields.get("samples")))
+        return task
     if source == "choices":
         if check is not None:
             raise SteerlensError("choices are measured by log odds and take no check")
         value = fields["choices"]
         items = path.parent / value if isinstance(value, str) else value
+        if not isinstance(items, Path | list):
+            raise SteerlensError(f"'choices' must name a file or list choices, but is {value!r}")
         return Task.from_choices(items, **common)
     queries = fields.get("queries")
     if isinstance(queries, str):
@@ -182,17 +193,45 @@ def _arguments(value: object) -> Mapping[str, list[Any]]:
     return value
 
 
-class WrittenCheck:
-    """A check together with the mapping that describes it, which defines the task.
+def unique_tasks(tasks: Iterable[Task | str | os.PathLike[str]]) -> dict[str, Task]:
+    """Tasks by id, each once.
 
-    Attributes:
-        spec: The mapping.
+    Raises:
+        SteerlensError: Two different tasks have one id; or as `load_task`.
     """
+    by_id: dict[str, Task] = {}
+    for task in map(load_task, tasks):
+        if by_id.setdefault(task.id, task) != task:
+            raise SteerlensError(
+                f"two different tasks have the id {task.id!r}; results are kept by id, so give "
+                "each one of its own"
+            )
+    return by_id
+
+
+class WrittenCheck:
+    """A check together with the mapping that describes it, which defines the task."""
 
     def __init__(self, spec: Mapping[str, Any], check: Check) -> None:
         self.spec = spec
         self._check = check
 
+    @property
+    def definition(self) -> Any:
+        """The mapping, and the code of the functions that it names."""
+        code = [described(function_named(name, "check")) for name in _functions(self.spec)]
+        return [self.spec, *code] if code else self.spec
+
     def __call__(self, response: str, **kwargs: Any) -> bool | float:
         """What the check says of a response."""
         return self._check(response, **kwargs)
+
+
+def _functions(spec: object) -> Iterator[str]:
+    """The functions that a written check names, at any depth."""
+    if isinstance(spec, Mapping):
+        for kind, value in spec.items():
+            yield from [value] if kind == "python" else _functions(value)
+    elif isinstance(spec, list):
+        for part in spec:
+            yield from _functions(part)

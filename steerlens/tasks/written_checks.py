@@ -22,7 +22,6 @@ Scores combine as in fuzzy logic, so truth values combine as usual.
 """
 
 import importlib
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +31,7 @@ from typing import Any
 from steerlens.errors import SteerlensError, first_line, unknown_name
 from steerlens.tasks import ifeval
 
-__all__ = ["PASS", "Check", "check_from", "described", "function_named", "score_of"]
+__all__ = ["PASS", "Check", "check_from", "function_named", "score_of"]
 
 # The lowest score that counts as a pass.
 PASS = 0.5
@@ -93,7 +92,10 @@ def score_of(verdict: object, task_id: str) -> float:
     Raises:
         SteerlensError: It is neither a truth value nor a number in [0, 1].
     """
-    number = getattr(verdict, "item", lambda: verdict)()  # numpy's and torch's scalars
+    try:
+        number = getattr(verdict, "item", lambda: verdict)()  # numpy's and torch's scalars
+    except (ValueError, RuntimeError):  # of an array
+        number = None
     if isinstance(number, bool):
         return float(number)
     if isinstance(number, int | float) and math.isfinite(number) and 0 <= number <= 1:
@@ -102,21 +104,6 @@ def score_of(verdict: object, task_id: str) -> float:
         f"the check of task {task_id!r} returned {verdict!r}; it must return a truth value or a "
         "score from 0 to 1"
     )
-
-
-def described(function: Callable[..., Any] | None) -> Any:
-    """What a function is, for a definition: how it was written, or the code it was made from."""
-    if function is None:
-        return None
-    spec = getattr(function, "spec", None)
-    if spec is not None:
-        return spec
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):  # built in, or defined where no source is kept
-        code = getattr(function, "__code__", None)
-        name = getattr(function, "__qualname__", repr(function))
-        return name if code is None else f"{name} {code.co_code.hex()} {code.co_consts!r}"
 
 
 def _is_text(value: object) -> bool:
@@ -167,8 +154,7 @@ def function_named(value: object, where: str) -> Callable[..., Any]:
     except Exception as error:  # importing runs the user's code, which may raise anything
         raise SteerlensError(
             f"{where}: the module {module_name!r} cannot be imported "
-            f"({type(error).__name__}: {first_line(error)}); run from the folder that holds it, or "
-            "put that folder on PYTHONPATH"
+            f"({type(error).__name__}: {first_line(error)}); put its folder on PYTHONPATH"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):

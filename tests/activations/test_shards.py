@@ -17,7 +17,7 @@ from steerlens.attribution import separability
 from steerlens.cli.main import main
 from steerlens.errors import ActivationError, FileFormatError, SteerlensError
 from steerlens.stats.queries import query_draws
-from steerlens.tasks.pairs import ContrastSet
+from steerlens.tasks.pairs import ContrastPair, ContrastSet
 
 
 def sharded(cache: ResidualCache, folder, size: int, dtype: str = "float32") -> ShardedResiduals:
@@ -79,6 +79,22 @@ def test_shards_of_a_model_hold_what_caching_in_memory_gives(tiny_model, tmp_pat
     )
     assert shards.groups == cache.groups
     assert shards.metadata["data_hash"] == cache.metadata["data_hash"]
+
+
+def test_shards_of_choices_are_read_at_the_answer(tiny_model, tmp_path):
+    questions = [f"Do you like {word}?" for word in ("tea", "rain", "snow", "moss")]
+    pairs = ContrastSet(
+        tuple(
+            ContrastPair(q, q, instructed_response="Yes", uninstructed_response="No")
+            for q in questions
+        )
+    )
+    shards = shard_residuals(
+        tiny_model, pairs, tmp_path / "s", position="answer", show_progress=False
+    )
+    cache = sl.cache_residuals(tiny_model, pairs, position="answer", show_progress=False)
+    together = torch.cat([one.instructed for one in shards])
+    torch.testing.assert_close(together, cache.instructed, rtol=1e-4, atol=1e-5)
 
 
 def test_interrupted_caching_goes_on_and_keeps_whole_shards(tiny_model, tmp_path, monkeypatch):

@@ -131,8 +131,9 @@ def test_answers_that_begin_alike_are_told_apart_at_the_first_token_that_differs
     tiny_model, vector
 ):
     begins = ChoiceItem("Which?", "yes", "yes please")
+    other = ChoiceItem("Who is it?", "me", "you")
     with pytest.raises(PairsError, match="item 0: no token tells"):
-        items_curve(tiny_model, [begins, begins], vector, None, (1,), show_progress=False)
+        items_curve(tiny_model, [begins, other], vector, None, (1,), show_progress=False)
 
 
 def test_what_cannot_move_the_first_token_is_refused(tiny_model, vector):

@@ -54,6 +54,16 @@ def test_the_interval_is_the_delete_one_jackknife():
     assert (high + low) / 2 == pytest.approx(estimate)
 
 
+def test_the_jackknife_leaves_out_whole_queries_also_where_one_has_half_of_the_pairs():
+    groups = np.array([0, 0, 1, 2, 3, 4])
+    runs = np.random.default_rng(1).standard_normal((2, 6, 4))
+    runs[0] += 2.0
+    leave_one = [written_out(runs[:, groups != left], groups[groups != left]) for left in range(5)]
+    error = np.sqrt(4 / 5 * ((leave_one - np.mean(leave_one)) ** 2).sum())
+    _, low, high = sensitivity(runs, groups)
+    assert (high - low) / 2 == pytest.approx(2.7764451 * error)  # t, 4 degrees of freedom
+
+
 @pytest.mark.parametrize(
     ("d_prime", "d_model", "alike", "decay"),
     [(2.0, 32, 0.8, 0.0), (2.0, 576, 0.8, 1.0), (4.0, 576, 0.0, 0.0)],

@@ -11,6 +11,7 @@ from steerlens.behaviour.plans import Plan
 from steerlens.behaviour.plans.fitting import FitRecipe
 from steerlens.behaviour.search import SearchSettings
 from steerlens.behaviour.search.settings import Stage
+from steerlens.cli.main import main
 from steerlens.errors import SteerlensError, SteerlensWarning
 from steerlens.reports.settings import ReportSettings
 from steerlens.tasks import Task
@@ -78,3 +79,55 @@ def test_a_report_has_it_with_or_without_a_check(tiny_model, tmp_path):
     assert result.table["task"].tolist() == ["pirate", "from-pairs"]
     data = json.loads((tmp_path / "report.json").read_text())
     assert [row["group"] for row in data["instructions"]] == ["own", "pairs"]
+
+
+def test_a_report_steers_its_samples_as_the_plan_of_a_task_of_ones_own_says(tiny_model, tmp_path):
+    plan = sl.search(tiny_model, [pirate()], tmp_path / "plan", SMALL, show_progress=False)
+    data = {**plan.data["instructions"]["pirate"]}
+    part = {"estimator": "last_prompt", "layer": 1, "operation": "add", "strength": 1.0}
+    data["uninstructed"] = {**data["uninstructed"], "parts": [{**part, "scope": "all"}]}
+    chosen = Plan({**plan.data, "instructions": {"pirate": data}}, plan.vectors)
+    settings = ReportSettings(n_samples=1, max_new_tokens=4)
+    result = sl.report(
+        tiny_model, [pirate()], tmp_path / "report", chosen, settings, show_progress=False
+    )
+    assert result.table["steered_layer"].tolist() == [1]
+
+
+def test_a_plan_refuses_another_definition_of_its_task(tiny_model, tmp_path):
+    plan = sl.search(tiny_model, [pirate()], tmp_path / "plan", SMALL, show_progress=False)
+    changed = pirate(check=lambda text: "arr" in text)
+    with pytest.raises(SteerlensError, match="another definition of task 'pirate'"):
+        sl.evaluate(tiny_model, catalogue_prompts([changed], 2), tmp_path / "evaluation", plan)
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_two_different_tasks_of_one_id_are_refused(tiny_model, tmp_path):
+    with pytest.raises(SteerlensError, match="two different tasks have the id 'pirate'"):
+        sl.search(tiny_model, [pirate(), pirate(check=bool)], tmp_path, SMALL)
+
+
+def test_choices_on_the_command_line(tiny_folder, tmp_path, capsys):
+    lines = [
+        {
+            "question": f"Do you like {word}?",
+            "answer_matching_behavior": "Yes",
+            "answer_not_matching_behavior": "No",
+        }
+        for word in ("tea", "rain", "snow", "bread", "light", "glass", "moss", "chalk")
+    ]
+    path = tmp_path / "likes.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    common = ["rank", "--model", str(tiny_folder), "--task", str(path)]
+    out = tmp_path / "out"
+    assert main([*common, "--evidence", "choices", "--out", str(out), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["n_items"] == 2
+    assert {each.name for each in out.iterdir()} >= {"likes.csv", "likes.html", "choices.json"}
+    assert main([*common, "--evidence", "causal"]) == 2
+    assert "--evidence choices" in capsys.readouterr().err
+    for command in (["search", "--out", str(tmp_path / "s")], ["report", "--out", str(out)]):
+        assert (
+            main([command[0], "--task", str(path), "--model", str(tiny_folder), *command[1:]]) == 2
+        )
+        assert "choices" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Claims about passes over a text: hooks gone, memory linear, other endings the same."""
 
+import threading
+
 import pytest
 import torch
 from steering_examples import n_hooks, random_vector
@@ -94,3 +96,18 @@ def test_nothing_has_the_size_of_the_text_squared_or_of_text_times_vocabulary(ti
     )
 
     assert 0 < largest < 4 * n_tokens * min(n_tokens, n_vocab)
+
+
+def test_another_thread_waits_until_the_streams_have_been_read(tiny_model):
+    vector = random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
+    ids = torch.tensor([[5, 6, 7]])
+    expected = tiny_model(ids)
+    found: list[torch.Tensor] = []
+    other = threading.Thread(target=lambda: found.append(tiny_model(ids)))
+    with both_streams(tiny_model, [5, 6, 7, 8], 2, vector.at(1, "add"), [1]) as (baseline, _):
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+        assert baseline.logits(slice(0, 4)).shape == (4, tiny_model.cfg.d_vocab)
+    other.join(30)
+    torch.testing.assert_close(found[0], expected)

@@ -1,6 +1,9 @@
 """A task of one's own: its texts are divided, its check is asked, its definition is hashed."""
 
+import functools
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -114,7 +117,7 @@ def test_a_rewrite_is_checked():
 def test_too_few_phrasings_are_used_in_every_split_and_this_is_said():
     task = pirate(phrasings=["Answer like a pirate."])
     assert all(task.phrasings_for(split) == ("Answer like a pirate.",) for split in SPLITS)
-    assert "too few to keep any back" in task.notices[0]
+    assert "too few phrasings to keep any back" in task.notices[0]
 
 
 def test_too_few_queries_leave_splits_empty_and_this_is_said():
@@ -151,6 +154,47 @@ def test_the_hash_changes_with_every_part_of_the_definition_and_with_nothing_els
         pirate(rewrite=lambda text: f"Arr! {text}"),
     ]
     assert len({task.hash, *(other.hash for other in changed)}) == 6
+
+
+def holds(word: str):
+    return lambda text: word in text
+
+
+class Holds:
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def __call__(self, text: str) -> bool:
+        return self.word in text
+
+
+def test_what_a_function_holds_is_part_of_the_definition():
+    def contains(text: str, word: str) -> bool:
+        return word in text
+
+    for make in (holds, Holds, lambda word: functools.partial(contains, word=word)):
+        assert pirate(check=make("a")).hash == pirate(check=make("a")).hash
+        assert pirate(check=make("a")).hash != pirate(check=make("b")).hash
+
+
+def test_the_hash_is_the_same_in_another_process():
+    program = (
+        "import functools; from steerlens.tasks import Task, catalogue\n"
+        "def f(text, word): return any(word in part for part in text.split())\n"
+        "print(Task('a', ['b'], check=functools.partial(f, word='c')).hash)\n"
+        "print(catalogue['detectable_format:title'].hash)"
+    )
+    done = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert done[0].stdout == done[1].stdout
+
+
+def test_an_id_that_would_leave_a_folder_is_refused():
+    for name in ("../x", "a/b", "a\\b"):
+        with pytest.raises(SteerlensError, match="names files"):
+            pirate(id=name)
 
 
 def test_a_task_from_pairs_draws_them_by_split():

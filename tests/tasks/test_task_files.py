@@ -139,7 +139,7 @@ def test_a_file_of_records_is_a_task_of_pairs_or_of_choices():
 def test_the_command_says_what_a_task_lacks(written, capsys):
     assert main(["tasks", "--check", str(written("phrasings: [Talk like a pirate.]"))]) == 0
     out = capsys.readouterr().out
-    assert "too few to keep any back" in out
+    assert "too few phrasings to keep any back" in out
     assert "no check" in out
     assert main(["tasks", "--check", str(written("phrasing: [a]"))]) == 2
     assert "did you mean 'phrasings'" in capsys.readouterr().err

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["RateCalibration", "calibrate_rate"]
 
 Array = np.ndarray
+_N_PROMPTS = 24
 _STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 
@@ -107,7 +108,7 @@ def calibrate_rate(
     task: str | Task,
     target_rate: float | None = None,
     strengths: Sequence[float] = _STRENGTHS,
-    n_prompts: int = 24,
+    n_prompts: int | None = None,
     split: str = "select",
     max_new_tokens: int = 128,
     seed: int = 0,
@@ -121,7 +122,7 @@ def calibrate_rate(
         task: Whose check decides: an id of the catalogue, or a task.
         target_rate: Share of successes to reach; the most by default.
         strengths: What to try, besides 0.
-        n_prompts: Prompts without the instruction.
+        n_prompts: Prompts without the instruction; by default 24, or all of a split with fewer.
         split: Where they are from; report on another one.
         max_new_tokens: Longest response, in tokens.
         seed: Draws prompts and resamples.
@@ -140,8 +141,11 @@ def calibrate_rate(
     if target_rate is not None and not 0 < target_rate <= 1:
         raise SteeringError(f"target_rate must be above 0 and at most 1; got {target_rate}")
     task = load_task(task)
+    if not task.has_check:
+        raise SteeringError(f"task {task.id!r} has no check, so passes cannot be counted")
     steering.check_model(model)
-    pairs = contrast_pairs(task, n=n_prompts, seed=seed, split=split)
+    n = max(2, min(_N_PROMPTS, task.n_pairs(split))) if n_prompts is None else n_prompts
+    pairs = contrast_pairs(task, n=n, seed=seed, split=split)
     texts = generate(
         model,
         [pair.uninstructed for _ in tried for pair in pairs],

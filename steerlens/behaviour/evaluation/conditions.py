@@ -101,6 +101,8 @@ def left_out(
     """Rows the plan can steer, and how many it cannot, by what they ask for."""
     steerable: list[EvaluationPrompt] = []
     missing: Counter[str] = Counter()
+    for task in {task.id: task for row in rows for task in row.tasks.values()}.values():
+        plan.check_task(task)
     for row in rows:
         try:
             _tasks(row, plan)

@@ -118,6 +118,19 @@ class Plan(Result):
             raise unknown_name("context", context, CONTEXTS)
         return candidate_from_json(self.data["instructions"][task_id][context]["parts"])
 
+    def check_task(self, task: Task) -> None:
+        """Refuse a task that the plan was searched for under another definition.
+
+        Raises:
+            SteerlensError: "the plan was searched for another definition of …".
+        """
+        was = self.data["instructions"].get(task.id, {}).get("task_hash")
+        if was is not None and was != task.hash:
+            raise SteerlensError(
+                f"this plan was searched for another definition of task {task.id!r} ({was[:19]}…, "
+                f"now {task.hash[:19]}…); search again"
+            )
+
     def fill(self, book: VectorBook) -> None:
         """Give the saved vectors to a book, so that it does not fit them again."""
         for (task_id, estimator), vector in self.vectors.items():

@@ -19,7 +19,8 @@ from steerlens.errors import SteerlensError
 from steerlens.models.identity import model_identity
 from steerlens.runs.executors import Workers, check_workers
 from steerlens.tasks import Task
-from steerlens.tasks.task_files import load_task
+from steerlens.tasks.notices import warn_of_task
+from steerlens.tasks.task_files import unique_tasks
 
 __all__ = ["search"]
 
@@ -56,8 +57,9 @@ def search(
     check_workers(workers)
     if not tasks:
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
-    by_id = {task.id: task for task in map(load_task, tasks)}
+    by_id = unique_tasks(tasks)
     for task in by_id.values():
+        warn_of_task(task)
         if not task.has_check:
             raise SteerlensError(
                 f"task {task.id!r} has no check, so nothing can be counted; give it one, or choose "
@@ -85,7 +87,7 @@ def search(
             if not records:
                 # A plan that stands here names vectors that are written again from now on.
                 run.retract(PLAN_FILE)
-            records[task.id] = result.record
+            records[task.id] = {**result.record, "task_hash": task.hash}
             for estimator, vector in result.vectors.items():
                 run.write_file(vector_file(task.id, estimator), vector.save)
                 vectors[task.id, estimator] = vector
