@@ -25,8 +25,9 @@ queries. The summary compares runs of all labels, so it is not the mean of the l
 True
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -48,6 +49,9 @@ from steerlens.tasks import SPLITS, base_queries
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.views import Result
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 __all__ = ["Generalisation", "generalise", "pair_labels"]
 
 Array = np.ndarray
@@ -68,6 +72,15 @@ class Generalisation(Result):
     table: pd.DataFrame
     summary: pd.DataFrame
     labels: tuple[str, ...]
+
+    def plot(self) -> "go.Figure":
+        """AUROC over layers, on labels that the direction was fitted on and on others."""
+        from steerlens.views.layers import auroc_curves
+
+        return auroc_curves(self.summary, {"seen": "labels fitted on", "unseen": "other labels"})
+
+    def _card(self) -> Mapping[str, Any]:
+        return {"table": self.summary}
 
     def __repr__(self) -> str:
         worst = self.summary.sort_values("difference").iloc[0]

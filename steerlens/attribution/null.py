@@ -34,6 +34,7 @@ below seven queries no p-value can reach 0.02.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -53,6 +54,9 @@ from steerlens.errors import SteerlensError
 from steerlens.stats.queries import PERCENTILES
 from steerlens.stats.separability import auroc_of
 from steerlens.views import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 __all__ = ["NullTest", "permutation_null"]
 
@@ -78,6 +82,17 @@ class NullTest(Result):
     p_value: float
     threshold: float
     maxima: Float[Array, "permutation"]
+
+    def plot(self) -> "go.Figure":
+        """AUROC over layers beside shuffled labels and random directions."""
+        from steerlens.views.layers import auroc_curves
+
+        lines = {
+            "auroc": "AUROC",
+            "shuffled_auroc": "shuffled labels",
+            "random_auroc": "random directions",
+        }
+        return auroc_curves(self.table, lines)
 
     def __repr__(self) -> str:
         n_significant = int((self.table.p_adjusted <= 0.05).sum())

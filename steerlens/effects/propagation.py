@@ -19,6 +19,7 @@ direction later; a share near 0 does not say that its effect is gone (the shift 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -140,10 +141,11 @@ class PropagationRecorder:
         self.starts = tuple(part.layer for part in steering.interventions)
         self.directions = torch.stack([part.unit.float() for part in steering.interventions])
         n_layers, n_interventions = len(self.layers), len(self.starts)
-        self.change = torch.zeros(n_interventions, n_layers, n_tokens)
-        self.shift, self.norm_baseline, self.norm_steered = torch.zeros(3, n_layers, n_tokens)
+        zeros = partial(torch.zeros, dtype=torch.float32)  # whatever torch's default is
+        self.change = zeros(n_interventions, n_layers, n_tokens)
+        self.shift, self.norm_baseline, self.norm_steered = zeros(3, n_layers, n_tokens)
         # Projections at the interventions' own layers, as `TokenEffects` shows them.
-        self.baseline, self.before, self.after = torch.zeros(3, n_interventions, n_tokens)
+        self.baseline, self.before, self.after = zeros(3, n_interventions, n_tokens)
 
     def observe(
         self,

@@ -18,7 +18,7 @@ which counts as a pass from 0.5 on. Without one, behaviour is measured by causal
 ...     check=lambda text: "arr" in text.lower(),
 ... )
 >>> pirate
-Task('pirate', pairs: 64 fit, 32 select, 32 report; with a check)
+Task('pirate', pairs: 174 fit, 87 select, 87 report; with a check)
 >>> pirate.check("Arr, matey!")
 True
 """

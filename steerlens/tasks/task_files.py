@@ -36,7 +36,7 @@ from typing import Any
 
 import yaml
 
-from steerlens.errors import FileFormatError, SteerlensError, first_line, unknown_name
+from steerlens.errors import FileFormatError, PairsError, SteerlensError, first_line, unknown_name
 from steerlens.files.records import read_text
 from steerlens.tasks import Task, catalogue
 from steerlens.tasks.definitions import described
@@ -73,6 +73,11 @@ def load_task(task: Task | str | os.PathLike[str]) -> Task:
     """
     if isinstance(task, Task):
         return task
+    if not isinstance(task, str | os.PathLike):
+        raise PairsError(
+            "task must be a Task, an id of the catalogue or a file, but is a value of type "
+            f"{type(task).__name__}"
+        )
     path = Path(task)
     if path.suffix in (".jsonl", ".csv"):
         return _from_records(path)

@@ -30,6 +30,7 @@ from steerlens.views.theme import BLUE, GREEN, GREY, SERIES, VERMILLION, plain_t
 __all__ = [
     "LAYER_COLUMNS",
     "RECOVERY_COLUMNS",
+    "auroc_curves",
     "evidence_curves",
     "layer_curves",
     "norm_curves",
@@ -181,6 +182,30 @@ def recovery_curve(
         reference_line(figure, 0.0)
         mark_across(figure, steered_layer)
     return _over_layers(figure, "share of KL removed", 440, title)
+
+
+def auroc_curves(rows: Rows, lines: Mapping[str, str], *, title: str | None = None) -> go.Figure:
+    """Several AUROCs over layers, each with its interval.
+
+    Args:
+        rows: One row per layer with `layer` and the columns of `lines`, each with ``_low`` and
+            ``_high`` where it has an interval.
+        lines: Column -> name in the legend; the first is drawn solid.
+        title: Above the curves.
+
+    Raises:
+        SteerlensError: A column is missing, or a layer is malformed or comes twice.
+    """
+    known = table_of(rows, ["layer", *lines], "AUROC table")
+    ends = [f"{column}{end}" for column in lines for end in ("_low", "_high")]
+    table = layer_table(known, [*lines, *(end for end in ends if end in known)], "AUROC table")
+    figure = Picture()
+    colours = (VERMILLION, BLUE, GREY)
+    for number, (column, name) in enumerate(lines.items()):
+        colour, dash = colours[number % len(colours)], "dot" if number else "solid"
+        figure.add_traces(banded(table, "layer", column, name, colour, dash=dash))
+    reference_line(figure, 0.5)
+    return _over_layers(figure, "AUROC", 400, title)
 
 
 def vector_curves(rows: Rows, *, title: str | None = None) -> go.Figure:

@@ -278,7 +278,7 @@ CALLS = {
     "sl.ResidualCache.from_tensors(*sides, groups=[0, 1.5])": "every one of groups must be a whole",
     "ContrastSet.from_prompts('ab', 'cd')": "'instructed' must be a list of prompts",
     "ContrastSet.from_prompts([CHAT, CHAT], ['a', 'b'])": "row 1: the field 'instructed' must",
-    "sl.contrast_pairs(3)": "task must be an instruction or its id in the catalogue, but is a",
+    "sl.contrast_pairs(3)": "task must be a Task, an id of the catalogue or a file, but is a",
     "sl.contrast_pairs('punctuation:no_comma', split=None)": "unknown split 'None'; choose one of",
     "sl.generate(model, 'a', chat_format=None)": "unknown chat_format 'None'; choose one of",
     "recovery(layers=1)": "layers must be a list of whole numbers; got 1",

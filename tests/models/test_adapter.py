@@ -190,7 +190,9 @@ NAMES: dict[tuple[str, str], tuple[Use, Break | Use]] = {
     ),
     ("transformers", "_attn_implementation_internal"): (
         _attention,
-        lambda patch, _model: patch.setattr(transformers, "PreTrainedConfig", SimpleNamespace),
+        lambda patch, _model: patch.setattr(
+            hugging_face.transformers, "PreTrainedConfig", SimpleNamespace
+        ),
     ),
     ("transformers", "eager_mask"): (
         _register,
@@ -292,7 +294,10 @@ def test_a_cpu_is_asked_for_its_instruction_sets_under_the_older_name_too(
 
 def test_lm_eval_has_the_files_of_its_ifeval_task_and_a_missing_one_is_named() -> None:
     for stem in ("instructions_util", "instructions_registry"):
-        answers = {"lm_eval.tasks.ifeval": SimpleNamespace(instructions=_AnyName())}
+        # Without nltk's own downloads.
+        nltk = SimpleNamespace(data=SimpleNamespace(find=lambda _resource: True))
+        package = SimpleNamespace(instructions=_AnyName())
+        answers = {"lm_eval.tasks.ifeval": package, "nltk": nltk}
         assert lm_eval.ifeval_module(stem, answers).__name__ == f"lm_eval.tasks.ifeval.{stem}"
 
     with pytest.raises(SteerlensError, match=r"^lm-eval .* has no IFEval file instruction\.py"):

@@ -34,6 +34,7 @@ GIVEN = {
     "PromptFile",
     "ShardedResiduals",
     "Steering",
+    "Task",
     "TransformerBridge",
 }
 
@@ -62,7 +63,7 @@ def test_every_result_can_be_drawn_and_has_a_view_for_notebooks() -> None:
     for one in classes_of_the_package() - {Result}:
         has_picture, has_view = (hasattr(one, name) for name in ("plot", "_repr_html_"))
         assert has_picture == has_view, one.__name__
-        if issubclass(one, Result):
+        if issubclass(one, Result) and not one.__subclasses__():
             assert one.plot is not Result.plot and "__repr__" in vars(one), one.__name__
 
 
