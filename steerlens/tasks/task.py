@@ -118,9 +118,7 @@ class Task:
             raise SteerlensError(f"a task needs a short name as its id, but was given {id!r}")
         if re.search(r"[/\\\x00-\x1f]|\.\.", id):
             raise SteerlensError(f"the id {id!r} names files, so it may hold no '/', '\\' or '..'")
-        self.id = id
-        self.description = description
-        self.source = source
+        self.id, self.description, self.source = id, description, source
         self.samples, self._arguments = (), {}
         self._check = self._rewrite = None
         self.notices = tuple(
@@ -253,11 +251,7 @@ class Task:
         return {name: rng.choice(values) for name, values in self._arguments.items()}
 
     def wording(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments that are words ("use the word *sea*"); none for most tasks.
-
-        No direction carries every word, so a vector is fitted for these words alone; numbers and
-        relations it may average over.
-        """
+        """The arguments that are words ("use the word *sea*"): a vector is fitted for each."""
         return {
             name: value
             for name, value in kwargs.items()
