@@ -74,7 +74,8 @@ class ChoiceCurve(Result):
             slope), and the same with ``placebo_``.
         log_odds: Every measurement.
         n_items: Items measured.
-        metadata: Task, vector, operation, scope, split, seed.
+        metadata: Task, its hash and split; vector, placebo, operation, scope; how many items are
+            lettered, and in how many the matching answer comes first.
     """
 
     table: pd.DataFrame

@@ -112,6 +112,7 @@ def evidence_kinds(names: str) -> tuple[str, ...]:
 
 
 def parse_device_map(name: str, value: str | None) -> Any:
+    """A strategy by name, or devices by module as JSON."""
     return _json_object(name, value) if value is not None and value.startswith("{") else value
 
 
@@ -137,6 +138,7 @@ def parse_sizes(name: str, value: str | None) -> dict[int | str, int | str] | No
 
 
 def parse_quantization(value: str | None) -> Any:
+    """A method by its short name, or a configuration as JSON."""
     if value is None or value.startswith("{"):
         return None if value is None else _json_object("--quantize", value)
     known = {

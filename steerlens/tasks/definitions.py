@@ -18,22 +18,36 @@ __all__ = ["described"]
 
 def described(function: Callable[..., Any] | None) -> Any:
     """A function as JSON."""
-    if function is None:
-        return None
+    return None if function is None else _described(function, ())
+
+
+def _described(function: Any, within: tuple[int, ...]) -> Any:
+    """A function that is held by those of these identities; what holds itself is named once."""
+    if id(function) in within:
+        return "itself"
+    within = (*within, id(function))
     if hasattr(function, "definition"):
         return function.definition
     if isinstance(function, functools.partial):
-        keywords = {name: _value(value) for name, value in function.keywords.items()}
-        return [described(function.func), [_value(value) for value in function.args], keywords]
+        inner = _described(function.func, within)
+        return [inner, _value(function.args, within), _value(function.keywords, within)]
     if isinstance(function, types.MethodType):
-        return [described(function.__func__), _value(vars(function.__self__))]
+        inner = _described(function.__func__, within)
+        return [inner, _value(getattr(function.__self__, "__dict__", {}), within)]
     if isinstance(function, types.FunctionType):
-        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        cells = [_content(cell) for cell in function.__closure__ or ()]
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        return [_source(function), [_value(v) for v in cells], [_value(v) for v in defaults]]
+        return [_source(function), _value(cells, within), _value(defaults, within)]
     if isinstance(function, types.BuiltinFunctionType | type):
         return f"{function.__module__}.{function.__qualname__}"
-    return [_source(type(function)), _value(getattr(function, "__dict__", {}))]
+    return [_source(type(function)), _value(getattr(function, "__dict__", {}), within)]
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that has no value yet
+        return None
 
 
 def _source(code: Any) -> str:
@@ -54,17 +68,20 @@ def _digest(code: types.CodeType) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, within: tuple[int, ...]) -> Any:
     """A value that a function holds; of what has no plain form, the type."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if id(value) in within:
+        return "itself"
+    if callable(value):
+        return _described(value, within)
+    within = (*within, id(value))
     if isinstance(value, Mapping):
-        return {str(key): _value(item) for key, item in value.items()}
+        return {str(key): _value(item, within) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_value(item) for item in value]
+        return [_value(item, within) for item in value]
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))
-    if callable(value):
-        return described(value)
     text = repr(value)
     return type(value).__qualname__ if " at 0x" in text else text

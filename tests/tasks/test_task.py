@@ -177,6 +177,21 @@ def test_what_a_function_holds_is_part_of_the_definition():
         assert pirate(check=make("a")).hash != pirate(check=make("b")).hash
 
 
+def test_a_check_that_calls_or_holds_itself_has_a_hash():
+    def depth(text: str) -> int:
+        return 1 + depth(text[1:]) if text else 0
+
+    class Holder:
+        def __init__(self) -> None:
+            self.check = self.passes
+
+        def passes(self, text: str) -> bool:
+            return depth(text) > 3
+
+    assert pirate(check=lambda text: depth(text) > 3).hash.startswith("sha256:")
+    assert pirate(check=Holder().check).hash == pirate(check=Holder().check).hash
+
+
 def test_the_hash_is_the_same_in_another_process():
     program = (
         "import functools; from steerlens.tasks import Task, catalogue\n"
