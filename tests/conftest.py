@@ -18,12 +18,21 @@ if n_beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from pathlib import Path
+
 from jaxtyping import install_import_hook
 
-# Every shape in every signature of the package is checked while the tests run.
-install_import_hook("steerlens", "beartype.beartype")
-
-from pathlib import Path
+# Every shape in every signature of the package is checked while the tests run. Modules without
+# shapes are not: small functions called for every part of a model would take most of the time.
+_PACKAGE = Path(__file__).parents[1]
+install_import_hook(
+    [
+        ".".join(path.relative_to(_PACKAGE).with_suffix("").parts)
+        for path in (_PACKAGE / "steerlens").rglob("*.py")
+        if "jaxtyping" in path.read_text(encoding="utf-8")
+    ],
+    "beartype.beartype",
+)
 
 import pytest
 from hf_reference import load_plain

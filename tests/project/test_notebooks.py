@@ -1,5 +1,8 @@
-"""The notebooks of `analyses/` run from top to bottom on the real model, small; those stored with
-their outputs hold nothing of the machine that executed them.
+"""The notebooks of `analyses/` run from top to bottom, small; those stored with their outputs hold
+nothing of the machine that executed them.
+
+The first runs on the real model. The others run on random weights with as many layers and the same
+tokenizer: their numbers would mean nothing on so few prompts anyway, and take minutes.
 """
 
 import json
@@ -11,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import write_stand_in
 
 import steerlens as sl
+from steerlens.models.loading import model_info
+from steerlens.models.weights import cache_folder
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "analyses").glob("[0-9]*.py"))
@@ -34,9 +40,11 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def loaded() -> dict[tuple[Any, ...], Any]:
-    """The models that notebooks have loaded, for the next notebook."""
-    return {}
+def stand_in(model, tmp_path_factory) -> Any:
+    """Random weights with the layers and the tokenizer of the real model."""
+    weights = cache_folder() / "weights" / model_info(model).weights_hash.removeprefix("sha256:")
+    folder = tmp_path_factory.mktemp("models") / "stand-in"
+    return sl.load_model(write_stand_in(folder, weights), device="cpu")
 
 
 @pytest.fixture
@@ -55,18 +63,10 @@ def cells_of(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_from_top_to_bottom(name, small, monkeypatch, loaded, capsys):
+def test_a_notebook_runs_from_top_to_bottom(name, small, monkeypatch, stand_in, capsys):
     interactiveshell = pytest.importorskip("IPython.core.interactiveshell")
-    # given a shell like a notebook's, in which a model that was loaded once is loaded
-    load = sl.load_model
-
-    def load_once(reference: str, **options: Any) -> Any:
-        key = (reference, *sorted(options.items()))
-        if key not in loaded:
-            loaded[key] = load(reference, **options)
-        return loaded[key]
-
-    monkeypatch.setattr(sl, "load_model", load_once)
+    # given a shell like a notebook's, in which another model takes the place of the real one
+    monkeypatch.setattr(sl, "load_model", lambda *_, **__: stand_in)
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     # What a notebook is made with reads its sizes when it is imported.

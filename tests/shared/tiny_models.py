@@ -8,6 +8,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -99,6 +100,34 @@ def write_tiny_folder(
     """Write model and tokenizer as an ordinary model folder."""
     tiny_llama(seed, context).save_pretrained(folder)
     byte_tokenizer(chat_template).save_pretrained(folder)
+    return folder
+
+
+def write_stand_in(folder: Path, original: Path) -> Path:
+    """Write random weights with the layers, tokenizer and context of the model in `original`.
+
+    The full stop and the end of turn have large rows in the unembedding, so that answers have
+    sentences and some end by themselves.
+    """
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(
+        original,
+        hidden_size=D_MODEL,
+        intermediate_size=D_MLP,
+        num_attention_heads=N_HEADS,
+        num_key_value_heads=N_HEADS,
+        head_dim=D_MODEL // N_HEADS,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+        dtype="float32",
+    )
+    model = LlamaForCausalLM(config).eval()
+    tokenizer = AutoTokenizer.from_pretrained(original)
+    with torch.no_grad():
+        frequent = [tokenizer.eos_token_id, *tokenizer.encode(".", add_special_tokens=False)]
+        model.lm_head.weight[frequent] *= 3
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
