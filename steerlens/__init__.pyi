@@ -1,11 +1,13 @@
 from .activations.cache import ResidualCache, cache_residuals
 from .attribution import (
     LayerRanking,
+    Specificity,
     activation_patching,
     causal_recovery,
     first_token_recovery,
     gather_evidence,
     rank_layers,
+    specificity,
 )
 from .attribution.choices import choice_curve
 from .behaviour.calibration import calibrate, calibrate_rate
@@ -37,6 +39,7 @@ __all__ = [
     "Plan",
     "ResidualCache",
     "SearchSettings",
+    "Specificity",
     "SteeredRun",
     "Steering",
     "SteeringVector",
@@ -67,6 +70,7 @@ __all__ = [
     "rank_layers",
     "report",
     "search",
+    "specificity",
     "steer",
     "token_effects",
     "transfer_vector",

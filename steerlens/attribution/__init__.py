@@ -4,6 +4,8 @@ Kinds of evidence, which need not agree:
 
 * `separability`: how well projections on a direction fitted on some pairs tell instructed from
   uninstructed runs of other pairs. Cheap, and high almost everywhere.
+* `specificity`: how well they tell runs with this task from runs with *other* tasks on the same
+  queries, and how much of the difference is the task's own.
 * `causal`: how much of the shift of the next-token distributions that the instruction causes is
   reproduced by steering the uninstructed prompt at a layer, over the first token or the response.
 * `components`, `downstream_components`: which heads and MLPs write the direction, and which react
@@ -36,6 +38,7 @@ from steerlens.attribution.patching import PatchingMap, activation_patching
 from steerlens.attribution.ranking import LayerRanking
 from steerlens.attribution.recovery import RecoveryCurve, ResponseRecovery
 from steerlens.attribution.separability import rank_layers
+from steerlens.attribution.specificity import Specificity, grid_specificity, specificity
 from steerlens.attribution.vocabulary import VocabularyReadout, vocabulary_readout
 
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "PatchingMap",
     "RecoveryCurve",
     "ResponseRecovery",
+    "Specificity",
     "VocabularyReadout",
     "activation_patching",
     "applicable_evidence",
@@ -57,11 +61,13 @@ __all__ = [
     "first_token_recovery",
     "gather_evidence",
     "generalise",
+    "grid_specificity",
     "instruction_geometry",
     "layer_geometry",
     "pair_labels",
     "rank_layers",
     "reading_components",
+    "specificity",
     "vocabulary_readout",
     "writing_components",
 ]
