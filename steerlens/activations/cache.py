@@ -327,6 +327,7 @@ def metadata_of_pairs(pairs: ContrastSet, prompt_lengths: Sequence[int]) -> dict
         "instruction": pairs.instruction_id,
         "split": pairs.split,
         "seed": pairs.seed,
+        "contrast": pairs.contrast,
     }
 
 

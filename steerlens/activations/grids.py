@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations.cache import MOST_PROMPTS
+from steerlens.activations.cache import MOST_PROMPTS, ResidualCache
 from steerlens.engine.capture import residuals_at
 from steerlens.engine.paths import slots_for
 from steerlens.engine.remembered import naming_key
@@ -111,23 +111,25 @@ class ResidualGrid:
             metadata=dict(metadata or {}),
         )
 
-    def beside(self, name: str) -> "ResidualGrid":
-        """The same grid with another task in question; its blocks are those of the first.
+    def cache_of(self, name: str) -> ResidualCache:
+        """Both sides of one task's prompts, of the `fit` half.
 
         Raises:
             ActivationError: The grid has no such task.
         """
+        fit = [i for i, half in enumerate(self.halves) if half == 0]
+        return ResidualCache.from_tensors(
+            self.instructed[self._place(name), fit],
+            self.uninstructed[fit],
+            layers=self.layers,
+            groups=[self.groups[i] for i in fit],
+            metadata={**self.metadata, "instruction": name, "split": "fit"},
+        )
+
+    def _place(self, name: str) -> int:
         if name not in self.ids:
             raise ActivationError(f"this grid has no task {name!r}; it has {', '.join(self.ids)}")
-        place = self.ids.index(name)
-        order = [place, *(i for i in range(len(self.ids)) if i != place)]
-        return ResidualGrid(
-            **{
-                **vars(self),
-                "ids": tuple(self.ids[i] for i in order),
-                "instructed": self.instructed[order],
-            }
-        )
+        return self.ids.index(name)
 
 
 def residual_grid(

@@ -38,6 +38,7 @@ from steerlens.attribution.patching import PatchingMap, activation_patching
 from steerlens.attribution.ranking import LayerRanking
 from steerlens.attribution.recovery import RecoveryCurve, ResponseRecovery
 from steerlens.attribution.separability import rank_layers
+from steerlens.attribution.specific_tasks import TaskSpecificities, specificities
 from steerlens.attribution.specificity import Specificity, grid_specificity, specificity
 from steerlens.attribution.vocabulary import VocabularyReadout, vocabulary_readout
 
@@ -54,6 +55,7 @@ __all__ = [
     "RecoveryCurve",
     "ResponseRecovery",
     "Specificity",
+    "TaskSpecificities",
     "VocabularyReadout",
     "activation_patching",
     "applicable_evidence",
@@ -67,6 +69,7 @@ __all__ = [
     "pair_labels",
     "rank_layers",
     "reading_components",
+    "specificities",
     "specificity",
     "vocabulary_readout",
     "writing_components",

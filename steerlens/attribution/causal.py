@@ -14,7 +14,15 @@ summed over pairs *i* the vector was **not** fitted on. At 1 the steered model a
 instructed one does; at 0 steering did nothing; below 0 it moved the distribution elsewhere. A
 response that ends before *h* tokens counts to its end, the decision to end included. Intervals are
 95 % intervals over base queries (`steerlens.stats.queries`). The same is measured for a placebo, a
-random direction pushed as far.
+random direction pushed as far, and for the **other-task control**: vectors of other tasks pushed as
+far, :math:`R^o`, the mean over those given. A vector that says "an instruction is there" recovers
+part of any instruction's effect, so what is this task's own is the **specific recovery**
+
+.. math:: R - R^o = \frac{\sum_i \left(\overline{\mathrm{KL}(p^+_i \,\|\, q^o_i)}
+                        - \mathrm{KL}(p^+_i \,\|\, q_i)\right)}
+                       {\sum_i \mathrm{KL}(p^+_i \,\|\, p^-_i)}
+
+whose interval is paired over queries; that other tasks might have been taken is not in it.
 
 `causal_recovery` measures a grid of settings over several horizons *h*; `first_token_recovery`
 one setting at :math:`h = 1`, for which no response is needed.
@@ -25,7 +33,7 @@ tokens themselves tell the uninstructed model what is wanted, so later tokens ad
 The best of many settings is flattered by the choice; its interval does not correct for that.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -42,13 +50,12 @@ from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.stats.queries import query_draws, recovery_interval
 from steerlens.tasks.pairs import ContrastSet
-from steerlens.vectors import SteeringVector
+from steerlens.vectors import SteeringVector, norm_matched
 
 __all__ = ["causal_recovery", "first_token_recovery"]
 
-_COLUMNS = (("recovery", "low", "high"), ("placebo", "placebo_low", "placebo_high"))
-
 Array = np.ndarray
+Columns = tuple[str, str, str]
 GridPoint = tuple[str, float, str, int]
 """Operation, strength, scope, layer."""
 
@@ -64,6 +71,7 @@ def causal_recovery(
     scopes: Sequence[str] = ("prompt", "all"),
     horizons: Sequence[int] = (1, 2, 4, 8, 16, 32),
     placebo: SteeringVector | None = None,
+    others: Sequence[SteeringVector] = (),
     seed: int = 0,
     chat_format: str = "auto",
     show_progress: bool | None = None,
@@ -83,6 +91,8 @@ def causal_recovery(
         horizons: Tokens from the start of the response over which recovery is summed; responses
             are as long as the longest of them at most. All cost no more than the longest.
         placebo: A vector to run beside it, for example `steerlens.vectors.random_direction`.
+        others: Vectors of other tasks (`steerlens.vectors.other_task_vectors`), given the norms of
+            `vector` here.
         seed: Seed of the bootstrap.
         show_progress: Show a bar on standard error; by default only in a terminal.
 
@@ -106,7 +116,7 @@ def causal_recovery(
             "at least one layer, operation, strength and scope, horizons of at least 1 and a seed "
             f"of at least 0 are needed; got {len(grid)} settings, horizons {horizons}, seed {seed}"
         )
-    vectors = _checked(model, vector, placebo)
+    vectors = _checked(model, vector, placebo, others)
     steerings = [
         each.at(layer, operation, strength, scope)
         for each in vectors
@@ -123,7 +133,8 @@ def causal_recovery(
     summed = kl.cumsum(-1)[..., [min(h, kl.shape[-1]) - 1 for h in horizons]]
     whole, remaining = summed[0], summed[1:].reshape(len(vectors), len(grid), *summed.shape[1:])
     require_effect(whole[:, -1], f"first {horizons[-1]} response tokens")
-    table = _table(grid, horizons, whole, remaining, queries)
+    controls = _controls(remaining, whole, placebo is not None)
+    table = _table(grid, horizons, whole, controls, queries)
     longest = table[table.horizon == horizons[-1]]
     samples = _samples(remaining[0], whole, draws)
     return ResponseRecovery(
@@ -133,7 +144,7 @@ def causal_recovery(
         n_pairs=len(pairs),
         samples=samples,
         metadata={
-            **_provenance(vector, placebo, pairs),
+            **_provenance(vector, placebo, others, pairs),
             "seed": seed,
             "n_tokens": float(np.mean([len(response) for response in responses])),
             "kl_instructed_uninstructed": dict(zip(horizons, whole.mean(0).tolist(), strict=True)),
@@ -148,6 +159,7 @@ def first_token_recovery(
     vector: SteeringVector,
     layers: Sequence[int] | None = None,
     placebo: SteeringVector | None = None,
+    others: Sequence[SteeringVector] = (),
     operation: str = "set_projection",
     strength: float = 1.0,
     scope: str = "all",
@@ -162,6 +174,8 @@ def first_token_recovery(
         vector: The vector to test.
         layers: Layers to steer at; all of the vector's by default.
         placebo: A vector to run beside it, for example `steerlens.vectors.random_direction`.
+        others: Vectors of other tasks (`steerlens.vectors.other_task_vectors`), given the norms of
+            `vector` here.
         operation: See `steerlens.steering.interventions`.
         strength: See `steerlens.steering.interventions`.
         scope: ``"all"`` and ``"prompt"`` touch the prompt; ``"response"`` has no effect here.
@@ -184,7 +198,7 @@ def first_token_recovery(
             "at least one layer and a batch_size of at least 1 are needed; got "
             f"{len(layers)} layers, batch_size {batch_size}"
         )
-    vectors = _checked(model, vector, placebo)
+    vectors = _checked(model, vector, placebo, others)
     steerings = [each.at(layer, operation, strength, scope) for each in vectors for layer in layers]
     queries = pairs.query_groups
     instructed, uninstructed = tokenized_sides(model, pairs, chat_format)
@@ -196,14 +210,14 @@ def first_token_recovery(
     whole, remaining = kl[0, :, 0], kl[1:, :, 0].reshape(len(vectors), len(layers), len(pairs))
     require_effect(whole, "first response token")
     table = pd.DataFrame({"layer": layers})
-    for names, values in zip(_COLUMNS, remaining, strict=False):
+    for names, values in _controls(remaining, whole, placebo is not None).items():
         table[list(names)] = _recoveries(values, whole, queries)
     return RecoveryCurve(
         table=table,
         best_layer=layers[_highest(table)],
         n_pairs=len(pairs),
         metadata={
-            **_provenance(vector, placebo, pairs),
+            **_provenance(vector, placebo, others, pairs),
             "operation": operation,
             "strength": strength,
             "scope": scope,
@@ -218,19 +232,40 @@ def _listed(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _checked(
-    model: TransformerBridge, vector: SteeringVector, placebo: SteeringVector | None
+    model: TransformerBridge,
+    vector: SteeringVector,
+    placebo: SteeringVector | None,
+    others: Sequence[SteeringVector],
 ) -> list[SteeringVector]:
-    vectors = [vector] if placebo is None else [vector, placebo]
-    for each in vectors:
+    """The vector, its placebo and the others with its norms."""
+    controls = [] if placebo is None else [placebo]
+    for each in (vector, *controls, *others):
         each.check_model(model)
-    return vectors
+    return [vector, *controls, *(norm_matched(other, vector) for other in others)]
+
+
+def _controls(
+    remaining: Float[Array, "vector setting pair *horizon"],
+    whole: Float[Array, "pair *horizon"],
+    has_placebo: bool,
+) -> dict[Columns, Float[Array, "setting pair *horizon"]]:
+    """The KL that is left, by the columns it is shown in."""
+    others = remaining[1 + has_placebo :]
+    left = {("recovery", "low", "high"): remaining[0]}
+    if has_placebo:
+        left[("placebo", "placebo_low", "placebo_high")] = remaining[1]
+    if len(others):
+        mean = others.mean(axis=0)
+        left[("other_task", "other_task_low", "other_task_high")] = mean
+        left[("specific", "specific_low", "specific_high")] = whole + remaining[0] - mean
+    return left
 
 
 def _table(
     grid: Sequence[GridPoint],
     horizons: Sequence[int],
     whole: Float[Array, "pair horizon"],
-    remaining: Float[Array, "kind setting pair horizon"],
+    controls: Mapping[Columns, Float[Array, "setting pair horizon"]],
     queries: Sequence[Hashable],
 ) -> pd.DataFrame:
     """One row per setting and horizon, the horizons of a setting side by side."""
@@ -238,8 +273,8 @@ def _table(
     parts = []
     for index, horizon in enumerate(horizons):
         part = settings[["layer", "operation", "strength", "scope"]].assign(horizon=horizon)
-        for names, values in zip(_COLUMNS, remaining[..., index], strict=False):
-            part[list(names)] = _recoveries(values, whole[:, index], queries)
+        for names, values in controls.items():
+            part[list(names)] = _recoveries(values[..., index], whole[:, index], queries)
         parts.append(part)
     return pd.concat(parts).sort_index(kind="stable").reset_index(drop=True)
 
@@ -283,10 +318,14 @@ def _selection(layers: Sequence[int], samples: Float[Array, "row resample"]) -> 
 
 
 def _provenance(
-    vector: SteeringVector, placebo: SteeringVector | None, pairs: ContrastSet
+    vector: SteeringVector,
+    placebo: SteeringVector | None,
+    others: Sequence[SteeringVector],
+    pairs: ContrastSet,
 ) -> dict[str, Any]:
     return {
         "vector": vector.name,
         "placebo": None if placebo is None else placebo.name,
+        "others": [other.name for other in others],
         "data_hash": pairs.data_hash,
     }

@@ -25,8 +25,10 @@ class RecoveryCurve(Result):
     """First-token causal recovery over layers.
 
     Attributes:
-        table: One row per layer: ``layer, recovery, low, high`` and, when a placebo was given,
-            ``placebo, placebo_low, placebo_high``. Shares, no unit.
+        table: One row per layer: ``layer, recovery, low, high``; when a placebo was given,
+            ``placebo, placebo_low, placebo_high``; when vectors of other tasks were given,
+            ``other_task`` and ``specific`` (recovery − other_task), each with ``…_low`` and
+            ``…_high``. Shares, no unit.
         best_layer: The layer with the highest recovery. It is there for programs that need one,
             also where no interval is above 0 and the highest may be noise; `caveat` tells.
         n_pairs: Pairs scored.
@@ -67,8 +69,8 @@ class ResponseRecovery(Result):
 
     Attributes:
         table: One row per setting and horizon: ``layer, operation, strength, scope, horizon,
-            recovery, low, high`` and, when a placebo was given, ``placebo, placebo_low,
-            placebo_high``. Horizons are tokens, the rest shares without unit. NaN where logits
+            recovery, low, high``, and the columns of controls as in `RecoveryCurve`. Horizons are
+            tokens, the rest shares without unit. NaN where logits
             were no numbers (an absurd strength) or the instruction has no effect that early.
         best: The row of `table` with the highest recovery over the longest horizon; the first of
             equals.

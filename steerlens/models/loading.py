@@ -18,7 +18,7 @@ Models whose code lives in their repository (``trust_remote_code``) are not load
 30
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import FileFormatError, ModelError, first_line
 from steerlens.models.chat import end_token_ids, render_prompt, tokenize_prompts
-from steerlens.models.identity import ModelInfo, keep_source, model_info
+from steerlens.models.identity import ModelInfo, attached_tokenizer, keep_source, model_info
 from steerlens.models.placement import (
     Placement,
     auto_dtype,
@@ -59,6 +59,7 @@ __all__ = [
     "load_model",
     "model_info",
     "render_prompt",
+    "token_counter",
     "tokenize_prompts",
 ]
 
@@ -162,3 +163,9 @@ def _boot(
     finally:
         tokenizer.init_kwargs = own_settings
     return model
+
+
+def token_counter(model: TransformerBridge) -> Callable[[str], int]:
+    """Counts the tokens of a text as the model reads it, without special tokens."""
+    tokenizer = attached_tokenizer(model)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -21,19 +21,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerlens.errors import PairsError, SteerlensError
-from steerlens.tasks import BaseQuery, Task, catalogue
+from steerlens.tasks import SPLITS, BaseQuery, Task, catalogue
 from steerlens.tasks.duplicates import near_duplicates
+from steerlens.tasks.pairs import ContrastPair
 from steerlens.tasks.sources import Choices, GivenPairs
 from steerlens.tasks.task_files import load_task
 
-__all__ = ["HALVES", "N_QUERIES", "TaskGrid", "other_tasks", "task_grid"]
+__all__ = ["HALVES", "N_QUERIES", "TaskGrid", "asked_on", "other_tasks", "task_grid"]
 
 HALVES = ("fit", "select")
 # Of each half. Reading 30 tasks on 24 + 24 took SmolLM2-135M 120 to 165 s on one busy core.
 N_QUERIES = 20
 _FEWEST_QUERIES = 4
-# The catalogue's phrasings of each half; no task uses more, so that blocks nest.
-_N_PHRASINGS = (4, 2)
+# The catalogue's phrasings of each split; no task uses more, so that blocks nest.
+_N_PHRASINGS = {"fit": 4, "select": 2, "report": 2}
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,16 @@ def task_grid(
             "instruction can stand in its place; specificity is for tasks of phrasings or pairs"
         )
     drawn = [_queries(task, split, n_queries, seed) for split in HALVES]
-    asked = {other.id: [_asked(other, drawn[h], h, seed) for h in (0, 1)] for other in rest}
+    asked = {
+        other.id: [asked_on(other, drawn[h], HALVES[h], seed) for h in (0, 1)] for other in rest
+    }
     unfit = [name for name, halves in asked.items() if None in halves]
     if len(unfit) == len(rest):
         raise PairsError(
             f"none of the {len(rest)} other tasks can be asked on the queries of {task.id!r}: they "
             "have prompts of their own, or need queries of another kind; give tasks with phrasings"
         )
-    own = [_asked(task, drawn[h], h, seed) for h in (0, 1)]
+    own = [asked_on(task, drawn[h], HALVES[h], seed) for h in (0, 1)]
     rows = {task.id: own, **{name: asked[name] for name in asked if name not in unfit}}
     blocks = _blocks(task, [len(queries) for queries in drawn])
     texts = [query.text for queries in drawn for query in queries]
@@ -150,23 +153,16 @@ def _queries(task: Task, split: str, n: int, seed: int) -> list[BaseQuery]:
     return queries
 
 
-def _asked(
-    task: Task, queries: Sequence[BaseQuery], half: int, seed: int
+def asked_on(
+    task: Task, queries: Sequence[BaseQuery], split: str, seed: int
 ) -> tuple[str, ...] | None:
-    """The task's prompt on each query; None where one of them cannot be asked."""
-    split = HALVES[half]
+    """The task's prompts on queries, in phrasings of the split; None where one cannot be asked."""
     if isinstance(task.source, Choices):
         return None
     if isinstance(task.source, GivenPairs):
-        known: dict[str, str] = {}
-        for name in HALVES:
-            for pair in (
-                task.pairs(task.n_pairs(name), split=name) if task.n_pairs(name) > 1 else ()
-            ):
-                known.setdefault(pair.uninstructed, pair.instructed)
-        return (
-            tuple(known[q.text] for q in queries) if all(q.text in known for q in queries) else None
-        )
+        known = {pair.uninstructed: pair.instructed for pair in _given(task)}
+        given = [known.get(query.text) for query in queries]
+        return None if None in given else tuple(prompt for prompt in given if prompt)
     kinds: Any = getattr(task, "query_kinds", None)
     if kinds is not None and any(query.kind not in kinds for query in queries):
         return None
@@ -175,7 +171,7 @@ def _asked(
     rng.shuffle(phrasings)
     prompts = []
     for place, query in enumerate(queries):
-        phrasing = phrasings[_phrasing(place, half, len(phrasings))]
+        phrasing = phrasings[_phrasing(place, split, len(phrasings))]
         try:
             kwargs = task.sample_kwargs(rng, query)
         except (ValueError, IndexError):  # its arguments are keywords, and the query has none
@@ -184,16 +180,21 @@ def _asked(
     return tuple(prompts)
 
 
-def _phrasing(place: int, half: int, n_phrasings: int) -> int:
+def _given(task: Task) -> list[ContrastPair]:
+    sizes = {split: task.n_pairs(split) for split in SPLITS}
+    return [pair for split, n in sizes.items() if n > 1 for pair in task.pairs(n, split=split)]
+
+
+def _phrasing(place: int, split: str, n_phrasings: int) -> int:
     """Which phrasing a query is asked in: those of a task with fewer join blocks, and cut none."""
-    return place % _N_PHRASINGS[half] % n_phrasings
+    return place % _N_PHRASINGS[split] % n_phrasings
 
 
 def _blocks(task: Task, sizes: Sequence[int]) -> tuple[int, ...]:
     names: list[tuple[int, int]] = []
     for half, size in enumerate(sizes):
         n = len(task.phrasings_for(HALVES[half]))
-        names += [(half, _phrasing(i, half, n) if n else i) for i in range(size)]
+        names += [(half, _phrasing(i, HALVES[half], n) if n else i) for i in range(size)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return tuple(numbers[name] for name in names)
 

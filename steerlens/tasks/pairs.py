@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -84,6 +84,7 @@ class ContrastSet(Sequence[ContrastPair]):
         instruction_id: The task's id in the catalogue; None for pairs brought along.
         split: The split that queries and phrasings were drawn from, if any.
         seed: The seed they were drawn with, if any.
+        contrast: What the uninstructed side carries; see `steerlens.tasks.contrasts`.
 
     Raises:
         PairsError: "… at least 2 are needed …".
@@ -93,6 +94,7 @@ class ContrastSet(Sequence[ContrastPair]):
     instruction_id: str | None = None
     split: str | None = None
     seed: int | None = None
+    contrast: str = "none"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pairs", tuple(self.pairs))
@@ -118,7 +120,7 @@ class ContrastSet(Sequence[ContrastPair]):
     def __getitem__(self, index: int | slice) -> "ContrastPair | ContrastSet":
         """One pair, or for a slice a `ContrastSet` of the same origin."""
         if isinstance(index, slice):
-            return ContrastSet(self.pairs[index], self.instruction_id, self.split, self.seed)
+            return replace(self, pairs=self.pairs[index])
         return self.pairs[index]
 
     def __repr__(self) -> str:

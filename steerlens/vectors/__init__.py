@@ -4,6 +4,7 @@ r"""Steering vectors: how they are estimated, what they hold, and what can be do
 |---|---|
 | `vector` | `SteeringVector`: one direction per layer, its algebra, its file |
 | `means`, `classifiers` | estimators: from residuals of contrast pairs to a vector |
+| `others` | the other-task control, and estimators without what tasks share |
 | `composition` | several steerings at once |
 | `conditional` | steering only the prompts that call for it |
 | `library`, `model_cards` | vectors of one model in a folder, what a reader must know of each |
@@ -50,17 +51,27 @@ from steerlens.vectors.means import (
     pca_of_differences,
     random_direction,
 )
+from steerlens.vectors.others import (
+    difference_from_others,
+    norm_matched,
+    other_task_vectors,
+    own_part,
+)
 from steerlens.vectors.vector import SteeringVector
 
 __all__ = [
     "ESTIMATORS",
     "Estimator",
     "SteeringVector",
+    "difference_from_others",
     "difference_of_means",
     "from_directions",
     "linear_discriminant",
     "linear_probe",
     "mean_centred",
+    "norm_matched",
+    "other_task_vectors",
+    "own_part",
     "pca_of_differences",
     "random_direction",
 ]

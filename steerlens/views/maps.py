@@ -31,6 +31,7 @@ __all__ = ["HEATMAP_VALUES", "cosine_matrix", "instruction_layer_heatmap", "laye
 # zero inside takes the two-sided colours of the theme, any other the one-sided ones.
 HEATMAP_VALUES: Mapping[str, tuple[str, float, float]] = {
     "auroc": ("AUROC", 0.5, 1.0),
+    "specific_auroc": ("specific AUROC", 0.5, 1.0),
     "recovery": ("recovery", -1.0, 1.0),
     "split_half_cosine": ("split-half cosine", -1.0, 1.0),
     "selection_frequency": ("selection frequency", 0.0, 1.0),
