@@ -54,9 +54,10 @@ def recorded(decode: Callable[[Any], None], forced: Sequence[Row] | None = None)
     scores: Scores = {}
     steps: dict[int, int] = {}
 
-    def choose(logits: Tensor, indices: Sequence[int]) -> Tensor:
+    def choose(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         picked = logits.max(-1).indices
-        for place, (i, own) in enumerate(zip(indices, logits, strict=True)):
+        for place, (row, own) in enumerate(zip(rows, logits, strict=True)):
+            i = row.index
             steps[i] = steps.get(i, -1) + 1
             scores[i, steps[i]] = own.double().log_softmax(-1)
             if forced is not None:

@@ -16,6 +16,7 @@ from .behaviour.plans import Plan
 from .behaviour.search import SearchSettings, search
 from .effects import SteeredRun, steer, token_effects
 from .engine.generation import Generations, generate
+from .engine.sampling import Decoding
 from .errors import SteerlensError, SteerlensWarning
 from .explorer import explore
 from .models.loading import available_models, load_model
@@ -31,6 +32,7 @@ from .vectors.transfer import transfer_vector
 
 __version__: str
 __all__ = [
+    "Decoding",
     "Evaluation",
     "EvaluationSettings",
     "Generations",

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from steerlens.cli.options import InterventionOptions, ModelOptions
+from steerlens.cli.options import DecodingOptions, InterventionOptions, ModelOptions
 from steerlens.cli.values import (
     Json,
     Seed,
@@ -23,27 +23,35 @@ __all__ = ["calibrate", "steer"]
 def steer(
     model: ModelOptions,
     intervention: InterventionOptions,
+    decoding: DecodingOptions,
     *,
-    prompt: Annotated[str, option("the prompt to answer")],
+    prompt: Annotated[
+        str | None, option("the prompt to answer; with --messages that end with a user's, none")
+    ] = None,
     strength: Annotated[float, option("how hard to steer")] = 1.0,
     max_new_tokens: Annotated[int, count("longest response")] = 64,
-    temperature: Annotated[float, option("0 is greedy")] = 0.0,
     seed: Annotated[int | None, option("seed of sampling (default: 0)")] = None,
     as_json: Json = False,
 ) -> None:
     """Answer a prompt with and without steering."""
     from steerlens.effects import steer as run_steer
+    from steerlens.engine.sampling import Decoding
+    from steerlens.models.conversations import continued, conversation_of
 
+    before = decoding.conversation()
+    if prompt is None:
+        if not before:
+            raise SteerlensError("give --prompt TEXT, or --messages FILE that ends with a user's")
+        conversation_of(before, str(decoding.messages))
+    asked = before if prompt is None else continued(before, prompt)
     _, steering = intervention.steering(strength)
-    greedy = "at --temperature 0: no token is drawn" if temperature == 0 else None
-    seed = seed_of(seed, unused=greedy)
+    greedy = None if decoding.temperature else "at --temperature 0: no token is drawn"
     run = run_steer(
         model.load(),
-        prompt,
+        asked,
         steering,
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
+        decoding=decoding.decoding(seed_of(seed, unused=greedy)),
         chat_format=model.chat_format,
     )
     table = run.effects.table
@@ -53,6 +61,8 @@ def steer(
                 "prompt": run.prompt,
                 "baseline": run.baseline,
                 "steered": run.steered,
+                "finish_reasons": run.finish_reasons,
+                "samples": run.samples,
                 "parts_at": run.parts_at,
                 "mean_kl": run.effects.mean_kl,
                 "settings": run.settings,
@@ -60,8 +70,12 @@ def steer(
             }
         )
         return
-    print(f"baseline:\n{run.baseline}\n\nsteered ({steering.interventions[0].describe()}):")
-    print(f"{run.steered}\n\nmean KL over the response: {run.effects.mean_kl:.3f} nats")
+    print(f"decoding: {Decoding(**run.settings['decoding']).describe()}")
+    for i, (baseline, steered) in enumerate(run.samples):
+        number = f"sample {i}, " if len(run.samples) > 1 else ""
+        print(f"{number}baseline:\n{baseline}\n")
+        print(f"{number}steered ({steering.interventions[0].describe()}):\n{steered}\n")
+    print(f"mean KL over the response: {run.effects.mean_kl:.3f} nats")
     print("largest effects:")
     columns = ["position", "token", "role", "kl", "projection_before", "projection_after"]
     largest = table.nlargest(10, "kl")[columns].sort_values("position")

@@ -14,7 +14,7 @@ what it then says. With scope ``response`` the first token is predicted before a
 so its *D* is 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.generation import Generations, generate
+from steerlens.engine.sampling import Decoding
 from steerlens.engine.scoring import ForcedRow, score_rows
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
@@ -131,7 +132,10 @@ def unsteered_answers(
     """Unsteered greedy responses."""
     if isinstance(prompts, Generations):
         answers = prompts
-        if any(answers.settings.get("steering", [])) or answers.settings.get("temperature"):
+        decoding = answers.settings.get("decoding", {})
+        if any(answers.settings.get("steering", [])) or not (
+            isinstance(decoding, Mapping) and Decoding(**decoding).is_plain
+        ):
             raise SteeringError(
                 "KL is measured on greedy responses without steering; these are not"
             )

@@ -27,7 +27,7 @@ from steerlens.engine.memory import Reading, SlotCache, attention_masks
 from steerlens.engine.modules import device_of, dtype_of, fast_modules, unembed
 from steerlens.engine.packed_weights import packed_linears
 from steerlens.engine.reading import Trunks, first_touched
-from steerlens.engine.rows import Choose, Row, is_sound, out_of_memory
+from steerlens.engine.rows import Choose, Row, advance, out_of_memory
 from steerlens.errors import SteerlensError
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
@@ -88,7 +88,7 @@ def decode_rows(
         rows: Prompts with their steering.
         n_slots: Most rows decoded together.
         ends: Token ids that end a response.
-        choose: Picks next tokens from logits, given the rows' indices.
+        choose: Picks next tokens from logits.
         finished: Called with each row as it ends.
 
     Raises:
@@ -110,11 +110,7 @@ def decode_rows(
             n_slots = max(1, n_slots // 2)
         waiting = [row for row in waiting if row.reason is None]
         for row in waiting:
-            row.produced.clear()
-        # A sampler begins the rows' random numbers anew.
-        restart = getattr(choose, "restart", None)
-        if restart is not None:
-            restart([row.index for row in waiting])
+            row.restart()
 
 
 def _packed(model: TransformerBridge, rows: Sequence[Row]) -> AbstractContextManager[Any]:
@@ -203,10 +199,8 @@ class _Flow:
 
     def _take(self, rows: Sequence[Row], logits: Float[Tensor, "row vocab"]) -> None:
         """Add the chosen token to each row, and end those that are done."""
-        following = self.choose(logits, [row.index for row in rows])
-        finite = is_sound(logits, following)
-        for row, token, sound in zip(rows, following.tolist(), finite, strict=True):
-            row.take(token, sound, self.ends)
+        advance(logits, rows, self.choose, self.ends)
+        for row in rows:
             if row.reason is not None:
                 self.finished(row)
 

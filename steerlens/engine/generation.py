@@ -1,31 +1,33 @@
 """Batched, steered generation.
 
-Prompts are rendered with the model's chat format and decoded by the engine, many at a time, each
-with its own steering. When something else on the model is hooked, the bridge's own forward pass is
-used instead; `Generations.settings` says which path it was and why. Decoding is greedy by default;
-with a temperature it samples, and each prompt draws from its own seeded stream, so the result does
-not depend on how prompts are batched. A response ends before the model's end-of-turn token, or
-after `max_new_tokens`.
+Prompts (texts, conversations or token ids) are rendered with the model's chat format and decoded by
+the engine, many at a time, each with its own steering and its own decoding
+(`steerlens.engine.sampling`). When something else on the model is hooked, the bridge's own forward
+pass is used instead; `Generations.settings` says which path it was and why. Decoding is greedy by
+default. Each prompt draws from its own seeded stream, so the result does not depend on how prompts
+are batched. A response ends before the model's end-of-turn token, with a stop text, or after
+`max_new_tokens`.
 
 In float32 the greedy tokens of a batch are those of one prompt at a time. In bfloat16 padding can
 change a rounding and with it a close argmax.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine import Choose, FinishReason, Row, decode_rows, running, slots_for
 from steerlens.engine.plain import decode_rows_plainly
-from steerlens.errors import ModelError, SteeringError, SteerlensError
-from steerlens.errors.arguments import finite_number, texts, whole_number
+from steerlens.engine.rows import choose_tokens
+from steerlens.engine.sampling import GREEDY, Decoding, Rule, one_decoding, stream_seed
+from steerlens.errors import SteeringError, SteerlensError
+from steerlens.errors.arguments import whole_number
+from steerlens.models.conversations import Prompt, prompts_of, shown
+from steerlens.models.identity import attached_tokenizer
 from steerlens.models.loading import end_token_ids, model_info, tokenize_prompts
 from steerlens.steering.interventions import Steering
 from steerlens.views.result import Result
@@ -38,31 +40,35 @@ __all__ = ["FinishReason", "Generations", "generate", "generate_from_tokens"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Generations(Result):
-    """Responses in the order of their prompts.
+    """Responses in the order of their prompts; several samples of a prompt stand side by side.
 
     Attributes:
-        prompts: The prompts as given.
+        prompts: The prompt of each response, as given.
         texts: The responses, without special tokens.
         tokens: Response token ids, without the end-of-turn token.
         prompt_tokens: Token ids of the rendered prompts.
-        finish_reasons: ``"stop"`` when the model ended its turn, ``"length"`` when it was cut,
-            ``"non-finite"`` when its logits were no numbers (an absurd strength).
+        finish_reasons: ``"stop"`` when the model ended its turn, ``"stop_text"`` when it wrote one
+            of the texts to stop at, ``"length"`` when it was cut, ``"non-finite"`` when its logits
+            were no numbers (an absurd strength).
         settings: What is needed to generate the same again.
+        samples: Which of its prompt's samples each response is, from 0.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     texts: tuple[str, ...]
     tokens: tuple[tuple[int, ...], ...]
     prompt_tokens: tuple[tuple[int, ...], ...]
     finish_reasons: tuple[FinishReason, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    samples: tuple[int, ...] = ()
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per prompt: prompt, text, n_tokens, finish_reason."""
+        """One row per response: prompt, sample, text, n_tokens, finish_reason."""
         return pd.DataFrame(
             {
-                "prompt": self.prompts,
+                "prompt": [shown(prompt) for prompt in self.prompts],
+                "sample": self.samples or (0,) * len(self),
                 "text": self.texts,
                 "n_tokens": [len(row) for row in self.tokens],
                 "finish_reason": self.finish_reasons,
@@ -85,61 +91,85 @@ class Generations(Result):
 
 def generate(
     model: TransformerBridge,
-    prompts: str | Iterable[str],
+    prompts: Prompt | Iterable[Prompt],
     steering: Any = None,
     max_new_tokens: int = 128,
     batch_size: int | None = None,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    temperature: float | int = 0.0,
+    top_p: float | int = 1.0,
     seed: int = 0,
     chat_format: str = "auto",
     show_progress: bool | None = None,
     control_tokens: str = "escape",
+    top_k: int = 0,
+    min_p: float | int = 0.0,
+    repetition_penalty: float | int = 1.0,
+    stop: str | Sequence[str] = (),
+    samples: int = 1,
+    decoding: Any = None,
 ) -> Generations:
-    """Generate one response per prompt, steered or not.
+    """Generate one response per prompt, or several, steered or not.
 
     Args:
         model: A hooked model.
-        prompts: User messages as plain text: a string, or any iterable of strings.
+        prompts: One prompt or any iterable of them. A prompt is a user's message as plain text, a
+            conversation (``[{"role": "user", "content": "Hi."}, …]``, answered at its end), or
+            token ids, which are read as they are.
         steering: One `Steering` for all prompts, a sequence with one (or ``None``) per prompt, or
             ``None``. Checked here, not by annotation, so that a vector gets a sentence.
         max_new_tokens: Longest response, in tokens.
         batch_size: Most prompts decoded together; by default what memory allows.
-        temperature: 0 decodes greedily; above 0 samples.
+        temperature: 0 decodes greedily; above 0 samples. For this and the other parts of a
+            decoding see `steerlens.engine.sampling.Decoding`.
         top_p: When sampling, keep the smallest set of tokens with this probability.
-        seed: Seed of the sampling; each prompt has its own stream.
+        seed: Seed of the sampling; each prompt, and each of its samples, has its own stream.
         chat_format: ``"auto"``, ``"template"`` or ``"plain"``; see `steerlens.models.loading`.
         show_progress: Show a progress bar on standard error; by default only in a terminal.
         control_tokens: ``"escape"`` reads control tokens that a prompt spells as text, ``"keep"``
             lets them act; see `steerlens.models.control_tokens`.
+        top_k: When sampling, keep this many tokens; 0 for all.
+        min_p: When sampling, keep tokens with this share of the likeliest one's probability.
+        repetition_penalty: Makes tokens that the prompt or the answer holds less likely; 1 for
+            none, 1.1 is usual.
+        stop: A text, or several, at which a response ends; it is the response's end.
+        samples: Responses per prompt.
+        decoding: Instead of these parts, a `Decoding`, or a sequence with one (or ``None``, for
+            greedy) per prompt.
 
     Raises:
         SteerlensError: "max_new_tokens must be a whole number of at least 1; got …", and likewise
-            for the other numbers.
+            for the other numbers; another number of decodings than of prompts; a decoding and its
+            parts at once.
         SteeringError: A steering that does not fit the model, or another number of steerings than
             of prompts.
-        ModelError: A prompt that is not text, is empty, or is longer than the model's context.
+        ModelError: A prompt that is none of the above, is empty, holds an unknown role or token id,
+            or is longer than the model's context.
     """
-    prompts = texts("prompts", [prompts] if isinstance(prompts, str) else prompts, ModelError)
+    prompts = prompts_of(prompts)
     max_new_tokens, batch_size = _sizes(max_new_tokens, batch_size)
-    seed = whole_number("seed", seed)
-    temperature = finite_number("temperature", temperature, least=0.0)
-    top_p = finite_number("top_p", top_p)
-    if not 0 < top_p <= 1:
-        raise SteerlensError(f"top_p must be above 0 and at most 1; got {top_p:g}")
-    rows = tokenize_prompts(model, prompts, chat_format, control_tokens)
-    steerings = _one_per_prompt(model, steering, len(rows))
-    choose = _greedy if temperature == 0 else _Sampler(len(rows), temperature, top_p, seed)
+    parts = (temperature, top_p, top_k, min_p, repetition_penalty, stop, seed, samples)
+    decodings = _decodings(decoding, parts, len(prompts))
+    read = tokenize_prompts(model, prompts, chat_format, control_tokens)
+    steerings = _one_per_prompt(model, steering, len(prompts))
+    # A row of each prompt and sample.
+    rows = [(i, sample) for i, own in enumerate(decodings) for sample in range(own.samples)]
     finished, how = generate_from_tokens(
-        model, rows, steerings, max_new_tokens, batch_size, choose, show_progress
+        model,
+        [read[i] for i, _ in rows],
+        [steerings[i] for i, _ in rows],
+        max_new_tokens,
+        batch_size,
+        show_progress=show_progress,
+        decodings=[decodings[i] for i, _ in rows],
+        seeds=[stream_seed(decodings[i].seed, i, sample) for i, sample in rows],
     )
-    tokenizer: Any = model.tokenizer
+    decode = attached_tokenizer(model).decode
     info = model_info(model)
     return Generations(
-        prompts=prompts,
-        texts=tuple(tokenizer.decode(r.produced, skip_special_tokens=True) for r in finished),
+        prompts=tuple(prompts[i] for i, _ in rows),
+        texts=tuple(decode(row.produced, skip_special_tokens=True) for row in finished),
         tokens=tuple(tuple(row.produced) for row in finished),
-        prompt_tokens=tuple(tuple(row) for row in rows),
+        prompt_tokens=tuple(row.tokens for row in finished),
         finish_reasons=tuple(row.reason or "length" for row in finished),
         settings={
             "model": info.reference,
@@ -151,18 +181,12 @@ def generate(
             "control_tokens": control_tokens,
             "steering": _described(steerings),
             "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_p": top_p,
-            "seed": seed,
+            "decoding": asdict(decodings[0])
+            if len(set(decodings)) == 1
+            else [asdict(own) for own in decodings],
         },
+        samples=tuple(sample for _, sample in rows),
     )
-
-
-def _greedy(
-    logits: Float[Tensor, "batch vocab"], prompt_indices: Sequence[int]
-) -> Int[Tensor, "batch"]:
-    # max finds the same index as argmax in a quarter of the time (2 ms for 96 × 49,152).
-    return logits.max(-1).indices
 
 
 def generate_from_tokens(
@@ -171,8 +195,10 @@ def generate_from_tokens(
     steerings: Sequence[Steering | None],
     max_new_tokens: int,
     batch_size: int | None = None,
-    choose: Choose = _greedy,
+    choose: Choose = choose_tokens,
     show_progress: bool | None = None,
+    decodings: Sequence[Decoding] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Responses to token rows; arguments as for `generate`, which renders and decodes around this.
 
@@ -182,8 +208,10 @@ def generate_from_tokens(
         steerings: One per row.
         max_new_tokens: Longest response, in tokens.
         batch_size: Most rows decoded together.
-        choose: Picks the next tokens from logits, given the rows' indices.
+        choose: Picks the next tokens of rows from their logits.
         show_progress: Show a progress bar on standard error.
+        decodings: One per row, which is answered once whatever its `samples`; greedy by default.
+        seeds: Of the streams the rows draw from; by default 0.
 
     Returns:
         The finished rows in order, and how they were run: ``attention``, ``attention_reason``,
@@ -191,9 +219,11 @@ def generate_from_tokens(
     """
     max_new_tokens, batch_size = _sizes(max_new_tokens, batch_size)
     context = model_info(model).context_length
+    rules = _rules(model, decodings or [GREEDY] * len(rows))
+    parts = zip(rows, steerings, rules, seeds or [0] * len(rows), strict=True)
     flow = [
-        Row(i, tuple(tokens), steering, min(max_new_tokens, context - len(tokens)))
-        for i, (tokens, steering) in enumerate(zip(rows, steerings, strict=True))
+        Row(i, tuple(tokens), steering, min(max_new_tokens, context - len(tokens)), rule, seed)
+        for i, (tokens, steering, rule, seed) in enumerate(parts)
     ]
     full = next((row for row in flow if row.max_new_tokens < 1), None)
     if full is not None:
@@ -218,6 +248,25 @@ def generate_from_tokens(
         "attention_reason": path.reason,
         "batch_size": together,
     }
+
+
+def _rules(model: TransformerBridge, decodings: Sequence[Decoding]) -> list[Rule | None]:
+    """The rule of each row; rows whose decodings differ in their seed alone share one."""
+    tokenizer = attached_tokenizer(model)
+    shared = [replace(decoding, seed=0) for decoding in decodings]
+    rules = {one: None if one.is_plain else Rule(one, tokenizer) for one in set(shared)}
+    return [rules[one] for one in shared]
+
+
+def _decodings(decoding: Any, parts: tuple[Any, ...], n_prompts: int) -> list[Decoding]:
+    """The decoding of each prompt, from one, several, or its parts."""
+    if not isinstance(decoding, Sequence) or isinstance(decoding, str):
+        return [one_decoding(decoding, *parts)] * n_prompts
+    if len(decoding) != n_prompts:
+        raise SteerlensError(
+            f"one decoding per prompt is needed: got {len(decoding)} for {n_prompts} prompts"
+        )
+    return [one_decoding(GREEDY if own is None else own, *parts) for own in decoding]
 
 
 def _sizes(max_new_tokens: Any, batch_size: Any) -> tuple[int, int | None]:
@@ -249,47 +298,3 @@ def _one_per_prompt(
             )
         each.check_model(model)
     return list(steering)
-
-
-class _Sampler:
-    """Nucleus sampling with one random stream per prompt (Holtzman et al. 2020).
-
-    Args:
-        n_prompts: How many streams.
-        temperature: Above 0.
-        top_p: Share of the probability that is kept.
-        seed: Of all streams.
-    """
-
-    def __init__(self, n_prompts: int, temperature: float, top_p: float, seed: int) -> None:
-        self.temperature, self.top_p, self.seed = temperature, top_p, seed
-        self.streams = [torch.Generator() for _ in range(n_prompts)]
-        self.restart(range(n_prompts))
-
-    def restart(self, prompt_indices: Iterable[int]) -> None:
-        """Begin the streams of some prompts anew: the engine does when it starts rows again."""
-        for i in prompt_indices:
-            # Seeds are 64-bit; far apart, so that streams of neighbouring seeds share no prompt's.
-            self.streams[i].manual_seed((self.seed * 1_000_003 + i) % 2**63)
-
-    def __call__(
-        self, logits: Float[Tensor, "batch vocab"], prompt_indices: Sequence[int]
-    ) -> Int[Tensor, "batch"]:
-        """The next token of each row."""
-        # A row without a distribution gives its NaN or infinity, and the engine ends it.
-        broken = ~torch.isfinite(logits).all(-1, keepdim=True)
-        peak = logits.max(-1).indices
-        # The peak is taken off before the division, so that no temperature turns it into NaN;
-        # float64, where 1e-40 is a number like any other, is the CPU's (MPS has none).
-        wide = logits.float()
-        below = (wide - wide.max(-1, keepdim=True).values).masked_fill(broken, 0.0)
-        probabilities = (below.cpu().double() / self.temperature).softmax(-1).float()
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        # Keep tokens until the mass before them reaches top_p: at least one always stays.
-        ordered[ordered.cumsum(-1) - ordered >= self.top_p] = 0.0
-        picks = [
-            torch.multinomial(row, 1, generator=self.streams[i])
-            for row, i in zip(ordered, prompt_indices, strict=True)
-        ]
-        drawn = order.gather(-1, torch.stack(picks))[:, 0].to(logits.device)
-        return torch.where(broken[:, 0], peak, drawn)

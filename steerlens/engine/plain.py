@@ -18,7 +18,7 @@ from steerlens.engine.batches import left_padded
 from steerlens.engine.forward import Observe, Steers
 from steerlens.engine.modules import on_blocks
 from steerlens.engine.paths import BRIDGE, FastPath, length_switch
-from steerlens.engine.rows import Choose, Row, is_sound
+from steerlens.engine.rows import Choose, Row, advance
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
 
@@ -133,10 +133,6 @@ def _decode_batch(
                 )
             else:
                 logits = model(tokens, attention_mask=mask, use_cache=False)
-            following = choose(logits[:, -1], [row.index for row in rows])
-            finite = is_sound(logits[:, -1], following)
-            for row, token, sound in zip(rows, following.tolist(), finite, strict=True):
-                row.take(token, sound, ends)
-            tokens = following[:, None]
+            tokens = advance(logits[:, -1], rows, choose, ends)[:, None]
             whole = torch.cat([whole, tokens], dim=1)
             mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)

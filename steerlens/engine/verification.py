@@ -202,11 +202,11 @@ def _run(
     seen: dict[tuple[int, int], Tensor] = {}
     rows = [Row(i, row.tokens, row.steering, row.max_new_tokens) for i, row in enumerate(rows)]
 
-    def choose(logits: Tensor, indices: Sequence[int]) -> Tensor:
-        steps = [len(rows[i].produced) for i in indices]
-        for i, step, own in zip(indices, steps, logits, strict=True):
+    def choose(logits: Tensor, active: Sequence[Row]) -> Tensor:
+        steps = [len(row.produced) for row in active]
+        for row, step, own in zip(active, steps, logits, strict=True):
             # A copy: the engine may hand out memory that it writes to again.
-            seen[i, step] = own.detach().double().cpu().clone()
+            seen[row.index, step] = own.detach().double().cpu().clone()
         return torch.tensor([_ANSWER[step] for step in steps], device=logits.device)
 
     decode, residuals = (

@@ -228,6 +228,8 @@ _DOORS: Mapping[str, Callable[[str, Any], Any]] = {
 
 def _no_text(name: str, value: Any, expected: str) -> str:
     first = value[0] if isinstance(value, list | tuple) and value else value
+    if first is value and isinstance(value, Mapping) and "role" in value:
+        return f"{name} is a message of a conversation; give a list of them, or {expected}"
     if isinstance(first, Mapping) and "role" in first:
         return (
             f"{name} is a chat of messages with roles; give {expected}, the user's message alone, "

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.effects.run import SteeredRun, record_run
 from steerlens.engine.generation import generate_from_tokens
+from steerlens.engine.rows import Row, choose_tokens
 from steerlens.errors import SteerlensError
 from steerlens.explorer.trials import Trial, read_at
 from steerlens.models.loading import end_token_ids, tokenize_prompts
@@ -119,15 +120,12 @@ class Session:
         ends = end_token_ids(self.model)
         so_far: list[list[int]] = [[], []]
 
-        def choose(
-            logits: Float[Tensor, "batch vocab"], indices: Sequence[int]
-        ) -> Int[Tensor, "batch"]:
+        def choose(logits: Float[Tensor, "row vocab"], rows: Sequence[Row]) -> Int[Tensor, "row"]:
             if stop.is_set():
                 raise _CancelledError
-            following = logits.max(-1).indices
-            for index, token in zip(indices, following.tolist(), strict=True):
-                if token not in ends:
-                    so_far[index].append(token)
+            following = choose_tokens(logits, rows)
+            for row, token in zip(rows, following.tolist(), strict=True):
+                so_far[row.index] = row.produced if token in ends else [*row.produced, token]
             self._tell(stop, self.on_text, self._text(so_far[0]), self._text(so_far[1]))
             return following
 

@@ -11,6 +11,7 @@ turn, unless ``control_tokens="keep"`` asks for it (`steerlens.models.control_to
 'm_start|>assistant\\n'
 """
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -21,11 +22,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.errors import ModelError, first_line, unknown_name
 from steerlens.errors import arguments as checked
 from steerlens.models.control_tokens import escaped_ids
+from steerlens.models.conversations import Prompt, messages_of, prompt_of, token_ids_of
 from steerlens.models.identity import attached_tokenizer, model_info
 
 __all__ = ["end_token_ids", "render_prompt", "tokenize_prompts"]
 
-PLAIN_FORMAT = "Q: {text}\nA:"
+PLAIN_FORMATS = {"system": "{text}\n\n", "user": "Q: {text}\n", "assistant": "A: {text}\n\n"}
 CHAT_FORMATS = ("auto", "template", "plain")
 
 
@@ -46,25 +48,37 @@ def render_prompt(
             … refuses this conversation: …".
         UnknownNameError: "unknown chat_format …".
     """
-    contents = [checked.text("the prompt", text, ModelError)]
-    if system is not None:
-        contents.append(checked.text("the system message", system, ModelError))
+    text = checked.text("the prompt", text, ModelError)
     if not text.strip():
         raise ModelError("the prompt is empty; give at least one character that is not a space")
-    return _rendered(model, contents, _chosen_format(model, chat_format))
+    roles, contents = _messages(text, system)
+    return _rendered(model, roles, contents, _chosen_format(model, chat_format))
+
+
+def _messages(prompt: Prompt, system: str | None) -> tuple[tuple[str, ...], list[str]]:
+    """Roles and contents of what is asked."""
+    messages = messages_of(prompt)
+    if system is not None:
+        content = checked.text("the system message", system, ModelError)
+        messages.insert(0, {"role": "system", "content": content})
+    return tuple(m["role"] for m in messages), [m["content"] for m in messages]
 
 
 def _rendered(
-    model: TransformerBridge, contents: Sequence[str], chosen: Literal["template", "plain"]
+    model: TransformerBridge,
+    roles: Sequence[str],
+    contents: Sequence[str],
+    chosen: Literal["template", "plain"],
 ) -> str:
-    text, *system = contents
+    messages = list(zip(roles, contents, strict=True))
     if chosen == "plain":
-        return "\n\n".join([*system, PLAIN_FORMAT.format(text=text)])
-    messages = [{"role": "system", "content": message} for message in system]
-    messages.append({"role": "user", "content": text})
+        parts = [PLAIN_FORMATS[role].format(text=text) for role, text in messages]
+        return "".join([*parts, "A:"])
     try:
         rendered = attached_tokenizer(model).apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            [{"role": role, "content": text} for role, text in messages],
+            tokenize=False,
+            add_generation_prompt=True,
         )
     except jinja2.TemplateError as error:
         name = model_info(model).reference
@@ -76,7 +90,7 @@ def _rendered(
 
 def tokenize_prompts(
     model: TransformerBridge,
-    prompts: Iterable[str],
+    prompts: Iterable[Prompt],
     chat_format: str = "auto",
     control_tokens: str = "escape",
     system: str | None = None,
@@ -84,11 +98,12 @@ def tokenize_prompts(
     """Token ids of each prompt as the model reads it, rendered, unpadded.
 
     A template writes its own special tokens, so none are added; in the plain format a BOS token
-    comes first if the model's tokenizer puts one.
+    comes first if the model's tokenizer puts one. Token ids are read as they are.
 
     Args:
         model: The model whose tokenizer and format are used.
-        prompts: Users' messages, in any iterable of strings.
+        prompts: Users' messages, conversations or token ids, in any iterable; see
+            `steerlens.models.conversations`.
         chat_format: As in `render_prompt`.
         control_tokens: "escape" reads a control token that a prompt spells ("<|im_end|>") as
             text; "keep" lets it act.
@@ -97,27 +112,41 @@ def tokenize_prompts(
     Raises:
         ModelError: "prompts is one string …", "entry 3 of prompts is …", "prompt 3 is empty …",
             "prompt 3 has 9000 tokens …", "prompt 3 is not valid Unicode …", "prompt 3 spells a
-            control token …", or as in `render_prompt`.
+            control token …", "prompt 3 has the token id 70000 …", or as in `render_prompt` and
+            `steerlens.models.conversations.conversation_of`.
         UnknownNameError: "unknown chat_format …", "unknown control_tokens …".
     """
-    texts = checked.texts("prompts", prompts, ModelError)
-    more = [] if system is None else [checked.text("the system message", system, ModelError)]
-    for index, text in enumerate(texts):
-        if re.search("[\ud800-\udfff]", text):
-            raise ModelError(f"prompt {index} is not valid Unicode text; give it in UTF-8")
-        if not text.strip():
-            raise ModelError(f"prompt {index} is empty; every prompt needs some text")
+    if isinstance(prompts, str):
+        checked.texts("prompts", prompts, ModelError)
+    asked = [prompt_of(prompt, f"entry {i} of prompts") for i, prompt in enumerate(prompts)]
     chosen = _chosen_format(model, chat_format)
-    tokens = escaped_ids(
-        attached_tokenizer(model),
-        [[text, *more] for text in texts],
-        lambda contents: _rendered(model, contents, chosen),
-        [f"prompt {index}" for index in range(len(texts))],
-        control_tokens,
-    )
+    tokens: list[list[int]] = [[] for _ in asked]
+    by_roles: dict[tuple[str, ...], list[tuple[int, list[str]]]] = {}
+    for index, prompt in enumerate(asked):
+        if ids := token_ids_of(prompt):
+            tokens[index] = _known_ids(model, ids, index)
+            continue
+        roles, contents = _messages(prompt, system)
+        for text in contents:
+            if re.search("[\ud800-\udfff]", text):
+                raise ModelError(f"prompt {index} is not valid Unicode text; give it in UTF-8")
+            if not text.strip():
+                raise ModelError(f"prompt {index} is empty; every prompt needs some text")
+        by_roles.setdefault(roles, []).append((index, contents))
+    prepended = []
+    if chosen == "plain" and model_info(model).prepends_bos:
+        prepended = [int(attached_tokenizer(model).bos_token_id)]
+    for roles, group in by_roles.items():
+        rows = escaped_ids(
+            attached_tokenizer(model),
+            [contents for _, contents in group],
+            functools.partial(_rendered, model, roles, chosen=chosen),
+            [f"prompt {index}" for index, _ in group],
+            control_tokens,
+        )
+        for (index, _), row in zip(group, rows, strict=True):
+            tokens[index] = [*prepended, *row]
     info = model_info(model)
-    if chosen == "plain" and info.prepends_bos:
-        tokens = [[int(attached_tokenizer(model).bos_token_id), *ids] for ids in tokens]
     for index, ids in enumerate(tokens):
         if len(ids) > info.context_length:
             raise ModelError(
@@ -125,6 +154,17 @@ def tokenize_prompts(
                 f"at most {info.context_length}; shorten it"
             )
     return tokens
+
+
+def _known_ids(model: TransformerBridge, ids: list[int], index: int) -> list[int]:
+    n_known = int(model.cfg.d_vocab)
+    unknown = next((i for i in ids if not 0 <= i < n_known), None)
+    if unknown is not None:
+        raise ModelError(
+            f"prompt {index} has the token id {unknown}, and {model_info(model).reference} has "
+            f"{n_known} tokens, counted from 0"
+        )
+    return ids
 
 
 def end_token_ids(model: TransformerBridge) -> frozenset[int]:

@@ -32,6 +32,7 @@ _MOST_BINS = 40
 _COLOURS = {"uninstructed": BLUE, "instructed": VERMILLION, "steered": GREEN}
 _REASONS = {
     "stop": ("ended by the model", GREEN),
+    "stop_text": ("ended at a stop text", BLUE),
     "length": ("cut at the limit", GREY),
     "non-finite": ("broke off (no finite logits)", VERMILLION),
 }

@@ -1,6 +1,7 @@
 """Claims about options of the command line: what is given has an effect, or a sentence says not."""
 
 import json
+from pathlib import Path
 
 import pytest
 from steering_examples import random_vector
@@ -127,6 +128,30 @@ def test_a_seed_by_which_nothing_is_drawn_is_said_and_does_not_stop(folder, caps
         assert "note:" not in capsys.readouterr().err
     assert main([*steer, "--seed", "3", "--temperature", "1"]) == 0
     assert "note:" not in capsys.readouterr().err
+
+
+def test_steer_decodes_as_asked_after_a_conversation(folder, capsys, tiny_folder):
+    before = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    Path("messages.json").write_text(json.dumps(before))
+    model, steered = ["--model", str(tiny_folder)], [*VECTOR, "--layer", "1", "--json"]
+    steer = ["steer", *model, *steered, "--messages", "messages.json", "--max-new-tokens", "4"]
+    drawn = ["--temperature", "1", "--top-k", "9", "--samples", "2", "--stop", "x", "--stop", "y"]
+    assert main([*steer, *drawn, "--seed", "3"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["prompt"] == before
+    assert record["settings"]["decoding"]["stop"] == ["x", "y"]
+    assert record["settings"]["decoding"]["seed"] == 3
+    assert len(record["samples"]) == len(record["finish_reasons"]) == 2
+    Path("messages.json").write_text(json.dumps(before[:1]))
+    assert main([*steer, "--prompt", "Hi"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"] == before
+    assert main(steer) == 2
+    assert "the last message of messages.json has the role 'system'" in capsys.readouterr().err
+    Path("messages.json").write_text('{"role": "user"}')
+    assert main(steer) == 2
+    assert "messages.json holds no list" in capsys.readouterr().err
+    assert main(["steer", *model, *steered]) == 2
+    assert "give --prompt TEXT, or --messages FILE" in capsys.readouterr().err
 
 
 def test_counts_of_pairs_are_by_default_as_before(capsys):

@@ -100,9 +100,10 @@ def test_in_bfloat16_the_engine_is_as_close_to_float32_as_the_bridge_is(model):
         """Greedy, or the tokens of `forced`; log-probabilities are kept by row and step."""
         step = {}
 
-        def choose(logits, indices):
+        def choose(logits, rows):
             picked = logits.max(-1).indices
-            for place, (i, own) in enumerate(zip(indices, logits, strict=True)):
+            for place, (row, own) in enumerate(zip(rows, logits, strict=True)):
+                i = row.index
                 now = step[i] = step.get(i, -1) + 1
                 logprobs[path, i, now] = own.double().log_softmax(-1)
                 if forced is not None:

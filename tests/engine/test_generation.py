@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steering_examples import n_hooks, random_vector
 
-from steerlens.engine.generation import _Sampler, generate
+from steerlens.engine.generation import generate
+from steerlens.engine.rows import Row, choose_tokens
+from steerlens.engine.sampling import Decoding, Rule
 from steerlens.errors import ModelError, SteeringError, SteerlensError
 
 PROMPTS = [
@@ -124,8 +126,9 @@ def test_a_temperature_near_zero_is_the_greedy_limit(temperature, tiny_model):
 @settings(deadline=None, max_examples=40)
 def test_draws_follow_the_softmax_at_any_temperature(logits, temperature):
     n = 400
-    choose = _Sampler(n, temperature, top_p=1.0, seed=0)
-    drawn = choose(torch.tensor(logits, dtype=torch.float32).expand(n, -1), range(n))
+    rule = Rule(Decoding(temperature), tokenizer=None)
+    rows = [Row(i, (0,), None, 1, rule, seed=i) for i in range(n)]
+    drawn = choose_tokens(torch.tensor(logits, dtype=torch.float32).expand(n, -1), rows)
     scaled = np.array(logits) / temperature
     expected = np.exp(scaled - scaled.max()) / np.exp(scaled - scaled.max()).sum()
     shares = np.bincount(drawn.numpy(), minlength=len(logits)) / n

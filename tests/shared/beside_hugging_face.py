@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import cache_residuals
+from steerlens.engine import Row
 from steerlens.engine.generation import generate_from_tokens
 from steerlens.models.loading import end_token_ids, load_model, tokenize_prompts
 from steerlens.steering.interventions import Steering
@@ -185,9 +186,9 @@ class Sides:
         """
         kept: list[list[Tensor]] = [[] for _ in texts]
 
-        def choose(logits: Tensor, indices: Sequence[int]) -> Tensor:
-            for i, row in zip(indices, logits, strict=True):
-                kept[i].append(row.float().cpu().clone())
+        def choose(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+            for row, own in zip(rows, logits, strict=True):
+                kept[row.index].append(own.float().cpu().clone())
             return logits.argmax(-1)
 
         steerings = [as_steering(row) for row in pushes]
@@ -242,11 +243,11 @@ class Sides:
         """
         kept: list[list[Tensor]] = [[] for _ in texts]
 
-        def choose(logits: Tensor, indices: Sequence[int]) -> Tensor:
-            steps = [len(kept[i]) for i in indices]
-            for i, row in zip(indices, logits, strict=True):
-                kept[i].append(row.float().cpu().clone())
-            return torch.tensor([responses[i][k] for i, k in zip(indices, steps, strict=True)])
+        def choose(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+            for row, own in zip(rows, logits, strict=True):
+                kept[row.index].append(own.float().cpu().clone())
+            # A row of a batch that has ended is asked for tokens until the batch ends.
+            return torch.tensor([responses[row.index][len(kept[row.index]) - 1] for row in rows])
 
         steerings = [as_steering(row) for row in pushes]
         n_new = len(responses[0])
