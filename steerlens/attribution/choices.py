@@ -46,6 +46,7 @@ from steerlens.models.identity import attached_tokenizer
 from steerlens.models.loading import tokenize_prompts
 from steerlens.stats.queries import mean_interval, numbered_queries
 from steerlens.stats.rates import wilson
+from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task
 from steerlens.tasks.choices import ChoiceItem
 from steerlens.tasks.task_files import load_task
@@ -55,7 +56,7 @@ from steerlens.views.result import Result
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["ChoiceCurve", "choice_curve", "items_curve", "question_tokens"]
+__all__ = ["ChoiceCurve", "choice_curve", "items_curve", "question_tokens", "steered_log_odds"]
 
 Array = np.ndarray
 
@@ -185,24 +186,17 @@ def items_curve(
     vectors = [vector] if placebo is None else [vector, placebo]
     for each in vectors:
         each.check_model(model)
-    prompts, tokens = question_tokens(model, items, chat_format)
     settings = [
         (kind, layer, strength)
         for kind, layer, strength in product(range(len(vectors)), layers, strengths)
         if strength
     ]
     steerings = [None, *(vectors[k].at(layer, operation, s, scope) for k, layer, s in settings)]
-    rows = [
-        ForcedRow(place, tuple(prompt), (0,), steering)
-        for place, (steering, prompt) in enumerate(product(steerings, prompts))
-    ]
-    measured = np.zeros((len(rows), 2))
-    disable = None if show_progress is None else not show_progress
-    with tqdm(total=len(rows), desc="choices", unit="row", disable=disable) as bar:
-        score_rows(model, rows, _reader(measured, tokens, bar.update), batch_size)
-    if not np.isfinite(measured).all():
+    log_odds, neither = steered_log_odds(
+        model, items, steerings, batch_size, chat_format, show_progress
+    )
+    if not (np.isfinite(log_odds).all() and np.isfinite(neither).all()):
         raise SteeringError("a setting gives logits that are not numbers; try smaller strengths")
-    log_odds, neither = measured.reshape(len(steerings), len(items), 2).transpose(2, 0, 1)
     shape = (len(vectors), len(layers), len(strengths), len(items))
     zero = strengths.index(0.0)
 
@@ -231,6 +225,32 @@ def items_curve(
             "lettered": sum(item.is_lettered for item in items),
         },
     )
+
+
+def steered_log_odds(
+    model: TransformerBridge,
+    items: Sequence[ChoiceItem],
+    steerings: Sequence[Steering | None],
+    batch_size: int | None = None,
+    chat_format: str = "auto",
+    show_progress: bool | None = None,
+) -> tuple[Float[Array, "steering item"], Float[Array, "steering item"]]:
+    """Log odds of each item's matching answer in nats, and the probability of neither answer.
+
+    Raises:
+        PairsError: The tokens of one answer begin the other's.
+    """
+    prompts, tokens = question_tokens(model, items, chat_format)
+    rows = [
+        ForcedRow(place, tuple(prompt), (0,), steering)
+        for place, (steering, prompt) in enumerate(product(steerings, prompts))
+    ]
+    measured = np.zeros((len(rows), 2))
+    disable = None if show_progress is None else not show_progress
+    with tqdm(total=len(rows), desc="choices", unit="row", disable=disable) as bar:
+        score_rows(model, rows, _reader(measured, tokens, bar.update), batch_size)
+    log_odds, neither = measured.reshape(len(steerings), len(items), 2).transpose(2, 0, 1)
+    return log_odds, neither
 
 
 def question_tokens(

@@ -231,6 +231,15 @@ class Answerer:
         by_text = dict(zip(texts, (record["perplexity"] for record in records), strict=True))
         return [by_text[response] for response in responses]
 
+    def remembered(self, content: Mapping[str, Any], compute: Callable[[], Records]) -> Records:
+        """Records of anything else, named by the model and `content`; computed here, and kept."""
+        name = piece_name({**naming_key(self.model), **content})
+        records = self._kept(name)
+        if records is None:
+            with self.alone:
+                records = self._keep(name, compute())
+        return records
+
     def _pieces(self, questions: Sequence[Question], max_new_tokens: int) -> list[Piece]:
         """The questions in pieces, named by the model and by what it reads at this moment."""
         if not questions:

@@ -65,7 +65,7 @@ def _described(task: "Task") -> dict[str, Any]:
     kwargs = {} if example is None else example.kwargs
     missing = list(task.notices)
     if not task.has_check and task.group != "choices":
-        missing.append("no check: behaviour is measured by causal recovery, and not searched for")
+        missing.append("no check: causal recovery is measured instead of a rate of passing")
     if task.has_check and not task.samples:
         missing.append("no samples: give some answers that should pass and some that should not")
     return {

@@ -45,6 +45,7 @@ __all__ = [
     "EngineOptions",
     "InterventionOptions",
     "ModelOptions",
+    "OwnTaskOptions",
     "PairOptions",
     "RunModelOptions",
     "RunOptions",
@@ -113,6 +114,40 @@ class TaskOptions:
         if not self.task:
             raise SteerlensError("give --task ID or FILE (repeat it for several), or --all")
         return list(unique_tasks(self.task).values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnTaskOptions(TaskOptions):
+    """The same, or pairs of one's own as a task, with a check or without."""
+
+    pairs: Annotated[
+        Path | None, option("your own contrast pairs as a task (JSONL or CSV)", metavar="FILE")
+    ] = None
+    check: Annotated[
+        str | None,
+        option(
+            "with --pairs: what tells whether a response shows it, such as 'contains: sorry' or "
+            "python:module:function; without one, causal recovery is measured"
+        ),
+    ] = None
+
+    @property
+    def names_tasks(self) -> bool:
+        """Whether any task was asked for."""
+        return bool(self.task or self.every_task or self.pairs)
+
+    def tasks(self) -> "list[Task]":
+        """The tasks asked for, read before any model is loaded."""
+        if self.pairs is None:
+            refuse_unused({"--check": self.check}, "goes with --pairs; a task file has its own")
+            return super().tasks()
+        if self.task or self.every_task:
+            raise SteerlensError("give either --pairs or --task, not both")
+        from steerlens.tasks import Task
+        from steerlens.tasks.task_files import written_check
+
+        check = None if self.check is None else written_check(self.check, "--check")
+        return [Task.from_pairs(self.pairs, check)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from steerlens.cli.options import RunModelOptions, RunOptions, TaskOptions
+from steerlens.cli.options import OwnTaskOptions, RunModelOptions, RunOptions
 from steerlens.cli.values import (
     Evidence,
-    Ids,
     Json,
     Seed,
     count,
@@ -19,21 +18,29 @@ from steerlens.cli.values import (
 )
 from steerlens.errors import SteerlensError
 
+if TYPE_CHECKING:
+    from steerlens.tasks import Task
+
 __all__ = ["evaluate", "report", "search"]
 
 _N_PROMPTS = 16
 
 
 def search(
-    model: RunModelOptions, tasks: TaskOptions, run: RunOptions, *, as_json: Json = False
+    model: RunModelOptions,
+    tasks: OwnTaskOptions,
+    run: RunOptions,
+    *,
+    quick: Annotated[bool, option("a third of the work, for a first look", "--quick")] = False,
+    as_json: Json = False,
 ) -> None:
     """Choose where and how hard to steer, by behaviour."""
     names = tasks.tasks()
-    from steerlens.behaviour.plans.candidates import describe
+    from steerlens.behaviour.plans.plan import CONTEXTS
     from steerlens.behaviour.search import SearchSettings
     from steerlens.behaviour.search import search as run_search
 
-    settings = SearchSettings(**run.settings())
+    settings = (SearchSettings.quick if quick else SearchSettings)(**run.settings())
     workers = run.worker_settings()
     plan = run_search(model.load(), names, run.out, settings, resume=run.resume, workers=workers)
     if as_json:
@@ -45,26 +52,18 @@ def search(
         print_json({"plan": str(run.out / "plan.json"), **plan.data, "instructions": records})
         return
     for name in plan.instructions:
-        for context in ("uninstructed", "instructed"):
-            choice = plan.data["instructions"][name][context]
-            print(
-                f"{name} ({context}): {describe(plan.candidate(name, context))}; "
-                f"{choice['rate']:.0%} [{choice['low']:.0%}, {choice['high']:.0%}] of "
-                f"{choice['n']} prompts, unsteered {choice['unsteered_rate']:.0%}; corrected for "
-                f"choosing {choice['corrected_rate']:.0%}"
-            )
+        for context in CONTEXTS if plan.measure(name) == "rate" else CONTEXTS[:1]:
+            print(f"{name} ({context}): {plan.described(name, context)}")
     print(f"plan written to {run.out / 'plan.json'}")
 
 
 def evaluate(
     model: RunModelOptions,
+    tasks: OwnTaskOptions,
     run: RunOptions,
     *,
     data: Annotated[Path | None, option("IFEval-shaped prompts (JSONL)", metavar="FILE")] = None,
-    task: Annotated[list[str] | None, Ids] = None,
-    n: Annotated[
-        int | None, option("prompts per --task, of the report split (default: 16)")
-    ] = None,
+    n: Annotated[int | None, option("prompts per task, of the report split (default: 16)")] = None,
     plan: Annotated[Path | None, local_path("folder that `steerlens search` wrote")] = None,
     max_new_tokens: Annotated[int, count("longest response")] = 256,
     skip_unknown: Annotated[
@@ -73,7 +72,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Count how often the model follows its instructions, with and without steering."""
-    if (data is None) == (not task):
+    if (data is not None) == tasks.names_tasks:
         raise SteerlensError(
             "give either --data FILE or --task ID (its prompts of the report split)"
         )
@@ -83,7 +82,7 @@ def evaluate(
         )
         refuse_unused({"--n": n}, reason)
     from steerlens.behaviour.evaluation import read_prompts
-    from steerlens.behaviour.evaluation.run import EvaluationSettings
+    from steerlens.behaviour.evaluation.run import EvaluationSettings, described_rates
     from steerlens.behaviour.evaluation.run import evaluate as run_evaluation
     from steerlens.behaviour.plans.plan import Plan
     from steerlens.files import write_text
@@ -92,7 +91,7 @@ def evaluate(
     prompts: Any = (
         read_prompts(data, skip_unknown=skip_unknown)
         if data is not None
-        else _prompts(task or (), n, run.seed)
+        else _prompts(tasks.tasks(), n, run.seed)
     )
     chosen = Plan.load(plan) if plan else None
     settings = EvaluationSettings(
@@ -109,17 +108,15 @@ def evaluate(
         print_json(result.summary)
         return
     for name, record in result.summary["conditions"].items():
-        rate = record["all"]["loose"]
-        print(
-            f"{name:24} {rate['rate']:6.1%} [{rate['low']:.1%}, {rate['high']:.1%}] "
-            f"of {record['all']['n']}; degenerate {record['all']['degenerate']['rate']:.1%}"
-        )
+        rates = record["all"]
+        degenerate = f"degenerate {rates['degenerate']['rate']:.1%}"
+        print(f"{name:24} {described_rates(rates)} of {rates['n']}; {degenerate}")
     print(f"responses and summary written to {run.out}, the page to {page}")
 
 
 def report(
     model: RunModelOptions,
-    tasks: TaskOptions,
+    tasks: OwnTaskOptions,
     *,
     command_line: str,
     out: Annotated[Path, local_path("folder to write")],
@@ -162,15 +159,12 @@ def report(
     )
 
 
-def _prompts(names: Sequence[str], n: int | None, seed: int) -> list[Any]:
+def _prompts(tasks: "Sequence[Task]", n: int | None, seed: int) -> list[Any]:
     """Prompts of each task's report split: as many as asked for, else 16 or all."""
     from steerlens.behaviour.evaluation import catalogue_prompts
-    from steerlens.tasks.task_files import unique_tasks
 
     prompts: list[Any] = []
-    for task in unique_tasks(names).values():
-        if not task.has_check:
-            raise SteerlensError(f"task {task.id!r} has no check, so answers cannot be counted")
+    for task in tasks:
         size = max(1, min(_N_PROMPTS, task.n_pairs("report"))) if n is None else n
         prompts += catalogue_prompts([task], size, seed=seed)
     return prompts

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from steerlens.behaviour.unchecked import MEASURES
 from steerlens.errors import SteerlensError
 from steerlens.reports.html import Cell, render
 from steerlens.views import condition_rates
@@ -13,6 +14,7 @@ __all__ = ["render_evaluation"]
 _SHOWN = 4
 _LONGEST = 1200
 _ALL = "all prompts"
+_STEERED = ("uninstructed+steering", "uninstructed+placebo")
 _DIFFERENCES = ("loose", "clean", "degenerate")
 
 
@@ -35,7 +37,9 @@ def render_evaluation(summary: Mapping[str, Any], responses: Sequence[Mapping[st
         summary=summary,
         overall=[_overall(name, record["all"]) for name, record in conditions.items()],
         differences=[_difference(row) for row in summary["differences"]],
-        figure=condition_rates(_rows(conditions)),
+        figure=condition_rates(rows) if (rows := _rows(conditions)) else None,
+        effects=_effects(conditions),
+        effect_figures=_effect_figures(conditions),
         instructions=_instructions(conditions),
         conditions=list(conditions),
         samples=_samples(responses),
@@ -51,7 +55,52 @@ def _rows(conditions: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"instruction": id_, "condition": name, "n": record["n"], **record["loose"]}
         for id_, name, record in rates
+        if record["loose"] is not None
     ]
+
+
+def _effects(conditions: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
+    """One row per task without a check: what was measured, under steering and placebo."""
+    rows: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for name, record in conditions.items():
+        for id_, of_task in record["instructions"].items():
+            for measure, effect in of_task.get("effects", {}).items():
+                rows.setdefault((id_, measure), {})[name] = effect
+    return [
+        (
+            id_,
+            [
+                Cell(MEASURES[measure]),
+                _number(next(iter(effects.values()))["n"]),
+                *(_effect(effects.get(name)) for name in _STEERED),
+            ],
+        )
+        for (id_, measure), effects in rows.items()
+    ]
+
+
+def _effect(effect: Mapping[str, Any] | None) -> Cell:
+    if effect is None:
+        return Cell(MISSING)
+    text = show_interval(effect["value"], effect["low"], effect["high"])
+    return Cell(text, finite(effect["value"]))
+
+
+def _effect_figures(conditions: Mapping[str, Any]) -> list[Any]:
+    """A figure per measure: recovery and log odds have no common axis."""
+    figures = []
+    for measure in ("recovery", "log_odds_change"):
+        rows = [
+            {"instruction": id_, "condition": name, "n": effect["n"], "rate": effect["value"]}
+            | {end: effect[end] for end in ("low", "high")}
+            for name, record in conditions.items()
+            for id_, of_task in record["instructions"].items()
+            if (effect := of_task.get("effects", {}).get(measure)) is not None
+        ]
+        if rows:
+            is_share = measure == "recovery"
+            figures.append(condition_rates(rows, quantity=MEASURES[measure], is_share=is_share))
+    return figures
 
 
 def _share(rate: Mapping[str, float] | None, key: str = "rate") -> Cell:

@@ -23,11 +23,13 @@ from steerlens.errors import SteerlensError
 
 __all__ = [
     "PERCENTILES",
+    "best_ratio",
     "jackknife_reach",
     "jackknife_variance",
     "mean_interval",
     "numbered_queries",
     "query_draws",
+    "ratio_interval",
     "recovery_interval",
 ]
 
@@ -42,7 +44,7 @@ def mean_interval(values: Float[Array, "pair column"], queries: Sequence[Hashabl
     Raises:
         SteerlensError: All pairs share one base query.
     """
-    return _ratio_interval(values, np.ones(len(values)), queries)
+    return ratio_interval(values, np.ones(len(values)), queries)
 
 
 def recovery_interval(
@@ -55,13 +57,18 @@ def recovery_interval(
     Raises:
         SteerlensError: All pairs share one base query.
     """
-    share, low, high = _ratio_interval(remaining, whole, queries)
+    share, low, high = ratio_interval(remaining, whole, queries)
     return 1 - share, 1 - high, 1 - low
 
 
-def _ratio_interval(
+def ratio_interval(
     above: Float[Array, "pair column"], below: Float[Array, "pair"], queries: Sequence[Hashable]
 ) -> Interval:
+    """``Σ above / Σ below`` of each column, with the ends of its 95 % interval.
+
+    Raises:
+        SteerlensError: All pairs share one base query.
+    """
     groups = numbered_queries(queries)
     n_groups = max(groups) + 1
     member = np.eye(n_groups)[groups]
@@ -71,6 +78,34 @@ def _ratio_interval(
     variance = n_groups / (n_groups - 1) * (misfit**2).sum(axis=0) / total**2
     reach = t.ppf(0.975, n_groups - 1) * np.sqrt(variance)
     return ratio, ratio - reach, ratio + reach
+
+
+def best_ratio(
+    above: Float[Array, "setting pair"],
+    below: Float[Array, "pair"],
+    queries: Sequence[Hashable],
+    seed: int = 0,
+) -> tuple[int, float]:
+    """The setting with the highest ``Σ above / Σ below``, and that ratio corrected for the choice.
+
+    Choosing is repeated on bootstrap samples of base queries, and the setting chosen is scored on
+    the queries that a sample leaves out: what is chosen is not what it is scored on. The first of
+    settings that tie is chosen.
+
+    >>> above = np.array([[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 2.0, 2.0], [9.0, 0.0, 0.0, 0.0]])
+    >>> chosen, corrected = best_ratio(above, np.full(4, 2.0), list("abcd"))
+    >>> chosen, corrected < above[2].mean() / 2
+    (2, True)
+
+    Raises:
+        SteerlensError: All pairs share one base query.
+    """
+    drawn = query_draws(queries, seed=seed).astype(float)
+    drawn = drawn[(drawn == 0).any(axis=1)]
+    left_out = (drawn == 0).astype(float)
+    chosen = ((drawn @ above.T) / (drawn @ below)[:, None]).argmax(axis=1)
+    scores = (above[chosen] * left_out).sum(axis=1) / (left_out @ below)
+    return int(above.sum(axis=1).argmax()), float(scores.mean())
 
 
 def jackknife_variance(leave_one: Float[Array, "query *rest"]) -> Float[Array, "*rest"]:

@@ -43,7 +43,7 @@ from steerlens.tasks.definitions import described
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.tasks.written_checks import Check, check_from, function_named
 
-__all__ = ["load_task", "unique_tasks"]
+__all__ = ["load_task", "unique_tasks", "written_check"]
 
 _FIELDS = (
     "id",
@@ -102,22 +102,41 @@ def _from_records(path: Path) -> Task:
     return Task.from_pairs(path)
 
 
-def _from_yaml(path: Path) -> Task:
-    text = read_text(path, "task", FileFormatError)
+def written_check(text: str, where: str = "check") -> Check:
+    """A check from one line: a mapping in YAML, or ``python:module:function``.
+
+    >>> written_check("contains: arr")("Arr, matey!")
+    True
+
+    Raises:
+        FileFormatError: Not YAML, or with a tag that would run code.
+        SteerlensError: As `steerlens.tasks.written_checks.check_from`.
+    """
+    is_function = text.startswith("python:") and text[7:8] != " "
+    spec = {"python": text.removeprefix("python:")} if is_function else _parsed(text, where)
+    return WrittenCheck(spec, check_from(spec, where))
+
+
+def _parsed(text: str, source: str) -> Any:
+    """YAML without tags; the source is named in messages."""
     try:
-        fields = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.constructor.ConstructorError as error:
         if "determine a constructor" not in str(error.problem):
-            raise FileFormatError(f"{path}: not YAML ({error.problem})") from error
+            raise FileFormatError(f"{source}: not YAML ({error.problem})") from error
         raise FileFormatError(
-            f"{path} has a YAML tag that is not allowed, because tags can run code "
+            f"{source} has a YAML tag that is not allowed, because tags can run code "
             f"({error.problem}); use plain texts, lists and mappings"
         ) from error
     except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        where = f"{source}, line {mark.line + 1}" if mark else source
         problem = getattr(error, "problem", None) or first_line(error)
         raise FileFormatError(f"{where}: not YAML ({problem})") from error
+
+
+def _from_yaml(path: Path) -> Task:
+    fields = _parsed(read_text(path, "task", FileFormatError), str(path))
     if not isinstance(fields, Mapping):
         raise SteerlensError(f"{path} must hold a mapping with {', '.join(_FIELDS)}")
     for name in fields:

@@ -34,13 +34,21 @@ _ROW = 20
 _BETWEEN = 16
 
 
-def condition_rates(rows: Rows, *, title: str | None = None) -> go.Figure:
+def condition_rates(
+    rows: Rows,
+    *,
+    title: str | None = None,
+    quantity: str = "rate of passing",
+    is_share: bool = True,
+) -> go.Figure:
     """One line per task and condition: its rate and the interval around it.
 
     Args:
         rows: With `instruction`, `condition`, `rate`, `low` and `high` (shares between 0 and 1) and
             perhaps `n`; instructions and conditions are drawn in the order in which they come.
         title: Above the figure.
+        quantity: What `rate` is, with its unit if it has one.
+        is_share: Whether it is drawn in percent.
 
     Raises:
         SteerlensError: A column is missing, or the same instruction and condition comes twice.
@@ -64,9 +72,8 @@ def condition_rates(rows: Rows, *, title: str | None = None) -> go.Figure:
         height=90 + len(instructions) * (_ROW * len(conditions) + _BETWEEN),
         title=title,
         xaxis={
-            "title": "rate of passing, 95 % interval",
-            "range": [-0.02, 1.02],
-            "tickformat": ".0%",
+            "title": f"{quantity}, 95 % interval",
+            **(_shares(table) if is_share else {}),
         },
         yaxis={
             "tickvals": list(range(len(instructions))),
@@ -78,6 +85,12 @@ def condition_rates(rows: Rows, *, title: str | None = None) -> go.Figure:
         },
         showlegend=True,
     )
+
+
+def _shares(table: pd.DataFrame) -> dict[str, object]:
+    """From 0 to 1 in percent; causal recovery may be below 0."""
+    lowest = min(table["low"].min(), 0.0)
+    return {"range": [lowest - 0.02, 1.02], "tickformat": ".0%"}
 
 
 def _points(rows: pd.DataFrame, condition: str, places: list[float]) -> go.Scatter:

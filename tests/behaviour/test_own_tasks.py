@@ -64,13 +64,6 @@ def test_a_check_that_tells_nothing_apart_is_said_before_the_search(
         sl.search(tiny_model, [pirate(check)], tmp_path, SMALL, show_progress=False)
 
 
-def test_without_a_check_a_search_is_refused_before_anything_is_written(tiny_model, tmp_path):
-    task = Task("pirate", ["Be a pirate."])
-    with pytest.raises(SteerlensError, match=r"task 'pirate' has no check.*--evidence causal"):
-        sl.search(tiny_model, [task], tmp_path / "plan", SMALL)
-    assert not (tmp_path / "plan").exists()
-
-
 def test_a_report_has_it_with_or_without_a_check(tiny_model, tmp_path):
     pairs = sl.contrast_pairs(pirate(), n=12)
     tasks = [pirate(), Task.from_pairs(pairs, id="from-pairs")]
@@ -126,8 +119,3 @@ def test_choices_on_the_command_line(tiny_folder, tmp_path, capsys):
     assert {each.name for each in out.iterdir()} >= {"likes.csv", "likes.html", "choices.json"}
     assert main([*common, "--evidence", "causal"]) == 2
     assert "--evidence choices" in capsys.readouterr().err
-    for command in (["search", "--out", str(tmp_path / "s")], ["report", "--out", str(out)]):
-        assert (
-            main([command[0], "--task", str(path), "--model", str(tiny_folder), *command[1:]]) == 2
-        )
-        assert "choices" in capsys.readouterr().err

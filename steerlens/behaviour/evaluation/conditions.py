@@ -57,13 +57,20 @@ class PromptInCondition:
 
 
 def conditions_for(row: EvaluationPrompt, has_plan: bool) -> list[str]:
-    """The conditions that can be had: a prompt without its instruction is not always known."""
-    return [
-        condition
-        for condition in CONDITIONS
-        if (has_plan or "+" not in condition)
-        and (row.prompt_without_instruction or not condition.startswith("uninstructed"))
-    ]
+    """The conditions that can be had.
+
+    A prompt without its instruction is not always known; a question with choices asks for neither;
+    and without a check, steering is not measured on a prompt that states the instruction.
+    """
+    without = row.prompt_without_instruction
+    names = [name for name in CONDITIONS if has_plan or "+" not in name]
+    if not without:
+        names = [name for name in names if not name.startswith("uninstructed")]
+    if row.unchecked is not None:
+        names = [name for name in names if name != "instructed+steering"]
+    if row.prompt == without:
+        names = [name for name in names if not name.startswith("instructed")]
+    return names
 
 
 def in_condition(

@@ -16,11 +16,12 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from steerlens.behaviour.evaluation.prompts import EvaluationPrompt
+from steerlens.behaviour.evaluation.prompts import ANSWERS, EvaluationPrompt
 from steerlens.errors import SteerlensError
 from steerlens.errors.arguments import arguments
 from steerlens.tasks import Task, catalogue
 from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastPair
 from steerlens.tasks.task_files import load_task
 
 __all__ = ["catalogue_prompts", "several"]
@@ -55,6 +56,14 @@ _EXCLUSIVE: tuple[frozenset[str], ...] = (
 )
 
 
+def _kwargs(task: Task, pair: ContrastPair) -> dict[str, Any]:
+    """Arguments of the check; of choices the two answers."""
+    if task.group != "choices":
+        return dict(pair.kwargs)
+    answers = pair.instructed_response, pair.uninstructed_response
+    return dict(zip(ANSWERS, answers, strict=True))
+
+
 @arguments
 def catalogue_prompts(
     tasks: Sequence[str | Task], n_per_task: int, split: str = "report", seed: int = 0
@@ -86,7 +95,7 @@ def catalogue_prompts(
                 prompt=pair.instructed,
                 prompt_without_instruction=pair.uninstructed,
                 instruction_ids=(task.id,),
-                kwargs=(dict(pair.kwargs),),
+                kwargs=(_kwargs(task, pair),),
                 tasks={task.id: task},
             )
             for i, pair in enumerate(pairs[:n_per_task])

@@ -32,13 +32,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from steerlens.behaviour.unchecked import measure_of
 from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
 from steerlens.files.fields import Foreign
 from steerlens.files.records import jsonl_records, read_text
 from steerlens.tasks import Task
 from steerlens.tasks.checks import is_known, verdict
 
-__all__ = ["EvaluationPrompt", "PromptFile", "check_prompts", "read_prompts", "unknown_ids"]
+__all__ = [
+    "ANSWERS",
+    "EvaluationPrompt",
+    "PromptFile",
+    "check_prompts",
+    "read_prompts",
+    "unknown_ids",
+]
 
 REQUIRED = ("key", "prompt", "instruction_id_list", "kwargs")
 OPTIONAL = ("prompt_without_instruction",)
@@ -54,6 +62,10 @@ FOREIGN = (
     "follow_all_instructions",
     "follow_instruction_list",
 )
+
+
+# Arguments of a prompt with choices: what it may be answered with.
+ANSWERS = ("answer_matching_behavior", "answer_not_matching_behavior")
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,14 @@ class EvaluationPrompt:
     def __post_init__(self) -> None:
         if not self.row:
             object.__setattr__(self, "row", str(self.key))
+
+    @property
+    def unchecked(self) -> Task | None:
+        """The task whose behaviour is measured without a check; ``None`` where answers are."""
+        if len(self.instruction_ids) != 1:
+            return None
+        task = self.tasks.get(self.instruction_ids[0])
+        return None if task is None or measure_of(task) == "rate" else task
 
 
 @dataclass(frozen=True)
@@ -163,6 +183,7 @@ def check_prompts(prompts: Sequence[EvaluationPrompt]) -> None:
     if unknown:
         raise UnknownNameError(_unknown_sentence("the prompts ask for", unknown))
     taken: set[str] = set()
+    tried: set[str] = set()
     for prompt in prompts:
         name = f"prompt {prompt.row!r}"
         # Conditions are compared row by row, and rows are told apart by this name.
@@ -172,6 +193,16 @@ def check_prompts(prompts: Sequence[EvaluationPrompt]) -> None:
         without = prompt.prompt_without_instruction
         if not prompt.prompt.strip() or (without is not None and not without.strip()):
             raise SteerlensError(f"{name} has a text that is blank; give a text or leave it out")
+        if prompt.unchecked is not None and without is None:
+            raise SteerlensError(
+                f"{name} has no prompt without the instruction, so without a check nothing can be "
+                "measured; give `prompt_without_instruction`"
+            )
+        # A judge reads what it is asked about: each check is tried once for the same arguments.
+        arguments = repr((prompt.instruction_ids, prompt.kwargs))
+        if prompt.unchecked is not None or arguments in tried:
+            continue
+        tried.add(arguments)
         try:
             verdict(
                 "A response.", prompt.instruction_ids, prompt.kwargs, prompt.prompt, prompt.tasks

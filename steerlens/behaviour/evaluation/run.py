@@ -22,16 +22,20 @@ from steerlens.behaviour.evaluation.prompts import (
     unknown_ids,
 )
 from steerlens.behaviour.evaluation.summary import summarise
+from steerlens.behaviour.evaluation.unchecked import unchecked_values
 from steerlens.behaviour.fluency import fluency, why_degenerate
 from steerlens.behaviour.judge import load_judge
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
+from steerlens.behaviour.unchecked import MEASURES, measure_of
 from steerlens.errors import SteerlensError
 from steerlens.models.identity import model_identity
 from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.runs import piece_name
 from steerlens.runs.executors import Workers, check_workers
 from steerlens.tasks.checks import verdict
+from steerlens.tasks.ifeval import count_sentences, count_words
+from steerlens.views.numbers import show_interval
 from steerlens.views.result import Result
 
 if TYPE_CHECKING:
@@ -54,6 +58,8 @@ class EvaluationSettings:
         judge_tokens: Tokens of a response that the judge reads.
         batch_size: Rows decoded together; fixed, so that a resumed run rounds as it did.
         piece_rows: Rows per piece: what is computed by one worker, and lost with it.
+        horizon: For tasks without a check: tokens of the instructed response that recovery is
+            summed over.
         skip_unknown: Leave out rows with an instruction that no check knows, or that the plan has
             no choice for.
         seed: Seed of the intervals.
@@ -64,6 +70,7 @@ class EvaluationSettings:
     judge_tokens: int = 256
     batch_size: int = 96
     piece_rows: int = 192
+    horizon: int = 32
     skip_unknown: bool = False
     seed: int = 0
 
@@ -85,15 +92,17 @@ class Evaluation(Result):
         """One row per condition and instruction (``"all prompts"`` first).
 
         Columns: `instruction`, `condition`, `n`, loose `rate` with `low` and `high`, `strict`,
-        `degenerate`, `median_perplexity`, `median_words`.
+        `degenerate`, `median_perplexity`, `median_words`; where tasks have no check, `measure` is
+        "recovery" or "log_odds_change", and `effect` with `effect_low` and `effect_high` its value.
         """
         rows = [
             {
                 "instruction": name,
                 "condition": condition,
                 "n": rates["n"],
-                **rates["loose"],
-                "strict": rates["strict"]["rate"],
+                **(rates["loose"] or dict.fromkeys(("rate", "low", "high"))),
+                "strict": rates["strict"] and rates["strict"]["rate"],
+                **_effect_columns(rates),
                 "degenerate": rates["degenerate"]["rate"],
                 "median_perplexity": rates["median_perplexity"],
                 "median_words": rates["median_words"],
@@ -109,17 +118,45 @@ class Evaluation(Result):
         )
 
     def plot(self) -> "go.Figure":
-        """Rates by instruction and condition with their intervals."""
+        """Rates by instruction and condition with their intervals; or recovery, where they are."""
         from steerlens.views import condition_rates
 
-        return condition_rates(self.table)
+        table = self.table
+        if table["rate"].notna().any():
+            return condition_rates(table[table["rate"].notna()])
+        effects = table[table["effect"].notna()]
+        [measure] = set(effects["measure"])
+        names = {f"effect{end}": end.strip("_") or "rate" for end in ("", "_low", "_high")}
+        shown = effects.drop(columns=list(names.values())).rename(columns=names)
+        is_share = measure == "recovery"
+        return condition_rates(shown, quantity=MEASURES[measure], is_share=is_share)
 
     def __repr__(self) -> str:
         rates = ", ".join(
-            f"{name} {record['all']['loose']['rate']:.0%}"
+            f"{name} {described_rates(record['all'])}"
             for name, record in self.summary["conditions"].items()
         )
         return f"Evaluation({len(self.responses)} responses: {rates})"
+
+
+def described_rates(rates: Mapping[str, Any]) -> str:
+    """The rate of passing in words, or what was measured without a check, with intervals."""
+    parts = []
+    if (loose := rates["loose"]) is not None:
+        parts.append(f"{loose['rate']:.1%} [{loose['low']:.1%}, {loose['high']:.1%}] pass")
+    for measure, effect in rates.get("effects", {}).items():
+        shown = show_interval(*(effect[end] for end in ("value", "low", "high")))
+        parts.append(f"{MEASURES[measure]} {shown}")
+    return " and ".join(parts) or "not counted (no check)"
+
+
+def _effect_columns(rates: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured without a check, of one measure."""
+    if len(rates.get("effects", {})) != 1:
+        return {}
+    [(measure, effect)] = rates["effects"].items()
+    ends = {f"effect_{end}": effect[end] for end in ("low", "high")}
+    return {"measure": measure, "effect": effect["value"], **ends}
 
 
 def evaluate(
@@ -133,6 +170,9 @@ def evaluate(
     workers: Workers | None = None,
 ) -> Evaluation:
     """Answer prompts under every condition, check the responses, and summarise.
+
+    Without a check, causal recovery is measured instead of a rate of passing, and for choices the
+    change of their log odds; both need a plan.
 
     Args:
         model: A hooked model.
@@ -148,7 +188,8 @@ def evaluate(
     Raises:
         UnknownNameError: Prompts ask for instructions that no check knows (all are named), unless
             `skip_unknown`.
-        SteerlensError: No prompt; a prompt that could not be scored (`check_prompts`) or fills the
+        SteerlensError: No prompt; a task without a check, and no plan; a prompt that could
+            not be scored (`check_prompts`) or fills the
             context; a plan from another model; a row whose instruction the plan has no choice for
             (all are named), unless `skip_unknown`; a folder that cannot be used. All but the last
             before the folder is made.
@@ -181,7 +222,8 @@ def evaluate(
         if judge is not None:
             texts = [answer.text for answer in answers]
             perplexities = answerer.perplexities(judge, texts, settings.judge_tokens)
-        records = list(map(_record, asked, answers, perplexities))
+        values = unchecked_values(answerer, asked, settings.horizon)
+        records = list(map(_record, asked, answers, perplexities, values))
         summary = {
             "schema": EVALUATION_SCHEMA,
             **described,
@@ -217,6 +259,12 @@ def _checked(
         rows = [row for row in rows if not missing.keys() & set(row.instruction_ids)]
     if not rows:
         raise SteerlensError("there is no prompt to evaluate")
+    for task in (row.unchecked for row in rows):
+        if task is not None and plan is None:
+            raise SteerlensError(
+                f"task {task.id!r} has no check, so there is nothing to measure without steering; "
+                f"give a plan (`steerlens search --task … --out DIR`, then --plan DIR)"
+            )
     check_prompts(rows)
     _check_lengths(model, rows)
     return rows, missing
@@ -267,10 +315,14 @@ def _answers(
     return [by_name[name] for name in names]
 
 
-def _record(asked: PromptInCondition, answer: Answer, perplexity: float | None) -> dict[str, Any]:
+def _record(
+    asked: PromptInCondition, answer: Answer, perplexity: float | None, value: float | None
+) -> dict[str, Any]:
     """A row of ``responses.jsonl``."""
     row = asked.row
-    checked = verdict(answer.text, row.instruction_ids, row.kwargs, row.prompt, row.tasks)
+    checked = None
+    if row.unchecked is None:
+        checked = verdict(answer.text, row.instruction_ids, row.kwargs, row.prompt, row.tasks)
     why = why_degenerate(fluency(answer.text))
     return {
         "key": row.key,
@@ -280,15 +332,17 @@ def _record(asked: PromptInCondition, answer: Answer, perplexity: float | None) 
         "response": answer.text,
         "instruction_id_list": list(row.instruction_ids),
         "kwargs": [dict(kwargs) for kwargs in row.kwargs],
-        "strict": checked.all_strict,
-        "loose": checked.all_loose,
-        "strict_each": list(checked.strict),
-        "loose_each": list(checked.loose),
+        "measure": "rate" if row.unchecked is None else measure_of(row.unchecked),
+        "measured": value,
+        "strict": checked and checked.all_strict,
+        "loose": checked and checked.all_loose,
+        "strict_each": checked and list(checked.strict),
+        "loose_each": checked and list(checked.loose),
         "judge_perplexity": None if perplexity is None else round(perplexity, 4),
         "degenerate": why is not None,
         "degenerate_why": why,
-        "n_words": checked.n_words,
-        "n_sentences": checked.n_sentences,
+        "n_words": count_words(answer.text),
+        "n_sentences": count_sentences(answer.text),
         "n_tokens": answer.n_tokens,
         "finish_reason": answer.finish_reason,
         "steering": asked.steering,

@@ -8,14 +8,20 @@
 * ``differences``: steered − unsteered conditions over the same prompts: difference of loose, clean
   and degenerate rates with Newcombe's intervals, exact McNemar p of the loose ones and the
   same after Holm's correction over all differences, ratio of median perplexities.
+
+Rows of tasks without a check (``measure`` is not "rate") have no rates of passing (None). Under
+steering and placebo they have ``effects``: causal recovery, or the change of log odds, with its
+95 % interval over base queries.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from steerlens.behaviour.evaluation.conditions import CONDITIONS, UNSTEERED
+from steerlens.behaviour.unchecked import Effects
 from steerlens.stats.rates import (
     Interval,
     holm,
@@ -24,6 +30,7 @@ from steerlens.stats.rates import (
     paired_difference,
     wilson,
 )
+from steerlens.tasks.duplicates import near_duplicates
 
 __all__ = ["COMPARISONS", "summarise"]
 
@@ -39,26 +46,30 @@ def summarise(records: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, 
         seed: Seed of the bootstrap.
     """
     frame = pd.DataFrame(list(records))
+    if "measure" not in frame:
+        frame["measure"] = "rate"
     frame = frame.astype(dict.fromkeys(("strict", "loose", "degenerate"), bool))
     # A pass that counts even for those to whom a loop is no answer.
     frame["clean"] = frame["loose"] & ~frame["degenerate"]
     frame["judge_perplexity"] = pd.to_numeric(frame["judge_perplexity"])
     frame["instructions"] = frame["instruction_id_list"].map(" + ".join)
-    by_condition = dict(list(frame.groupby("condition")))
-    present = {name: by_condition[name] for name in CONDITIONS if name in by_condition}
+    present = _by_condition(frame)
+    counted = _by_condition(frame[frame["measure"] == "rate"])
     differences = [
-        _difference(name, other, present[name], present[other], seed)
+        _difference(name, other, counted[name], counted[other], seed)
         for name, other in COMPARISONS
-        if name in present and other in present
-        if set(present[name]["row"]) & set(present[other]["row"])
+        if name in counted and other in counted
+        if set(counted[name]["row"]) & set(counted[other]["row"])
     ]
+    unsteered = present.get("uninstructed")
     adjusted = holm([difference["p"] for difference in differences])
     return {
         "conditions": {
             name: {
-                "all": _rates(rows),
+                "all": _rates(rows, unsteered),
                 "instructions": {
-                    str(asked): _rates(part) for asked, part in rows.groupby("instructions")
+                    str(asked): _rates(part, unsteered)
+                    for asked, part in rows.groupby("instructions")
                 },
             }
             for name, rows in present.items()
@@ -67,19 +78,52 @@ def summarise(records: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, 
     }
 
 
-def _rates(rows: pd.DataFrame) -> dict[str, Any]:
-    n = len(rows)
-    rates = {
-        kind: _with_ends("rate", wilson(int(rows[kind].sum()), n))
-        for kind in ("strict", "loose", "degenerate", "clean")
+def _by_condition(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    groups = dict(list(frame.groupby("condition")))
+    return {name: groups[name] for name in CONDITIONS if name in groups}
+
+
+def _rates(rows: pd.DataFrame, unsteered: pd.DataFrame | None) -> dict[str, Any]:
+    checked = rows[rows["measure"] == "rate"]
+    rates: dict[str, Any] = {
+        kind: _with_ends("rate", wilson(int(some[kind].sum()), len(some))) if len(some) else None
+        for kind, some in (
+            ("strict", checked),
+            ("loose", checked),
+            ("degenerate", rows),
+            ("clean", checked),
+        )
     }
+    effects = _effects(rows, unsteered)
     perplexity = rows["judge_perplexity"].median()
     return {
-        "n": n,
+        "n": len(rows),
         **rates,
+        **({"effects": effects} if effects else {}),
         "median_perplexity": None if pd.isna(perplexity) else float(perplexity),
         "median_words": float(rows["n_words"].median()),
     }
+
+
+def _effects(rows: pd.DataFrame, unsteered: pd.DataFrame | None) -> dict[str, Any]:
+    """What steered rows without a check gain over the unsteered ones, by measure."""
+    effects: dict[str, Any] = {}
+    if unsteered is None or not str(rows["condition"].iloc[0]).startswith("uninstructed+"):
+        return effects
+    for measure, some in rows[rows["measure"] != "rate"].groupby("measure"):
+        both = some.merge(unsteered, on="row", suffixes=("", "_unsteered"))
+        measured = Effects(
+            str(measure),
+            both["measured_unsteered"].to_numpy(float),
+            both["measured"].to_numpy(float)[None],
+            np.zeros(1),
+        )
+        interval = measured.interval(0, near_duplicates(both["prompt_unsteered"].tolist()))
+        low, high = (end if np.isfinite(end) else None for end in (interval.low, interval.high))
+        effects[str(measure)] = {
+            "value": interval.value, "low": low, "high": high, "n": len(both),
+        }  # fmt: skip
+    return effects
 
 
 def _difference(

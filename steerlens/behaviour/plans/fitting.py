@@ -7,13 +7,16 @@ r"""Vectors for a task, by every estimator that the search may choose.
                      a program so that they comply, − the answers as they are; both read after the
                      *uninstructed* prompt, so that only the text differs
 ``response_own``     the same from answers that comply by themselves: those the model gives to
-                     instructed prompts and that pass the check, − those it gives without
+                     instructed prompts and that pass the check (all, where there is none), −
+                     those it gives without
 ``response_end``     for lengths: difference of means at the last token of a response, answers the
                      model ended there − the same answers cut at an earlier end of a sentence,
                      where it went on. Not of Stolfo et al.; the same vector for all lengths, which
                      its sign and strength tell apart
 ``include``          for forbidden words: ``last_prompt`` of *using* the words, to be subtracted
                      (Stolfo et al. 2025, §5)
+``answer``           for choices: difference of means at the first token at which the two answers to
+                     a question differ (Rimsky et al., arXiv 2312.06681, §3)
 ==================== =============================================================================
 
 Everything is fitted on the ``fit`` split. A task whose arguments are words (a keyword, an end
@@ -44,7 +47,14 @@ from steerlens.vectors import SteeringVector, difference_of_means, random_direct
 
 __all__ = ["CONTRASTS", "FitRecipe", "VectorBook"]
 
-CONTRASTS = ("last_prompt", "response_rewrite", "response_own", "response_end", "include")
+CONTRASTS = (
+    "last_prompt",
+    "response_rewrite",
+    "response_own",
+    "response_end",
+    "include",
+    "answer",
+)
 # Most answers looked at for ends: most of a small model's are cut or loop.
 _N_ENDING = 96
 # Prompts per forward pass.
@@ -171,6 +181,11 @@ class VectorBook:
         recipe = self.recipe
         if estimator not in CONTRASTS:
             raise unknown_name("estimator", estimator, CONTRASTS)
+        if (estimator == "answer") != (task.group == "choices"):
+            has = "choices" if task.group == "choices" else "no choices"
+            raise SteerlensError(f"{task.id} has {has}")
+        if estimator == "answer":
+            return self._cached(self._pairs(task, recipe.n_pairs, wording), "answer")
         if estimator == "last_prompt":
             pairs = self._pairs(task, recipe.n_wording if wording else recipe.n_pairs, wording)
             return self._cached(pairs, "last_prompt")
@@ -242,9 +257,12 @@ class VectorBook:
         answered = [
             _after_the_same_prompt(pair, compliant, text)
             for pair, compliant, text in zip(pairs, instructed, uninstructed, strict=True)
-            if text.strip()
-            and task.check(compliant, loose=True, **pair.kwargs)
-            and not task.check(text, loose=True, **pair.kwargs)
+            if text.strip() and compliant.strip() and compliant != text
+            if not task.has_check
+            or (
+                task.check(compliant, loose=True, **pair.kwargs)
+                and not task.check(text, loose=True, **pair.kwargs)
+            )
         ]
         return self._enough(task, answered, "answers that comply only when asked to")
 

@@ -20,6 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.behaviour.plans.candidates import Candidate, candidate_from_json, describe
 from steerlens.behaviour.plans.fitting import FitRecipe, VectorBook, joined
+from steerlens.behaviour.unchecked import MEASURES
 from steerlens.errors import FileFormatError, SteerlensError, unknown_name
 from steerlens.files import local_path
 from steerlens.models.loading import model_info
@@ -27,6 +28,7 @@ from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task
 from steerlens.tasks.task_files import load_task
 from steerlens.vectors import SteeringVector
+from steerlens.views.numbers import show_interval
 from steerlens.views.result import Result
 
 if TYPE_CHECKING:
@@ -118,6 +120,30 @@ class Plan(Result):
             raise unknown_name("context", context, CONTEXTS)
         return candidate_from_json(self.data["instructions"][task_id][context]["parts"])
 
+    def described(self, task_id: str, context: str = "uninstructed") -> str:
+        """The choice in words, with what it did on the select split."""
+        choice = self.data["instructions"][task_id][context]
+        setting, measure = describe(self.candidate(task_id, context)), self.measure(task_id)
+        if measure == "rate":
+            return (
+                f"{setting}; {choice['rate']:.0%} [{choice['low']:.0%}, {choice['high']:.0%}] of "
+                f"{choice['n']} prompts, unsteered {choice['unsteered_rate']:.0%}; corrected for "
+                f"choosing {choice['corrected_rate']:.0%}"
+            )
+        instead = "" if measure == "log_odds_change" else " (no check, so no rate of passing)"
+        refused = choice.get("refused", {})
+        shown = {**choice, **refused}
+        ends = show_interval(*(shown[name] for name in (measure, "low", "high")))
+        beside = ""
+        if "placebo" in shown:
+            placebo = show_interval(*(shown[f"placebo{end}"] for end in ("", "_low", "_high")))
+            corrected = shown[f"corrected_{measure}"]
+            beside = f", placebo {placebo}; corrected for choosing {corrected:.2f}"
+        best = f"the best, {refused['setting']}, does not exceed its control: " if refused else ""
+        return (
+            f"{setting}; {best}{MEASURES[measure]} {ends} over {choice['n']} pairs{instead}{beside}"
+        )
+
     def check_task(self, task: Task) -> None:
         """Refuse a task that the plan was searched for under another definition.
 
@@ -158,21 +184,29 @@ class Plan(Result):
         ]
         return joined([steering for steering in steerings if steering is not None])
 
+    def measure(self, task_id: str) -> str:
+        """What the search chose by: "rate", "recovery" or "log_odds_change"."""
+        return str(self.data["instructions"][task_id].get("measure", "rate"))
+
     @property
     def table(self) -> pd.DataFrame:
         """One row per task and context: the choice, and what it did on the select split.
 
-        Columns: `instruction`, `context`, `choice`, `n`, `rate` with `low` and `high`,
-        `corrected_rate` (corrected for choosing the best of many) with its ends, `unsteered_rate`
-        with its ends, `degenerate`, `perplexity`, `unsteered_perplexity`.
+        Columns: `instruction`, `context`, `choice`, `n`, and, by what was measured (`measure`):
+        `rate` with `low` and `high`, `corrected_rate` (corrected for choosing the best of many)
+        with its ends, `unsteered_rate` with its ends, `degenerate`, `perplexity`,
+        `unsteered_perplexity`; or, for tasks without a check and for choices, which have one row,
+        `recovery` or `log_odds_change` with `low` and `high`, the same with `corrected_`, and
+        `placebo` with its ends.
         """
         rows = []
         for name, record in self.data["instructions"].items():
-            for context in CONTEXTS:
+            measure = self.measure(name)
+            for context in CONTEXTS if measure == "rate" else CONTEXTS[:1]:
                 choice = describe(self.candidate(name, context))
                 row = {"instruction": name, "context": context, "choice": choice}
-                rows.append({**row, **record[context]})
-        return pd.DataFrame(rows).drop(columns="parts", errors="ignore")
+                rows.append({**row, "measure": measure, **record[context]})
+        return pd.DataFrame(rows).drop(columns=["parts", "refused"], errors="ignore")
 
     @property
     def tried(self) -> pd.DataFrame:
@@ -183,25 +217,48 @@ class Plan(Result):
         )
 
     def plot(self) -> "go.Figure":
-        """Rates on the select split with and without the choice, by task and context."""
+        """Rates on the select split with and without the choice, by task and context.
+
+        For tasks without a check causal recovery beside its placebo; those of choices, which are
+        in nats, are left out beside others.
+        """
         from steerlens.views import condition_rates
 
-        rows = []
+        rows: list[dict[str, Any]] = []
+        changes: list[dict[str, Any]] = []
         for row in self.table.to_dict("records"):
+            measure = row["measure"]
             about = {"instruction": row["instruction"], "n": row["n"]}
-            for steered, kind in (("", "unsteered_"), ("+steering", "")):
-                ends = {name: row[f"{kind}{name}"] for name in ("rate", "low", "high")}
-                rows.append({**about, "condition": f"{row['context']}{steered}", **ends})
-        return condition_rates(rows)
+            if measure == "rate":
+                for steered, kind in (("", "unsteered_"), ("+steering", "")):
+                    ends = {name: row[f"{kind}{name}"] for name in ("rate", "low", "high")}
+                    rows.append({**about, "condition": f"{row['context']}{steered}", **ends})
+                continue
+            about["instruction"] = f"{row['instruction']} ({measure.replace('_', ' ')})"
+            listed = rows if measure == "recovery" else changes
+            ends = {"rate": row[measure], "low": row["low"], "high": row["high"]}
+            listed.append({**about, "condition": "uninstructed+steering", **ends})
+            if pd.notna(row.get("placebo")):
+                ends = {"rate": row["placebo"]}
+                ends |= {name: row[f"placebo_{name}"] for name in ("low", "high")}
+                listed.append({**about, "condition": "uninstructed+placebo", **ends})
+        if not rows:
+            nats = "change of log odds in nats"
+            return condition_rates(changes, quantity=nats, is_share=False)
+        is_recovery = all("recovery)" in row["instruction"] for row in rows)
+        quantity = "causal recovery" if is_recovery else "rate of passing, or recovery if named"
+        return condition_rates(rows, quantity=quantity)
 
     def __repr__(self) -> str:
         return f"Plan({self.data['model']['reference']}, {len(self.instructions)} instructions)"
 
     def _card(self) -> Mapping[str, Any]:
-        columns = ["instruction", "context", "choice", "rate", "low", "high", "unsteered_rate"]
-        table = self.table[columns]
-        gained = table["rate"] - table["unsteered_rate"]
-        return {"table": table.assign(gain=gained), "largest": "gain"}
+        table = self.table
+        values = [row[row["measure"]] for row in table.to_dict("records")]
+        before = table["unsteered_rate"].fillna(0) if "unsteered_rate" in table else 0.0
+        columns = ["instruction", "context", "choice", "measure"]
+        shown = table[columns].assign(value=values, low=table["low"], high=table["high"])
+        return {"table": shown.assign(gain=shown["value"] - before), "largest": "gain"}
 
 
 def vector_file(instruction: str, estimator: str) -> str:

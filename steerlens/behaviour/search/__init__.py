@@ -4,7 +4,9 @@
 `settings`       how much is tried
 `space`          the candidates, their neighbours and combinations
 `scoring`        how candidates are compared
+`evidence`       which layers are tried first
 `halving`        one task, stage by stage
+`unchecked`      the same for a task without a check, or with choices
 `run`            several tasks, in a folder that can be resumed
 ================ ==================================================================
 """

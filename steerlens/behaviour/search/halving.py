@@ -27,12 +27,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from steerlens.attribution import first_token_recovery
 from steerlens.behaviour.answers import Question
 from steerlens.behaviour.judge import Judge
 from steerlens.behaviour.plans.candidates import NO_STEERING, Candidate, to_json
 from steerlens.behaviour.plans.fitting import VectorBook
-from steerlens.behaviour.search.scoring import Score, choose, gains, judged, scored
+from steerlens.behaviour.search.evidence import layer_recovery
+from steerlens.behaviour.search.scoring import (
+    Score,
+    choose,
+    gains,
+    judged,
+    leading,
+    ranked,
+    scored,
+)
 from steerlens.behaviour.search.settings import SearchSettings, Stage
 from steerlens.behaviour.search.space import (
     combinations,
@@ -40,7 +48,9 @@ from steerlens.behaviour.search.space import (
     instructed_candidates,
     neighbours,
 )
-from steerlens.errors import SteeringError, SteerlensWarning
+from steerlens.behaviour.search.unchecked import search_unchecked
+from steerlens.behaviour.unchecked import measure_of
+from steerlens.errors import SteerlensWarning
 from steerlens.stats.rates import wilson
 from steerlens.tasks import Task
 from steerlens.tasks.drawing import contrast_pairs
@@ -49,8 +59,6 @@ from steerlens.vectors import SteeringVector
 
 __all__ = ["SearchedTask", "search_task"]
 
-# Recovery is measured at every second layer.
-_EVERY = 2
 _N_REFINED = 2
 _N_INSTRUCTED = 3
 
@@ -78,6 +86,8 @@ def search_task(
     Raises:
         LostPiecesError: Workers could not compute what was needed.
     """
+    if measure_of(task) != "rate":
+        return SearchedTask(*search_unchecked(book, task, settings))
     return _Search(book, task, settings, judge).run()
 
 
@@ -106,27 +116,29 @@ class _Search:
         if not self.task.has_tried_check:
             self._look_at_check()
         vectors, problems = self.book.available(self.task, self.pairs[0].kwargs)
-        self._measure_recovery(vectors)
+        if not self.by_words:  # a vector of words has none of its own
+            self.recovery = layer_recovery(self.book, self.task, vectors, settings)
         first = first_candidates(list(vectors), self.n_layers, self.recovery)
-        kept = _leading(self._stage("broad", first, settings.broad), settings.broad.n_kept)
+        kept = leading(self._stage("broad", first, settings.broad), settings.broad.n_kept)
         near = [near for best in kept[:_N_REFINED] for near in neighbours(best, self.n_layers)]
         narrow = self._stage("narrow", list(dict.fromkeys([*kept, *near])), settings.narrow)
-        ranked = _leading(narrow, len(narrow))
-        leading = ranked[: settings.narrow.n_kept]
+        ordered = leading(narrow, len(narrow))
+        ahead = ordered[: settings.narrow.n_kept]
         # What has not succeeded once by now does not go into the longest stage.
         successful = {score.candidate for score in narrow if any(score.successes)}
-        hopeful = [candidate for candidate in leading if candidate in successful]
-        finalists = [*hopeful, *combinations(ranked)] if hopeful else []
+        hopeful = [candidate for candidate in ahead if candidate in successful]
+        finalists = [*hopeful, *combinations(ordered)] if hopeful else []
         final = self._stage("final", [NO_STEERING, *finalists], settings.final)
         chosen, uninstructed = self._choice(final)
-        ahead = [chosen] if chosen else []
-        ahead = list(dict.fromkeys([*ahead, *_ranked(final[1:]), *leading]))
-        trying = instructed_candidates(ahead[: settings.narrow.n_kept])
-        better = _ranked(self._stage("instructed narrow", trying, settings.narrow))
+        leaders = [chosen] if chosen else []
+        leaders = list(dict.fromkeys([*leaders, *ranked(final[1:]), *ahead]))
+        trying = instructed_candidates(leaders[: settings.narrow.n_kept])
+        better = ranked(self._stage("instructed narrow", trying, settings.narrow))
         last = [NO_STEERING, *better[:_N_INSTRUCTED]]
         _, instructed = self._choice(self._stage("instructed", last, settings.final))
         return SearchedTask(
             record={
+                "measure": "rate",
                 "uninstructed": uninstructed,
                 "instructed": instructed,
                 "by_words": self.by_words,
@@ -163,27 +175,6 @@ class _Search:
                 SteerlensWarning,
                 stacklevel=4,
             )
-
-    def _measure_recovery(self, vectors: Mapping[str, SteeringVector]) -> None:
-        """First-token causal recovery by layer; a vector of words has none of its own."""
-        if self.by_words or "last_prompt" not in vectors:
-            return
-        n = min(self.settings.n_evidence, self.task.n_pairs("select"))
-        pairs = contrast_pairs(self.task, n=n, seed=self.settings.seed, split="select")
-        layers = range(0, max(self.n_layers - 1, 1), _EVERY)
-        try:
-            with self.book.answerer.alone:
-                curve = first_token_recovery(
-                    self.book.model,
-                    pairs,
-                    vectors["last_prompt"],
-                    layers=layers,
-                    show_progress=False,
-                )
-        except SteeringError:
-            return  # the first token does not show this instruction: layers are spread out
-        table = curve.table
-        self.recovery = dict(zip(table["layer"].tolist(), table["recovery"].tolist(), strict=True))
 
     def _stage(self, name: str, candidates: Sequence[Candidate], stage: Stage) -> list[Score]:
         """Every candidate on the stage's prompts, as one list of questions.
@@ -261,15 +252,3 @@ class _Search:
             "n_candidates": len(scores),
             "n_dropped": len(scores) - n_allowed,
         }
-
-
-def _ranked(scores: Sequence[Score]) -> list[Candidate]:
-    return [score.candidate for score in sorted(scores, key=lambda score: score.rank_key)]
-
-
-def _leading(scores: Sequence[Score], n: int) -> list[Candidate]:
-    """The best, and among them the best of every estimator."""
-    ranked = _ranked(scores)
-    leaders = {candidate[0].estimator: candidate for candidate in reversed(ranked)}
-    missing = [leader for leader in leaders.values() if leader not in ranked[:n]]
-    return [*ranked[: max(n - len(missing), 0)], *missing]

@@ -15,6 +15,7 @@ from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import PLAN_FILE, PLAN_SCHEMA, Plan, vector_file
 from steerlens.behaviour.search.halving import SearchedTask, search_task
 from steerlens.behaviour.search.settings import SearchSettings
+from steerlens.behaviour.unchecked import check_measurable
 from steerlens.errors import SteerlensError
 from steerlens.models.identity import model_identity
 from steerlens.runs.executors import Workers, check_workers
@@ -36,6 +37,9 @@ def search(
 ) -> Plan:
     """Choose estimator, layer, operation, strength and scope for each task by behaviour.
 
+    Behaviour is the rate of answers that pass the task's check; without one, causal recovery, and
+    for choices the change of their log odds. The plan says which (``measure``).
+
     Args:
         model: A hooked model.
         tasks: Tasks, their ids in the catalogue, or their files.
@@ -50,7 +54,8 @@ def search(
     Raises:
         UnknownNameError: An id that the catalogue does not have.
         ModelError: The judge is not installed.
-        SteerlensError: No task, a folder that cannot be used (`steerlens.runs`), or, with workers,
+        SteerlensError: No task, a task that nothing can be measured on, a folder that cannot be
+            used (`steerlens.runs`), or, with workers,
             a task that could not be searched; the others are searched first.
     """
     settings = settings or SearchSettings()
@@ -60,11 +65,7 @@ def search(
     by_id = unique_tasks(tasks)
     for task in by_id.values():
         warn_of_task(task)
-        if not task.has_check:
-            raise SteerlensError(
-                f"task {task.id!r} has no check, so nothing can be counted; give it one, or choose "
-                "a layer by `steerlens rank --evidence causal` (choices: `--evidence choices`)"
-            )
+        check_measurable(task)
     judge = load_judge(settings.judge) if settings.judge else None
     described = {
         "model": model_identity(model).settings,

@@ -18,7 +18,7 @@ loops anyway could not be steered at all.
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,7 +30,31 @@ from steerlens.tasks import Task
 from steerlens.tasks.checks import follows
 from steerlens.tasks.pairs import ContrastPair
 
-__all__ = ["Score", "choose", "gains", "is_allowed", "judged", "scored", "worth"]
+__all__ = [
+    "Ranked",
+    "Score",
+    "choose",
+    "gains",
+    "is_allowed",
+    "judged",
+    "leading",
+    "ranked",
+    "scored",
+    "worth",
+]
+
+
+@runtime_checkable
+class Ranked(Protocol):
+    """What candidates are ordered by."""
+
+    @property
+    def candidate(self) -> Candidate:
+        """What was applied."""
+
+    @property
+    def rank_key(self) -> tuple[float, ...]:
+        """Smaller is better."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,3 +197,16 @@ def choose(
     if winner is not baseline and corrected.value <= baseline.rate:
         winner, corrected = baseline, wilson(sum(baseline.passed), len(baseline.passed))
     return winner, corrected, len(allowed)
+
+
+def ranked(scores: Sequence[Ranked]) -> list[Candidate]:
+    """Candidates, the best first."""
+    return [score.candidate for score in sorted(scores, key=lambda score: score.rank_key)]
+
+
+def leading(scores: Sequence[Ranked], n: int) -> list[Candidate]:
+    """The best, and among them the best of every estimator."""
+    ordered = ranked(scores)
+    leaders = {candidate[0].estimator: candidate for candidate in reversed(ordered)}
+    missing = [leader for leader in leaders.values() if leader not in ordered[:n]]
+    return [*ordered[: max(n - len(missing), 0)], *missing]

@@ -1,6 +1,7 @@
 """How much a search tries, stage by stage."""
 
 from dataclasses import astuple, dataclass, field
+from typing import Any
 
 from steerlens.behaviour.plans.fitting import FitRecipe
 from steerlens.errors import SteerlensError
@@ -34,6 +35,8 @@ class SearchSettings:
         narrow: The better ones and their neighbours.
         final: The finalists and combinations, in full; rates are reported from here.
         n_evidence: Pairs for first-token causal recovery.
+        horizon: For tasks without a check: tokens of the instructed response that recovery is
+            summed over.
         degenerate_price: How many passes one more degenerate response costs.
         most_perplexity: A candidate is dropped when its median judge perplexity exceeds this many
             times that of no steering.
@@ -49,6 +52,7 @@ class SearchSettings:
     narrow: Stage = Stage(12, 128, 4)
     final: Stage = Stage(24, 192, 1)
     n_evidence: int = 12
+    horizon: int = 32
     degenerate_price: float = 1.0
     most_perplexity: float = 1.5
     judge: str | None = None
@@ -63,9 +67,28 @@ class SearchSettings:
             stage: Stage = getattr(self, name)
             if min(astuple(stage)) < 1:
                 raise SteerlensError(f"every number of stage {name!r} must be at least 1: {stage}")
+        if self.horizon < 1:
+            raise SteerlensError(f"the horizon must be at least 1 token; got {self.horizon}")
         if self.final.n_prompts < self.narrow.n_prompts or self.n_evidence < 2:
             raise SteerlensError(
                 "the final stage needs at least the narrow stage's prompts, and causal recovery at "
                 f"least 2 pairs; got {self.final.n_prompts}, {self.narrow.n_prompts}, "
                 f"{self.n_evidence}"
             )
+
+    @classmethod
+    def quick(cls, **settings: Any) -> "SearchSettings":
+        """About a third of the generations, for a first look; other settings as named.
+
+        >>> SearchSettings.quick(seed=1).final
+        Stage(n_prompts=16, n_tokens=96, n_kept=1)
+        """
+        sizes: dict[str, Any] = {
+            "broad": Stage(4, 48, 6),
+            "narrow": Stage(8, 64, 3),
+            "final": Stage(16, 96, 1),
+            "n_evidence": 8,
+            "recipe": FitRecipe(n_pairs=48, n_responses=24, n_wording=8, response_tokens=64,
+                                ending_tokens=128, least_own=4),
+        }  # fmt: skip
+        return cls(**{**sizes, **settings})

@@ -15,6 +15,8 @@ from steerlens.behaviour.plans.candidates import Candidate, InterventionSpec, sc
 __all__ = ["combinations", "first_candidates", "instructed_candidates", "neighbours", "spaced_best"]
 
 _APART = 2
+# Choices have no cheaper evidence, and a layer costs one token: every third is tried.
+_EVERY = 3
 _TARGETS = (1.0, 1.5)
 _FINER = 2**0.5
 _DEPTHS = (0.47, 0.6, 0.67, 0.74, 0.84, 0.9)
@@ -26,6 +28,8 @@ _DEPTHS = (0.47, 0.6, 0.67, 0.74, 0.84, 0.9)
 _RESPONSE = ((1.0, False), (1.5, True))
 # One vector for all lengths: added, answers end sooner; taken away, later.
 _ENDING = (2.0, 1.0, 0.5, 0.25, -1.0)
+# For choices a vector is added, at the strengths of contrastive activation addition.
+_CHOICE = (0.5, 1.0, 2.0)
 # Words to be avoided: how often the vector of using them is taken away.
 _SUBTRACTED = (-1.0, -2.0)
 
@@ -74,6 +78,10 @@ def first_candidates(
         "include": [
             InterventionSpec("include", layer, "add", strength, "all")
             for layer, strength in product(spread[1:], _SUBTRACTED)
+        ],
+        "answer": [
+            InterventionSpec("answer", layer, "add", strength, "all")
+            for layer, strength in product(range(0, max(n_layers - 1, 1), _EVERY), _CHOICE)
         ],
     }
     return [(spec,) for name in specs if name in estimators for spec in specs[name]]
