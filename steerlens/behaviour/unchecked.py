@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from steerlens.attribution.choices import steered_log_odds
+from steerlens.attribution.log_odds import steered_log_odds
 from steerlens.attribution.model_evidence import require_effect
 from steerlens.attribution.teacher_forcing import instructed_responses, kl_to_instructed
 from steerlens.behaviour.answers import Answerer, Records

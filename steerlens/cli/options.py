@@ -113,7 +113,7 @@ class TaskOptions:
             return list(catalogue.values())
         if not self.task:
             raise SteerlensError("give --task ID or FILE (repeat it for several), or --all")
-        return list(unique_tasks(self.task).values())
+        return list(unique_tasks(files_in(self.task)).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +329,26 @@ class RunOptions(EngineOptions):
 
         ready = any(model.name == DEFAULT_JUDGE and model.installed for model in available_models())
         return DEFAULT_JUDGE if ready else None
+
+
+def files_in(tasks: Sequence[str]) -> list[str]:
+    """Ids and files, with the task files of a folder in its place.
+
+    Raises:
+        SteerlensError: "the folder … holds no task files …".
+    """
+    listed: list[str] = []
+    for task in tasks:
+        folder = Path(task)
+        files = [task]
+        if folder.is_dir():
+            # A .jsonl file beside a .yaml file is its data.
+            files = [str(path) for path in sorted(folder.glob("*.yaml"))]
+            files = files or [str(path) for path in sorted(folder.glob("*.jsonl"))]
+            if not files:
+                raise SteerlensError(f"the folder {task} holds no task files (.yaml or .jsonl)")
+        listed += files
+    return listed
 
 
 def spread(command: Callable[..., None], **constants: Any) -> Callable[..., None]:

@@ -13,7 +13,9 @@ from steerlens.cli.values import (
     evidence_kinds,
     given,
     local_path,
+    option,
     print_json,
+    refuse_unused,
     seed_of,
 )
 from steerlens.errors import PairsError, SteerlensError
@@ -51,6 +53,12 @@ def rank(
     out: Annotated[
         Path | None, local_path("folder for ranking.json, ranking.csv, ranking.html and the rest")
     ] = None,
+    scope: Annotated[
+        str | None, option("choices: which tokens are steered, answer, all or prompt")
+    ] = None,
+    resume: Annotated[
+        bool, option("choices: continue the run in --out, task by task", "--resume")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Rank layers by evidence, with intervals."""
@@ -59,8 +67,11 @@ def rank(
             raise SteerlensError(
                 "--evidence choices takes neither --pairs nor --shards, and is computed here"
             )
-        rank_choices(model, pairs, out, as_json)
+        if resume and out is None:
+            raise SteerlensError("--resume continues the run in --out DIR; give both")
+        rank_choices(model, pairs, scope or "answer", out, resume, as_json)
         return
+    refuse_unused({"--scope": scope, "--resume": resume or None}, "is for --evidence choices")
     sets = pairs.sets()  # before the slow imports: a mistyped name is refused at once
     from steerlens.attribution.evidence import applicable_evidence, gather_evidence
     from steerlens.files import check_writable

@@ -61,8 +61,8 @@ def local_path(text: str) -> Any:
 
 
 Ids = option(
-    "a task: an id of the catalogue, or a file (.yaml, or pairs or choices as .jsonl); repeat it "
-    "for several (--instruction is its older spelling)",
+    "a task: an id of the catalogue, a file (.yaml, or pairs or choices as .jsonl), or a folder of "
+    "them; repeat it for several (--instruction is its older spelling)",
     "--task",
     "--instruction",
     metavar="ID|FILE",

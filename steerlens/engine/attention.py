@@ -34,6 +34,7 @@ __all__ = [
     "DECODE",
     "READ",
     "attention_chosen",
+    "branching_attention",
     "decode_attention",
     "decoding_attention",
     "read_attention",
@@ -42,6 +43,7 @@ __all__ = [
 
 DECODE = "steerlens_decode"
 READ = "steerlens_read"
+_FEW = 4
 
 
 def decode_attention(
@@ -143,6 +145,18 @@ def reading_attention(model: TransformerBridge) -> AbstractContextManager[None]:
     weight = next(model.original_model.parameters())
     wanted = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
     return attention_chosen(model.original_model, READ if wanted else None)
+
+
+def branching_attention(model: TransformerBridge, n_queries: int) -> AbstractContextManager[None]:
+    """Choose `read_attention` on a CPU for rows with few new tokens behind many keys.
+
+    The fused kernel takes a copy of keys and values for every query head that shares them: with 2
+    new tokens behind 100 that copying took as long as the rest of attention.
+    """
+    root = model.original_model
+    on_cpu = next(root.parameters()).device.type == "cpu"
+    wanted = on_cpu and n_queries <= _FEW and hugging_face.supports_custom_attention(root)
+    return attention_chosen(root, READ if wanted else None)
 
 
 def attention_chosen(root: nn.Module, name: str | None) -> AbstractContextManager[None]:

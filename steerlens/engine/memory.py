@@ -107,17 +107,18 @@ class PassCache:
         if self.width == 0:
             return keys, values
         present = self.before[: 1 if self._is_shared else len(keys)]
-        known = {
-            id(reading): [
+        number = {id(reading): place for place, reading in enumerate(dict.fromkeys(present))}
+        known = [
+            [
                 pad(part, (0, 0, 0, self.width - part.shape[1]))
                 for part in self._of(reading, keys, values, layer_idx)
             ]
-            for reading in present
-        }
-        old = zip(*(known[id(reading)] for reading in present), strict=True)
+            for reading in dict.fromkeys(present)
+        ]
+        place = [number[id(reading)] for reading in present]
         joined = [
-            torch.cat([torch.stack(part).expand(len(new), -1, -1, -1), new], dim=2)
-            for part, new in zip(old, (keys, values), strict=True)
+            torch.cat([_rows(torch.stack(part), place, len(new)), new], dim=2)
+            for part, new in zip(zip(*known, strict=True), (keys, values), strict=True)
         ]
         return joined[0], joined[1]
 
@@ -211,6 +212,13 @@ class SlotCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Length of the longest row; asked for by models that make their own positions."""
         return max(self.lengths, default=0)
+
+
+def _rows(distinct: Tensor, places: Sequence[int], n_rows: int) -> Tensor:
+    """What each row has read, of what is distinct; copied only where rows differ."""
+    if len(distinct) == 1:
+        return distinct.expand(n_rows, *distinct.shape[1:])
+    return distinct if len(distinct) == n_rows else distinct[list(places)]
 
 
 def attention_masks(

@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.engine.attention import branching_attention
 from steerlens.engine.batches import PASS_TOKENS, common_prefix, packs
 from steerlens.engine.choosing import running
 from steerlens.engine.forward import PassRow, run_rows
@@ -68,17 +69,24 @@ class ForcedRow:
         prompt: Prompt token ids; at least one.
         continuation: Token ids to predict; at least one. The last is predicted, not read.
         steering: Its interventions; ``None`` leaves the model alone.
+        first_step: The first step to predict; continuation tokens before it are only read.
     """
 
     index: int
     prompt: tuple[int, ...]
     continuation: tuple[int, ...]
     steering: Steering | None
+    first_step: int = 0
 
     @cached_property
     def tokens(self) -> tuple[int, ...]:
         """Everything that is read."""
         return self.prompt + self.continuation[:-1]
+
+    @property
+    def steps(self) -> range:
+        """The steps to predict."""
+        return range(self.first_step, len(self.continuation))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -239,13 +247,15 @@ class _Block:
         if not rows:
             return
         final = [
-            trunk_of[row.tokens].residual(self.model.cfg.n_layers - 1)[len(row.prompt) - 1 :]
+            trunk_of[row.tokens].residual(self.model.cfg.n_layers - 1)[
+                len(row.prompt) - 1 + row.first_step :
+            ]
             for row in rows
         ]
         self._predict(
             torch.cat(final),
-            [row.index for row in rows for _ in row.continuation],
-            [step for row in rows for step in range(len(row.continuation))],
+            [row.index for row in rows for _ in row.steps],
+            [step for row in rows for step in row.steps],
         )
 
     def _score_steered(
@@ -262,15 +272,19 @@ class _Block:
         }
         known = self._read_parts(prompts)
         row_of: dict[int, ForcedRow] = {}
+        unsteered: dict[tuple[int, int], Reading] = {}
         parts = []
         for row in rows:
             assert row.steering is not None  # it touches a layer
             trunk = trunk_of[row.tokens]
-            # The last prompt token predicts the first of the continuation, so it is run again.
-            before = known.get((row.prompt, row.effect)) if row.effect else None
-            if before is None:
+            if row.effect:
                 begin = self.openings.get(row.effect)
-                before = begin if row.effect else trunk.until(len(row.prompt) - 1)
+                before = known.get((row.prompt, row.effect), begin)
+            else:
+                # The last prompt token predicts the first of the continuation: it is run again
+                # where that is wanted.
+                until = len(row.prompt) - (row.first_step == 0)
+                before = unsteered.setdefault((id(trunk), until), trunk.until(until))
             parts.append(
                 PassRow(
                     trunk=trunk,
@@ -282,7 +296,8 @@ class _Block:
             )
             row_of[id(parts[-1])] = row
         for some in _passes(parts, self.batch_size):
-            resid = run_rows(self.model, some).resid
+            with branching_attention(self.model, max(part.n_tokens for part in some)):
+                resid = run_rows(self.model, some).resid
             self._predict_pass(resid, some[0].start, [row_of[id(part)] for part in some])
 
     def _predict_pass(
@@ -291,10 +306,7 @@ class _Block:
         """Steps outside, rows inside: a visitor meets rows of one prompt and step together."""
         n_steps = max(len(row.continuation) for row in rows)
         pairs = [
-            (step, i)
-            for step in range(n_steps)
-            for i, row in enumerate(rows)
-            if step < len(row.continuation)
+            (step, i) for step in range(n_steps) for i, row in enumerate(rows) if step in row.steps
         ]
         positions = [len(rows[i].prompt) - 1 - start + step for step, i in pairs]
         self._predict(
@@ -363,5 +375,5 @@ def _score_plainly(
                 n_logits=max(len(row.continuation) for row in batch),
             )
             for row, own in zip(batch, logits, strict=True):
-                n_steps = len(row.continuation)
-                visit([row.index] * n_steps, list(range(n_steps)), own[-n_steps:])
+                n_steps = len(row.steps)
+                visit([row.index] * n_steps, list(row.steps), own[-n_steps:])

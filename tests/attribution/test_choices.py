@@ -4,17 +4,20 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hf_reference import Push, logits_along, residuals
 from steering_examples import random_vector
 from transformers import LlamaForCausalLM
 
 from steerlens.activations.cache import cache_residuals
+from steerlens.attribution.choice_evidence import choice_evidence, choices_table
 from steerlens.attribution.choices import choice_curve, items_curve
-from steerlens.errors import PairsError, SteeringError, SteerlensError
+from steerlens.errors import PairsError, SteeringError, SteerlensError, UnknownNameError
 from steerlens.tasks import SPLITS, Task
 from steerlens.tasks.choices import ChoiceItem, balanced, items_from, read_items
 from steerlens.tasks.drawing import contrast_pairs
 from steerlens.vectors import SteeringVector, difference_of_means
+from steerlens.vectors.formats.steering_vectors import to_steering_vectors
 
 LETTERED = ChoiceItem("Stay on?\n\nChoices:\n (A) Yes, always\n (B) No", " (A)", " (B)")
 
@@ -87,11 +90,15 @@ def vector(tiny_model) -> SteeringVector:
     return random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
 
 
+@pytest.mark.parametrize("scope", ["answer", "all"])
 @pytest.mark.parametrize("operation", ["add", "set_projection"])
-def test_log_odds_equal_plain_hugging_face_hooks(tiny_model, tiny_hf_model, vector, operation):
-    some = balanced(items(5))
+def test_log_odds_equal_plain_hugging_face_hooks(
+    tiny_model, tiny_hf_model, vector, operation, scope
+):
+    # Some answers begin with "(", some with nothing, so rows differ in how much is steered.
+    some = [*balanced(items(5)), ChoiceItem("Is it warm?", " yes", " no")]
     curve = items_curve(
-        tiny_model, some, vector, layers=(0, 2), strengths=(-1, 2), operation=operation,
+        tiny_model, some, vector, (0, 2), strengths=(-1, 2), operation=operation, scope=scope,
         show_progress=False,
     )  # fmt: skip
     assert curve.table[["layer", "strength"]].to_numpy().tolist() == [
@@ -101,20 +108,48 @@ def test_log_odds_equal_plain_hugging_face_hooks(tiny_model, tiny_hf_model, vect
     for row in curve.table.itertuples():
         expected, neither = [], []
         for item in some:
-            text = f"<|im_start|>user\n{item.question}<|im_end|>\n<|im_start|>assistant\n("
+            text = f"<|im_start|>user\n{item.question}<|im_end|>\n<|im_start|>assistant\n"
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            begin = tokenizer("(" if item.is_lettered else "")["input_ids"]
+            # Scope "answer" leaves the question alone, but for its last token.
+            ids, begin = (ids[:-1], [ids[-1], *begin]) if scope == "answer" else (ids + begin, [])
+            touched = "response" if scope == "answer" else "all"
             push = Push(
                 row.layer, vector.directions[row.layer], float(vector.gaps[row.layer]),
-                float(vector.targets[row.layer]), operation, row.strength, "all",
+                float(vector.targets[row.layer]), operation, row.strength, touched,
             )  # fmt: skip
             pushes = [push] if row.strength else []
-            logprobs = logits_along(tiny_hf_model, ids, [], pushes)[-1].double().log_softmax(-1)
-            a, b = (tokenizer(x, add_special_tokens=False)["input_ids"][0] for x in "AB")
-            signs = (a, b) if "A" in item.matching else (b, a)
-            expected.append(float(logprobs[signs[0]] - logprobs[signs[1]]))
+            logits = logits_along(tiny_hf_model, ids, begin, pushes)[-1]
+            logprobs = logits.double().log_softmax(-1)
+            a, b = (
+                tokenizer(answer.strip(" ()"), add_special_tokens=False)["input_ids"][0]
+                for answer in (item.matching, item.other)
+            )
+            expected.append(float(logprobs[a] - logprobs[b]))
             neither.append(1 - float(logprobs[[a, b]].exp().sum()))
         assert row.log_odds == pytest.approx(np.mean(expected), abs=1e-4)
         assert row.neither == pytest.approx(np.mean(neither), abs=1e-4)
+
+
+@pytest.mark.parametrize("scope", ["answer", "all"])
+def test_steering_vectors_changes_the_log_odds_by_as_much(tiny_model, tiny_hf_model, vector, scope):
+    pytest.importorskip("steering_vectors")
+    some = [ChoiceItem(f"Is {x} warm?", "yes", "no") for x in ("tea", "ice")]
+    curve = items_curve(tiny_model, some, vector, (1,), (2,), scope=scope, show_progress=False)
+    tokenizer = tiny_model.tokenizer
+    yes, no = (tokenizer(answer)["input_ids"][0] for answer in ("yes", "no"))
+    changes = []
+    for item in some:
+        text = f"<|im_start|>user\n{item.question}<|im_end|>\n<|im_start|>assistant\n"
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+        first = ids.shape[1] - 1 if scope == "answer" else 0
+        peer = to_steering_vectors(vector, layers=[1])
+        with torch.inference_mode():
+            before = tiny_hf_model(ids).logits[0, -1]
+            with peer.apply(tiny_hf_model, multiplier=2.0, min_token_index=first):
+                after = tiny_hf_model(ids).logits[0, -1]
+        changes.append(float((after[yes] - after[no]) - (before[yes] - before[no])))
+    assert curve.table["change"].iloc[-1] == pytest.approx(np.mean(changes), abs=1e-4)
 
 
 def test_slopes_are_least_squares_lines_of_every_item(tiny_model, vector):
@@ -132,12 +167,12 @@ def test_answers_that_begin_alike_are_told_apart_at_the_first_token_that_differs
 ):
     begins = ChoiceItem("Which?", "yes", "yes please")
     other = ChoiceItem("Who is it?", "me", "you")
-    with pytest.raises(PairsError, match="item 0: no token tells"):
+    with pytest.raises(PairsError, match="no token tells the answers 'yes' and 'yes please'"):
         items_curve(tiny_model, [begins, other], vector, None, (1,), show_progress=False)
 
 
 def test_what_cannot_move_the_first_token_is_refused(tiny_model, vector):
-    with pytest.raises(SteeringError, match="scope 'response' cannot"):
+    with pytest.raises(UnknownNameError, match="unknown scope of choices 'response'"):
         items_curve(tiny_model, items(2), vector, None, (1,), scope="response")
     with pytest.raises(SteeringError, match="one strength other than 0"):
         items_curve(tiny_model, items(2), vector, None, (0,))
@@ -173,3 +208,28 @@ def test_the_position_answer_is_the_first_token_that_differs(tiny_model, tiny_hf
             )
             ids = tiny_model.tokenizer(text, add_special_tokens=False)["input_ids"]
             np.testing.assert_allclose(own[i], residuals(tiny_hf_model, ids), atol=1e-5)
+
+
+def test_the_layer_is_chosen_on_select_and_its_effect_shown_on_report(tiny_model):
+    task = Task.from_choices(items(8), id="likes")
+    evidence = choice_evidence(tiny_model, task, layers=(0, 1, 2), show_progress=False)
+    select = choice_curve(
+        tiny_model, task, evidence.vector, (0, 1, 2), split="select", show_progress=False
+    )
+    assert evidence.best_layer == select.best_layer
+    assert evidence.table["select_slope"].tolist() == pytest.approx(select.slopes["slope"].tolist())
+    [row] = choices_table([evidence.to_json()]).to_dict("records")
+    best = evidence.curve.slopes.set_index("layer").loc[evidence.best_layer]
+    assert row["slope"] == best.slope
+    assert row["steerable"] == (best.slope_low > 0 and best.above_placebo_low > 0)
+    gain = best.slope - best.placebo_slope
+    assert row["above_placebo"] == pytest.approx(gain)
+    assert len(evidence.plot().layout.annotations) >= 4
+    assert "likes" in repr(evidence)
+
+
+def test_too_few_items_to_measure_are_refused_with_how_many_to_give(tiny_model):
+    task = Task.from_choices(items(5), id="likes")
+    assert [len(task.items(split)) for split in SPLITS] == [3, 1, 1]
+    with pytest.raises(PairsError, match="give 8 or more questions"):
+        choice_evidence(tiny_model, task, show_progress=False)

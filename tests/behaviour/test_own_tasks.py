@@ -117,5 +117,14 @@ def test_choices_on_the_command_line(tiny_folder, tmp_path, capsys):
     record = json.loads(capsys.readouterr().out)
     assert record["n_items"] == 2
     assert {each.name for each in out.iterdir()} >= {"likes.csv", "likes.html", "choices.json"}
+    content = (out / "choices.csv").read_bytes()
+    command = [*common, "--evidence", "choices", "--out", str(out), "--json"]
+    assert main(command) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert (out / "choices.csv").read_bytes() == content
+    assert json.loads(capsys.readouterr().out) == record
+    assert main([*common, "--evidence", "separability", "--scope", "all"]) == 2
+    assert "--scope is for --evidence choices" in capsys.readouterr().err
     assert main([*common, "--evidence", "causal"]) == 2
     assert "--evidence choices" in capsys.readouterr().err

@@ -141,7 +141,8 @@ def test_choices_are_searched_and_evaluated_by_the_change_of_their_log_odds(tiny
         show_progress=False,
     )  # fmt: skip
     vector = plan.vectors["likes", "answer"]
-    curve = sl.choice_curve(tiny_model, task, vector, [1], [2], show_progress=False).table
+    measured = sl.choice_curve(tiny_model, task, vector, [1], [2], scope="all", show_progress=False)
+    curve = measured.table
     expected = curve[curve["strength"] == 2].iloc[0]
     by_condition = result.summary["conditions"]
     shown = by_condition["uninstructed+steering"]["all"]["effects"]["log_odds_change"]
