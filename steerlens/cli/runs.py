@@ -1,6 +1,7 @@
 """The commands that take long and fill a folder: `search`, `evaluate` and `report`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,13 @@ def search(
     run: RunOptions,
     *,
     quick: Annotated[bool, option("a third of the work, for a first look", "--quick")] = False,
+    estimators: Annotated[
+        str | None,
+        option(
+            "comma-separated estimators to try; by default all but prompt_neutral, prompt_others "
+            "and prompt_own"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Choose where and how hard to steer, by behaviour."""
@@ -41,6 +49,9 @@ def search(
     from steerlens.behaviour.search import search as run_search
 
     settings = (SearchSettings.quick if quick else SearchSettings)(**run.settings())
+    if estimators is not None:
+        tried = tuple(name.strip() for name in estimators.split(","))
+        settings = replace(settings, recipe=replace(settings.recipe, estimators=tried))
     workers = run.worker_settings()
     plan = run_search(model.load(), names, run.out, settings, resume=run.resume, workers=workers)
     if as_json:

@@ -17,12 +17,18 @@ r"""Vectors for a task, by every estimator that the search may choose.
                      (Stolfo et al. 2025, §5)
 ``answer``           for choices: difference of means at the first token at which the two answers to
                      a question differ (Rimsky et al., arXiv 2312.06681, §3)
+``prompt_neutral``   ``last_prompt`` with a neutral sentence of the instruction's length on the
+                     uninstructed side (`steerlens.tasks.contrasts`)
+``prompt_others``    ``last_prompt`` with another task's instruction on the uninstructed side
+``prompt_own``       ``last_prompt`` without its part in the span of the other tasks' differences
+                     (`steerlens.vectors.others`)
 ==================== =============================================================================
 
 Everything is fitted on the ``fit`` split. A task whose arguments are words (a keyword, an end
 phrase; `Task.wording`) has no vector of its own: one is fitted for the words at hand, on fewer
 pairs, when it is needed. An estimator that a task cannot have (no rewrite, too few compliant
-answers) is left out, and `VectorBook.available` says why.
+answers) is left out, and `VectorBook.available` says why. The last three are tried where the recipe
+names them: their candidates cost a search half as much again.
 """
 
 import json
@@ -34,18 +40,22 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import ResidualCache
+from steerlens.activations.grids import residual_grid
 from steerlens.behaviour.answers import Answerer, LostPiecesError, Question
 from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.candidates import Candidate
 from steerlens.errors import SteerlensError, unknown_name
+from steerlens.models.loading import token_counter
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task, base_queries, catalogue
+from steerlens.tasks.contrasts import contrasted
 from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.grids import task_grid
 from steerlens.tasks.ifeval import sentence_spans
 from steerlens.tasks.pairs import ContrastPair, ContrastSet
-from steerlens.vectors import SteeringVector, difference_of_means, random_direction
+from steerlens.vectors import SteeringVector, difference_of_means, own_part, random_direction
 
-__all__ = ["CONTRASTS", "FitRecipe", "VectorBook"]
+__all__ = ["CONTRASTS", "SPECIFIC", "FitRecipe", "VectorBook"]
 
 CONTRASTS = (
     "last_prompt",
@@ -55,6 +65,7 @@ CONTRASTS = (
     "include",
     "answer",
 )
+SPECIFIC = ("prompt_neutral", "prompt_others", "prompt_own")
 # Most answers looked at for ends: most of a small model's are cut or loop.
 _N_ENDING = 96
 # Prompts per forward pass.
@@ -73,6 +84,10 @@ class FitRecipe:
         ending_tokens: Longest answer looked at for where it ends, for ``response_end``, in tokens.
         least_own: Fewest pairs of answers for a response estimator.
         seed: Draws pairs and placebo directions.
+        estimators: Those that are tried, of `CONTRASTS` and `SPECIFIC`.
+
+    Raises:
+        UnknownNameError: An estimator that does not exist.
     """
 
     n_pairs: int = 64
@@ -82,6 +97,13 @@ class FitRecipe:
     ending_tokens: int = 256
     least_own: int = 8
     seed: int = 0
+    estimators: tuple[str, ...] = CONTRASTS
+
+    def __post_init__(self) -> None:
+        # JSON has lists only.
+        object.__setattr__(self, "estimators", tuple(self.estimators))
+        for name in self.estimators:
+            _check_estimator(name)
 
 
 class VectorBook:
@@ -118,7 +140,7 @@ class VectorBook:
         """
         vectors: dict[str, SteeringVector] = {}
         problems: dict[str, str] = {}
-        for estimator in CONTRASTS:
+        for estimator in self.recipe.estimators:
             try:
                 vectors[estimator] = self.vector(task, kwargs, estimator)
             except LostPiecesError:
@@ -171,23 +193,28 @@ class VectorBook:
         if key not in self._fitted:
             cache = self._residuals(task, wording, estimator)
             vector = difference_of_means(cache)
+            if estimator == "prompt_own":
+                vector = self._own_part(task, cache)
             metadata = {**vector.metadata, "instruction": task.id, "contrast": estimator}
-            placebo = random_direction(cache, seed=self.recipe.seed)
+            placebo = random_direction(cache, seed=self.recipe.seed, like=vector)
             self._fitted[key] = replace(vector, metadata=metadata), placebo
         return self._fitted[key]
 
     def _residuals(self, task: Task, wording: Mapping[str, Any], estimator: str) -> ResidualCache:
         """Residuals of the two sides that an estimator compares."""
         recipe = self.recipe
-        if estimator not in CONTRASTS:
-            raise unknown_name("estimator", estimator, CONTRASTS)
+        _check_estimator(estimator)
         if (estimator == "answer") != (task.group == "choices"):
             has = "choices" if task.group == "choices" else "no choices"
             raise SteerlensError(f"{task.id} has {has}")
         if estimator == "answer":
             return self._cached(self._pairs(task, recipe.n_pairs, wording), "answer")
-        if estimator == "last_prompt":
+        if estimator == "last_prompt" or estimator in SPECIFIC:
             pairs = self._pairs(task, recipe.n_wording if wording else recipe.n_pairs, wording)
+            contrast = estimator.removeprefix("prompt_")
+            if contrast in ("neutral", "others"):
+                count = token_counter(self.model)
+                pairs = contrasted(pairs, task, contrast, None, recipe.seed, count)
             return self._cached(pairs, "last_prompt")
         if estimator == "include":
             if "forbidden_words" not in wording:
@@ -204,6 +231,13 @@ class VectorBook:
         if wording:
             raise SteerlensError(f"compliant answers are not looked for with given words {wording}")
         return self._cached(self._own(task, pairs), "response_mean")
+
+    def _own_part(self, task: Task, cache: ResidualCache) -> SteeringVector:
+        with self.answerer.alone:
+            grid = residual_grid(
+                self.model, task_grid(task, seed=self.recipe.seed), show_progress=False
+            )
+        return own_part(grid, cache)
 
     def _pairs(self, task: Task, n: int, wording: Mapping[str, Any]) -> ContrastSet:
         n = min(n, task.n_pairs("fit"))
@@ -272,6 +306,11 @@ class VectorBook:
                 f"{task.id} has {len(pairs)} {what}; at least {self.recipe.least_own} are needed"
             )
         return ContrastSet(tuple(pairs), task.id, "fit", self.recipe.seed)
+
+
+def _check_estimator(name: str) -> None:
+    if name not in (*CONTRASTS, *SPECIFIC):
+        raise unknown_name("estimator", name, (*CONTRASTS, *SPECIFIC))
 
 
 def joined(steerings: Sequence[Steering]) -> Steering | None:

@@ -32,6 +32,7 @@ _ENDING = (2.0, 1.0, 0.5, 0.25, -1.0)
 _CHOICE = (0.5, 1.0, 2.0)
 # Words to be avoided: how often the vector of using them is taken away.
 _SUBTRACTED = (-1.0, -2.0)
+_SPECIFIC = ("prompt_neutral", "prompt_others", "prompt_own")
 
 
 def spaced_best(scores: Mapping[int, float], n: int) -> list[int]:
@@ -57,6 +58,13 @@ def first_candidates(
     spread = sorted({min(round(d * n_layers), max(n_layers - 2, 0)) for d in _DEPTHS})
     layers = spaced_best(recovery, 3) if recovery else spread[-3:]
     specs: dict[str, list[InterventionSpec]] = {
+        **{
+            name: [
+                InterventionSpec(name, layer, "set_projection", strength, "all")
+                for layer, strength in product(layers, _TARGETS)
+            ]
+            for name in _SPECIFIC
+        },
         "last_prompt": [
             *(
                 InterventionSpec("last_prompt", layer, "set_projection", strength, scope)
@@ -84,7 +92,7 @@ def first_candidates(
             for layer, strength in product(range(0, max(n_layers - 1, 1), _EVERY), _CHOICE)
         ],
     }
-    return [(spec,) for name in specs if name in estimators for spec in specs[name]]
+    return [(spec,) for name in estimators for spec in specs[name]]
 
 
 def neighbours(candidate: Candidate, n_layers: int) -> list[Candidate]:
@@ -111,7 +119,7 @@ def combinations(ranked: Sequence[Candidate]) -> list[Candidate]:
     A ``last_prompt`` vector says how to begin, a response vector how to go on.
     """
     singles = [candidate for candidate in ranked if len(candidate) == 1]
-    prompts = [single for single in singles if single[0].estimator == "last_prompt"]
+    prompts = [single for single in singles if single[0].estimator in ("last_prompt", *_SPECIFIC)]
     others = [single for single in singles if single[0].estimator.startswith("response")]
     if not prompts or not others:
         return []
