@@ -14,6 +14,14 @@ asked for           columns of the table
                     ``response_recovery_all``, on pairs that the vector was not fitted on
 ``components``      ``writing``: the share of the projection at the best layer that heads and MLP
                     of each layer write
+``specificity``     ``specific_auroc, specific_d_prime, own_share, off_mean_share``: runs with this
+                    task against runs with other tasks (`steerlens.attribution.specificity`)
+``other_task``      ``other_task_recovery``: first-token recovery by other tasks' vectors, pushed as
+                    far, and ``specific_recovery``, what the task's own recovers beyond them
+``geometry``        ``next_cosine``: the direction's cosine to the next layer's, freed of noise
+``vocabulary``      ``vocabulary_z``: how far the direction stands out through the unembedding
+``reading``         ``reading``: share of the effect of steering that each later layer makes
+``patching``        ``patching``: recovery by the whole residual of the last prompt token
 =================== ===============================================================================
 
 **The rule of `best_layer`**: with ``causal`` it is the layer of the highest first-token recovery,
@@ -31,6 +39,7 @@ instructions, is open. On Gemma-3-270M, where two or three of five instructions 
 rule did no better than AUROC.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -43,33 +52,71 @@ from steerlens.activations.cache import ResidualCache
 from steerlens.attribution.causal import causal_recovery
 from steerlens.attribution.components import ComponentWriting, writing_components
 from steerlens.attribution.generalisation import generalise, pair_labels
+from steerlens.attribution.more_evidence import (
+    with_geometry,
+    with_patching,
+    with_reading,
+    with_specificity,
+    with_vocabulary,
+    written_by_layer,
+)
 from steerlens.attribution.ranking import LayerRanking
 from steerlens.attribution.recovery import ResponseRecovery
 from steerlens.attribution.separability import EVIDENCE, rank_layers
 from steerlens.errors import ActivationError, unknown_name
-from steerlens.stats.queries import recovery_interval
+from steerlens.tasks import Task, catalogue
 from steerlens.tasks.pairs import ContrastSet
-from steerlens.vectors import difference_of_means, random_direction
+from steerlens.tasks.task_files import load_task
+from steerlens.vectors import (
+    SteeringVector,
+    difference_of_means,
+    other_task_vectors,
+    random_direction,
+)
 from steerlens.views import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["ALL_EVIDENCE", "COMPARED", "Evidence", "applicable_evidence", "gather_evidence"]
+__all__ = [
+    "ALL_EVIDENCE",
+    "COMPARED",
+    "DEFAULT_EVIDENCE",
+    "Evidence",
+    "applicable_evidence",
+    "gather_evidence",
+]
 
 # Columns that rank layers by different kinds of evidence, in the order they are shown.
 COMPARED = (
     "auroc",
+    "specific_auroc",
+    "own_share",
     "logistic_auroc",
     "lda_auroc",
     "unseen_phrasing",
     "unseen_kind",
     "first_token_recovery",
+    "other_task_recovery",
+    "specific_recovery",
     "response_recovery_prompt",
     "response_recovery_all",
+    "patching",
 )
+# Shown over layers, but no measure of how good a layer is.
+_DESCRIPTIVE = ("writing", "reading", "next_cosine", "vocabulary_z")
 _MOST_WRITERS = 20
-ALL_EVIDENCE = (*EVIDENCE, "generalisation", "causal", "components")
+DEFAULT_EVIDENCE = (*EVIDENCE, "generalisation", "causal", "components")
+_BESIDE_OTHERS = ("specificity", "other_task")
+ALL_EVIDENCE = (
+    *DEFAULT_EVIDENCE,
+    *_BESIDE_OTHERS,
+    "geometry",
+    "vocabulary",
+    "reading",
+    "patching",
+)
+_ON_HELD_OUT = ("causal", "components", "other_task", "reading", "patching")
 _LABELS = ("phrasing", "kind")
 _HORIZONS = (1, 32)
 # Nats per pair; below it recovery is a ratio of roundings.
@@ -85,12 +132,14 @@ class Evidence(Result):
         recovery: Causal recovery with every scope and horizon; None when not asked for.
         writing: Every component's part in the projection at the best layer; None when not asked
             for.
+        details: The whole results of the other kinds, by kind: other tasks, tokens, positions.
         table: The ranking's table.
     """
 
     ranking: LayerRanking
     recovery: ResponseRecovery | None = None
     writing: ComponentWriting | None = None
+    details: Mapping[str, Result] = field(default_factory=dict)
     table: pd.DataFrame = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,7 +148,7 @@ class Evidence(Result):
     @property
     def drawn(self) -> tuple[str, ...]:
         """The kinds that are shown over layers, in order."""
-        return tuple(kind for kind in (*COMPARED, "writing") if kind in self.ranking.kinds)
+        return tuple(kind for kind in (*COMPARED, *_DESCRIPTIVE) if kind in self.ranking.kinds)
 
     @property
     def agreement(self) -> pd.DataFrame:
@@ -135,22 +184,26 @@ def gather_evidence(
     model: TransformerBridge,
     cache: ResidualCache,
     held_out: ContrastSet | None = None,
-    evidence: Sequence[str] = ALL_EVIDENCE,
+    evidence: Sequence[str] = DEFAULT_EVIDENCE,
     seed: int = 0,
     chat_format: str = "auto",
     show_progress: bool | None = None,
     fitted_on: ContrastSet | None = None,
+    task: Task | str | os.PathLike[str] | None = None,
 ) -> Evidence:
     """Rank layers by every kind of evidence asked for.
 
     Args:
         model: The model the activations are of.
         cache: Residuals at the last prompt token, of consecutive layers from 0 for ``components``.
-        held_out: Pairs that are not in the cache, for ``causal`` and ``components``.
+        held_out: Pairs that are not in the cache, for ``causal``, ``components``, ``other_task``,
+            ``reading`` and ``patching``.
         evidence: Kinds from `ALL_EVIDENCE`; separability is always there.
         seed: Of everything random.
         show_progress: Show progress bars on standard error; by default only in a terminal.
         fitted_on: The pairs in the cache, for ``generalisation``.
+        task: Their task, for ``specificity`` and ``other_task``; by default the one that the cache
+            names, if the catalogue has it.
 
     Raises:
         UnknownNameError: A kind of evidence that does not exist.
@@ -161,7 +214,7 @@ def gather_evidence(
     for name in evidence:
         if name not in ALL_EVIDENCE:
             raise unknown_name("kind of evidence", name, ALL_EVIDENCE)
-    wanted = set(evidence) & {"causal", "components"}
+    wanted = [name for name in _ON_HELD_OUT if name in evidence]
     if wanted and held_out is None:
         raise ActivationError(
             f"{' and '.join(sorted(wanted))} need pairs that the vector was not fitted on; give "
@@ -172,46 +225,79 @@ def gather_evidence(
             "generalisation needs the pairs in the cache, which know their phrasing and kind of "
             "query; give them as fitted_on"
         )
+    task = _task_of(cache, task, evidence)
+    rendered: dict[str, Any] = {"chat_format": chat_format, "show_progress": show_progress}
+    details: dict[str, Result] = {}
     from_activations = [name for name in evidence if name in EVIDENCE]
     ranking = rank_layers(cache, seed=seed, evidence=from_activations)
+    if "specificity" in evidence and task is not None:
+        ranking, details["specificity"] = with_specificity(
+            ranking, model, task, seed=seed, **rendered
+        )
     if "generalisation" in evidence and fitted_on is not None:
         ranking = _with_generalisation(ranking, cache, fitted_on, seed)
     vector = difference_of_means(cache)
+    if "geometry" in evidence:
+        ranking, details["geometry"] = with_geometry(ranking, cache)
+    if "vocabulary" in evidence:
+        ranking, details["vocabulary"] = with_vocabulary(ranking, model, vector, seed)
     recovery = writing = None
-    if "causal" in wanted and held_out is not None:
+    if held_out is not None and {"causal", "other_task"} & set(evidence):
+        others: Sequence[SteeringVector] = ()
+        if "other_task" in evidence and task is not None:
+            others = other_task_vectors(model, task, seed=seed, **rendered)
+        whole = "causal" in evidence
         recovery = causal_recovery(
             model,
             held_out,
             vector,
-            horizons=_HORIZONS,
+            scopes=("prompt", "all") if whole else ("prompt",),
+            horizons=_HORIZONS if whole else _HORIZONS[:1],
             placebo=random_direction(cache, seed=seed),
+            others=others,
             seed=seed,
-            chat_format=chat_format,
-            show_progress=show_progress,
+            **rendered,
         )
         ranking = _with_recovery(ranking, recovery, model.cfg.n_layers - 1)
-    if "components" in wanted and held_out is not None:
+    if "components" in evidence and held_out is not None:
         writing = writing_components(
-            model,
-            held_out,
-            vector,
-            ranking.best_layer,
-            seed=seed,
-            chat_format=chat_format,
-            show_progress=show_progress,
+            model, held_out, vector, ranking.best_layer, seed=seed, **rendered
         )
-        ranking = ranking.with_evidence("writing", _written_by_layer(writing, held_out))
-    return Evidence(ranking, recovery, writing)
+        frame = written_by_layer(writing.contributions, writing.table, writing.layer, held_out)
+        ranking = ranking.with_evidence("writing", frame)
+    if "reading" in evidence and held_out is not None:
+        ranking, details["reading"] = with_reading(
+            ranking, model, held_out, vector, seed=seed, **rendered
+        )
+    if "patching" in evidence and held_out is not None:
+        ranking, details["patching"] = with_patching(ranking, model, held_out, **rendered)
+    return Evidence(ranking, recovery, writing, details)
+
+
+def _task_of(
+    cache: ResidualCache, task: Task | str | os.PathLike[str] | None, evidence: Sequence[str]
+) -> Task | None:
+    """The task that other tasks are compared with."""
+    wanted = [name for name in _BESIDE_OTHERS if name in evidence]
+    if not wanted:
+        return None
+    named = cache.metadata.get("instruction") if task is None else task
+    if named is None or (task is None and named not in catalogue):
+        raise ActivationError(
+            f"{' and '.join(wanted)} compare the task with other tasks; give it as task="
+        )
+    return load_task(named)
 
 
 def applicable_evidence(evidence: Sequence[str], pairs: ContrastSet) -> tuple[str, ...]:
-    """The kinds that these pairs can give: generalisation needs two phrasings or more."""
+    """The kinds that these pairs can give.
+
+    Generalisation needs two phrasings or more, other tasks a prompt of the pair to stand in.
+    """
     phrasings = {pair.phrasing for pair in pairs}
-    return tuple(
-        kind
-        for kind in evidence
-        if kind != "generalisation" or (None not in phrasings and len(phrasings) > 1)
-    )
+    unfit = set() if None not in phrasings and len(phrasings) > 1 else {"generalisation"}
+    unfit |= set(_BESIDE_OTHERS) if pairs.same_prompts else set()
+    return tuple(kind for kind in evidence if kind not in unfit)
 
 
 def agreement_of(ranking: LayerRanking, kinds: Sequence[str]) -> pd.DataFrame:
@@ -247,15 +333,21 @@ def _with_generalisation(
 
 def _with_recovery(ranking: LayerRanking, recovery: ResponseRecovery, last: int) -> LayerRanking:
     table = recovery.table[recovery.table.layer < last] if last > 0 else recovery.table
-    first, whole = (table[table.horizon == horizon] for horizon in _HORIZONS)
+    first = table[(table.horizon == _HORIZONS[0]) & (table.scope == "prompt")]
     # At the first token no response token has been steered yet: the scopes are the same there.
-    first = first[first.scope == "prompt"]
     result = ranking.with_evidence(
         "first_token_recovery", first, value="recovery", samples=recovery.samples[first.index]
     )
     placebo = first[["layer", "placebo"]].rename(columns={"placebo": "first_token_placebo"})
     result = result.with_columns(ranking.table[["layer"]].merge(placebo, on="layer", how="left"))
-    for scope in ("prompt", "all"):
+    if "specific" in first:
+        for name, value in (
+            ("other_task_recovery", "other_task"),
+            ("specific_recovery", "specific"),
+        ):
+            result = result.with_evidence(name, first, value, f"{value}_low", f"{value}_high")
+    whole = table[table.horizon == _HORIZONS[1]]
+    for scope in dict.fromkeys(whole.scope):
         frame = whole[whole.scope == scope]
         result = result.with_evidence(f"response_recovery_{scope}", frame, value="recovery")
     effect = recovery.metadata["kl_instructed_uninstructed"][_HORIZONS[0]]
@@ -263,15 +355,3 @@ def _with_recovery(ranking: LayerRanking, recovery: ResponseRecovery, last: int)
         rule = f"{ranking.rule}; the instruction changes the first token by {effect:.2g} nats only"
         return replace(result, rule=rule)
     return result.best_by("first_token_recovery")
-
-
-def _written_by_layer(writing: ComponentWriting, pairs: ContrastSet) -> pd.DataFrame:
-    """Share of the projection's difference that each layer's heads, biases and MLP write."""
-    by_pair = writing.contributions[0] - writing.contributions[1]
-    of_layer = writing.table.layer.to_numpy(dtype=float)
-    whole = by_pair.sum(axis=1)
-    layers = range(writing.layer + 1)
-    # What the other layers write is what remains without this one, so its share is a recovery.
-    others = np.stack([whole - by_pair[:, of_layer == layer].sum(axis=1) for layer in layers], 1)
-    share, low, high = recovery_interval(others, whole, pairs.query_groups)
-    return pd.DataFrame({"layer": layers, "writing": share, "low": low, "high": high})

@@ -170,3 +170,36 @@ def test_every_result_draws_itself(gathered):
         assert "<table" in result._repr_html_()
     with pytest.raises(SteeringError, match=r"measured are \[1, 32\]"):
         found.recovery.plot(horizon=5)
+
+
+def test_every_further_kind_is_a_column_of_the_table_and_a_result_of_its_own(
+    roomy_model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("STEERLENS_CACHE", str(tmp_path))
+    phrasings = ["Shout.", "Be loud.", "Yell it.", "Cry out."]
+    task = sl.Task("loud", phrasings, queries=[f"Name {i}." for i in range(16)])
+    pairs = sl.contrast_pairs(task, n=6)
+    held_out = sl.contrast_pairs(task, n=3, split="select")
+    cache = sl.cache_residuals(roomy_model, pairs)
+    kinds = ("specificity", "other_task", "geometry", "vocabulary", "reading", "patching")
+    found = gather_evidence(roomy_model, cache, held_out, kinds, show_progress=False, task=task)
+    assert set(found.details) == set(kinds) - {"other_task"}
+    table = found.table.set_index("layer")
+    patched = found.details["patching"].table
+    last = patched[patched.position == -1].set_index("layer").recovery
+    np.testing.assert_allclose(table.patching, last)
+    np.testing.assert_allclose(
+        table.specific_recovery, table.first_token_recovery - table.other_task_recovery
+    )
+    own = sl.specificity(roomy_model, task).table
+    np.testing.assert_allclose(table.specific_auroc, own.specific_auroc)
+    assert {"next_cosine", "vocabulary_z", "placebo_z", "specific_p"} <= set(table)
+    # The share that later layers make, and what was added itself, are all of the effect.
+    reading = found.details["reading"]
+    direct = reading.table.loc[reading.table.component == "direct", "share"].sum()
+    assert table.reading.sum() + direct == pytest.approx(1, abs=1e-4)
+    # Without "causal" no response is written.
+    assert set(found.recovery.table.horizon) == {1}
+    assert "response_recovery_all" not in table
+    with pytest.raises(ActivationError, match="give it as task="):
+        gather_evidence(roomy_model, cache, held_out, ("specificity",))
