@@ -80,8 +80,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL_EVIDENCE",
+    "BESIDE_OTHERS",
     "COMPARED",
     "DEFAULT_EVIDENCE",
+    "ON_HELD_OUT",
     "Evidence",
     "applicable_evidence",
     "gather_evidence",
@@ -107,16 +109,16 @@ COMPARED = (
 _DESCRIPTIVE = ("writing", "reading", "next_cosine", "vocabulary_z")
 _MOST_WRITERS = 20
 DEFAULT_EVIDENCE = (*EVIDENCE, "generalisation", "causal", "components")
-_BESIDE_OTHERS = ("specificity", "other_task")
+BESIDE_OTHERS = ("specificity", "other_task")
 ALL_EVIDENCE = (
     *DEFAULT_EVIDENCE,
-    *_BESIDE_OTHERS,
+    *BESIDE_OTHERS,
     "geometry",
     "vocabulary",
     "reading",
     "patching",
 )
-_ON_HELD_OUT = ("causal", "components", "other_task", "reading", "patching")
+ON_HELD_OUT = ("causal", "components", "other_task", "reading", "patching")
 _LABELS = ("phrasing", "kind")
 _HORIZONS = (1, 32)
 # Nats per pair; below it recovery is a ratio of roundings.
@@ -214,7 +216,7 @@ def gather_evidence(
     for name in evidence:
         if name not in ALL_EVIDENCE:
             raise unknown_name("kind of evidence", name, ALL_EVIDENCE)
-    wanted = [name for name in _ON_HELD_OUT if name in evidence]
+    wanted = [name for name in ON_HELD_OUT if name in evidence]
     if wanted and held_out is None:
         raise ActivationError(
             f"{' and '.join(sorted(wanted))} need pairs that the vector was not fitted on; give "
@@ -278,7 +280,7 @@ def _task_of(
     cache: ResidualCache, task: Task | str | os.PathLike[str] | None, evidence: Sequence[str]
 ) -> Task | None:
     """The task that other tasks are compared with."""
-    wanted = [name for name in _BESIDE_OTHERS if name in evidence]
+    wanted = [name for name in BESIDE_OTHERS if name in evidence]
     if not wanted:
         return None
     named = cache.metadata.get("instruction") if task is None else task
@@ -296,7 +298,7 @@ def applicable_evidence(evidence: Sequence[str], pairs: ContrastSet) -> tuple[st
     """
     phrasings = {pair.phrasing for pair in pairs}
     unfit = set() if None not in phrasings and len(phrasings) > 1 else {"generalisation"}
-    unfit |= set(_BESIDE_OTHERS) if pairs.same_prompts else set()
+    unfit |= set(BESIDE_OTHERS) if pairs.same_prompts else set()
     return tuple(kind for kind in evidence if kind not in unfit)
 
 

@@ -162,6 +162,13 @@ class PairOptions(TaskOptions):
         option("last_prompt, response_mean, last_response, answer or a token index"),
     ] = None
     batch_size: Annotated[int | None, count("prompts per forward pass")] = None
+    contrast: Annotated[
+        Literal["none", "neutral", "others"],
+        option(
+            "what the uninstructed side carries: nothing, a neutral sentence, or another task's "
+            "instruction"
+        ),
+    ] = "none"
 
     def sets(self) -> "list[ContrastSet]":
         """Contrast pairs of the file, or of each task."""
@@ -174,6 +181,9 @@ class PairOptions(TaskOptions):
             raise SteerlensError("give either --pairs or --task, not both")
         reason = "is how many pairs of a task are drawn, and all pairs of --pairs FILE are used"
         refuse_unused({"--n": self.n}, reason)
+        contrast = None if self.contrast == "none" else self.contrast
+        reason = "makes the uninstructed side of a task's pairs, and --pairs FILE has both sides"
+        refuse_unused({"--contrast": contrast}, reason)
         is_csv = self.pairs.suffix.lower() == ".csv"
         return [(ContrastSet.from_csv if is_csv else ContrastSet.from_jsonl)(self.pairs)]
 
@@ -185,7 +195,19 @@ class PairOptions(TaskOptions):
         seed = seed_of(self.seed)
         for task in tasks:
             warn_of_task(task)
-        return [contrast_pairs(task, n=self.n, seed=seed, split="fit") for task in tasks]
+        return [
+            contrast_pairs(task, n=self.n, seed=seed, split="fit", contrast=self.contrast)
+            for task in tasks
+        ]
+
+    def task_of(self, pairs: "ContrastSet") -> "Task":
+        """The task of one of the sets, to be compared with others."""
+        from steerlens.tasks import Task
+
+        if self.pairs is not None:
+            return Task.from_pairs(pairs, id=self.pairs.stem)
+        (task,) = (task for task in self.tasks() if task.id == pairs.instruction_id)
+        return task
 
     def check_position(self) -> None:
         """`UnknownNameError` for a position that does not exist."""

@@ -1,7 +1,9 @@
 """`steerlens rank`: which layer, by which evidence."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,16 +29,25 @@ if TYPE_CHECKING:
 __all__ = ["rank"]
 
 _N_HELD_OUT = 16
-_FROM_MODEL = {"causal", "components"}
 _COLUMNS = ("layer", "auroc", "auroc_low", "auroc_high", "d_prime", "split_half_cosine")
-_UNSEEN = ("unseen_phrasing", "unseen_kind")
-_CAUSAL = (
+_MORE = (
+    "specific_auroc",
+    "own_share",
+    "unseen_phrasing",
+    "unseen_kind",
     "first_token_recovery",
     "first_token_recovery_low",
     "first_token_recovery_high",
     "first_token_placebo",
+    "other_task_recovery",
+    "specific_recovery",
     "response_recovery_prompt",
     "response_recovery_all",
+    "patching",
+    "writing",
+    "reading",
+    "next_cosine",
+    "vocabulary_z",
 )
 
 
@@ -73,17 +84,21 @@ def rank(
         return
     refuse_unused({"--scope": scope, "--resume": resume or None}, "is for --evidence choices")
     sets = pairs.sets()  # before the slow imports: a mistyped name is refused at once
-    from steerlens.attribution.evidence import applicable_evidence, gather_evidence
+    from steerlens.attribution.evidence import (
+        BESIDE_OTHERS,
+        ON_HELD_OUT,
+        applicable_evidence,
+        gather_evidence,
+    )
     from steerlens.files import check_writable
 
     kinds = evidence_kinds(evidence)
-    needs_held_out = bool(_FROM_MODEL & set(kinds))
+    needs_held_out = bool(set(ON_HELD_OUT) & set(kinds))
     if needs_held_out and any(fit.same_prompts for fit in sets):
         raise SteerlensError(
             "causal evidence and components compare prompts, and choices have only one; use "
             "--evidence choices"
         )
-    divided = [_held_out(fit, pairs) if needs_held_out else (fit, None) for fit in sets]
     if out is not None:
         check_writable(out / "ranking.json")
     workers = engine.worker_settings()
@@ -97,15 +112,22 @@ def rank(
             f"from shards only separability is computed, not {', '.join(kinds)}; leave out "
             "--shards, or the other evidence"
         )
+    every = _Several(len(sets) > 1)
+    divided = [
+        every.attempt(fit.instruction_id, partial(_held_out, fit, pairs))
+        if needs_held_out
+        else (fit, None)
+        for fit in sets
+    ]
     loaded = model.load()
-    results = []
-    for fit, held_out in divided:
-        if shards is not None:
-            folder = shards / _file_name(fit.instruction_id) if len(divided) > 1 else shards
-            results.append(_from_shards(loaded, fit, folder, pairs, model.chat_format, workers))
-            continue
-        results.append(
-            gather_evidence(
+    records = []
+    for fit, held_out in filter(None, divided):
+
+        def gather(fit: "ContrastSet" = fit, held_out: "ContrastSet | None" = held_out) -> Any:
+            if shards is not None:
+                folder = shards / _file_name(fit.instruction_id) if len(sets) > 1 else shards
+                return _from_shards(loaded, fit, folder, pairs, model.chat_format, workers)
+            return gather_evidence(
                 loaded,
                 pairs.cache(loaded, fit, model.chat_format),
                 held_out,
@@ -113,18 +135,49 @@ def rank(
                 seed=seed_of(pairs.seed),
                 chat_format=model.chat_format,
                 fitted_on=fit,
+                task=pairs.task_of(fit) if set(BESIDE_OTHERS) & set(kinds) else None,
             )
-        )
-    if out is not None:
-        for result in results:
+
+        result = every.attempt(fit.instruction_id, gather)
+        if result is None:
+            continue
+        if out is not None:
             name = _file_name(result.ranking.metadata["instruction"])
-            _write(result, out / name if len(results) > 1 else out)
+            _write(result, out / name if len(sets) > 1 else out)
+        if as_json:
+            records.append(_record(result))
+        else:
+            _print(result, result.ranking.metadata.get("instruction") or pairs.pairs)
     if as_json:
-        records = [_record(result) for result in results]
-        print_json(records[0] if len(records) == 1 else records)
-        return
-    for result in results:
-        _print(result, result.ranking.metadata.get("instruction") or pairs.pairs)
+        print_json(records[0] if len(sets) == 1 else records)
+    every.finish(len(sets))
+
+
+class _Several:
+    """Tasks one after the other: one that fails is named, and the others go on."""
+
+    def __init__(self, several: bool) -> None:
+        self.several = several
+        self.failed: list[str] = []
+
+    def attempt(self, task: object, compute: Callable[[], Any]) -> Any:
+        """What `compute` returns; None where it fails and there are other tasks."""
+        try:
+            return compute()
+        except SteerlensError as error:
+            if not self.several:
+                raise
+            print(f"steerlens: {task}: {error}", file=sys.stderr)
+            self.failed.append(str(task))
+            return None
+
+    def finish(self, n: int) -> None:
+        """`SteerlensError` that names the tasks that failed."""
+        if self.failed:
+            raise SteerlensError(
+                f"{len(self.failed)} of {n} tasks failed, for the reasons above: "
+                f"{', '.join(self.failed)}"
+            )
 
 
 def _file_name(task: object) -> str:
@@ -207,6 +260,8 @@ def _write(result: "gathered.Evidence", folder: Path) -> None:
         write_text(folder / "recovery.csv", result.recovery.table.to_csv(index=False))
     if result.writing is not None:
         write_text(folder / "components.csv", result.writing.table.to_csv(index=False))
+    for kind, detail in result.details.items():
+        write_text(folder / f"{kind}.csv", detail.table.to_csv(index=False))
 
 
 def _print(result: "gathered.Evidence", name: object) -> None:
@@ -214,7 +269,7 @@ def _print(result: "gathered.Evidence", name: object) -> None:
     print(name)
     columns: Sequence[str] = [
         *(_COLUMNS if result.recovery is None else _COLUMNS[:2]),
-        *(column for column in (*_UNSEEN, *_CAUSAL, "writing") if column in ranking.table),
+        *(column for column in _MORE if column in ranking.table),
         *(["selection_frequency"] if ranking.selection_frequency else []),
     ]
     print(ranking.table[columns].to_string(index=False, float_format="{:.3f}".format, na_rep="–"))

@@ -70,8 +70,9 @@ Ids = option(
 Json = Annotated[bool, option("print machine-readable JSON", "--json")]
 Seed = Annotated[int, option("seed of everything that is drawn")]
 Evidence = option(
-    "comma-separated: separability, probes, null, dimension, generalisation, causal, components; "
-    "or all (for rank also: choices)"
+    "comma-separated: separability, probes, null, dimension, generalisation, causal, components, "
+    "specificity, other_task, geometry, vocabulary, reading, patching; or all (for rank also: "
+    "choices)"
 )
 
 
