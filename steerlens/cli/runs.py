@@ -135,12 +135,18 @@ def report(
     samples: Annotated[int | None, option("prompts shown per task")] = None,
     max_new_tokens: Annotated[int, count("longest response")] = 96,
     evidence: Annotated[str | None, Evidence] = None,
-    plan: Annotated[Path | None, local_path("steer the samples as this folder's plan says")] = None,
+    plan: Annotated[
+        Path | None, local_path("show what this folder's search tried, and steer as its plan says")
+    ] = None,
+    searched: Annotated[
+        bool, option("make the plan first, by a quick search in OUT/search", "--search")
+    ] = False,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Write a layer-selection report (HTML and JSON)."""
+    """Write a report: evidence about layers, settings searched, and effects on every token."""
     from steerlens.behaviour.plans.plan import Plan
+    from steerlens.behaviour.search import SearchSettings
     from steerlens.files import check_writable
     from steerlens.reports import ReportSettings
     from steerlens.reports import report as write_report
@@ -154,8 +160,13 @@ def report(
     )
     names = tasks.tasks()
     check_writable(out / "report.html")
+    if plan is not None and searched:
+        raise SteerlensError("give either --plan or --search, which makes one")
     chosen = Plan.load(plan) if plan else None
-    result = write_report(model.load(), names, out, chosen, settings, command=command_line)
+    quick = SearchSettings.quick(seed=seed) if searched else None
+    result = write_report(
+        model.load(), names, out, chosen, settings, command_line, search_settings=quick
+    )
     if not as_json:
         print(f"report written to {result.page}")
         return

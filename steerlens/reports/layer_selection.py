@@ -5,9 +5,12 @@ For each task `report`
 1. caches residuals of contrast pairs of the ``fit`` split, ranks layers by separability and takes
    the difference of means;
 2. measures first-token causal recovery on pairs of the ``select`` split, beside a placebo;
-3. steers at the layer with the highest recovery, or as a plan says, on prompts of the ``report``
+3. with a plan, or after a search for one, shows the settings that were tried and what they did;
+4. steers at the layer with the highest recovery, or as the plan says, on prompts of the ``report``
    split that neither the vector nor the choice of layer has seen, and records per-token effects
    beside the placebo's.
+
+For tasks of choices the slope of their log odds takes the place of recovery.
 
 The result is plain data (``docs/report-format.md``) and the page drawn from it.
 
@@ -29,39 +32,27 @@ import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations.cache import ResidualCache, cache_residuals
-from steerlens.attribution import (
-    Evidence,
-    LayerRanking,
-    RecoveryCurve,
-    applicable_evidence,
-    first_token_recovery,
-    gather_evidence,
-    rank_layers,
-)
-from steerlens.behaviour.plans.plan import Plan
+from steerlens.behaviour.plans.plan import CONTEXTS, Plan
+from steerlens.behaviour.search import SearchSettings, search
+from steerlens.behaviour.unchecked import measure_of
 from steerlens.errors import SteerlensError
 from steerlens.errors.progress import shown
 from steerlens.files import REPORT_SCHEMA, check_writable, library_versions, without_nan, write_text
 from steerlens.models.loading import model_info
+from steerlens.reports.measuring import MeasuredTask, check_sizes, measure_task
 from steerlens.reports.page import render_report
-from steerlens.reports.samples import SteeredTask, answer_samples
+from steerlens.reports.samples import answer_samples
 from steerlens.reports.settings import ReportSettings
 from steerlens.tasks import Task
-from steerlens.tasks.drawing import contrast_pairs
 from steerlens.tasks.notices import warn_of_task
-from steerlens.tasks.pairs import ContrastSet
 from steerlens.tasks.task_files import unique_tasks
-from steerlens.vectors import SteeringVector, difference_of_means, random_direction
+from steerlens.vectors import SteeringVector
 from steerlens.views import Result
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = ["Report", "report"]
-
-
-_N_RECOVERY = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,6 +117,7 @@ def report(
     settings: ReportSettings | None = None,
     command: str = "",
     show_progress: bool | None = None,
+    search_settings: SearchSettings | None = None,
 ) -> Report:
     """Measure where tasks can be steered, and write ``report.html``, ``report.json`` and vectors.
 
@@ -138,14 +130,19 @@ def report(
         settings: Sizes and operation; see `ReportSettings`.
         command: The command that makes the report again, for its provenance.
         show_progress: Show progress bars on standard error; by default only in a terminal.
+        search_settings: Make the plan first, by a search of this size in ``out/search``, which is
+            resumed if it was stopped.
 
     Raises:
         UnknownNameError: An id that the catalogue, or the plan, does not have.
-        SteerlensError: No task, more pairs than a task has, fewer than 2, a plan made for another
+        SteerlensError: No task, a plan and a search, more pairs than a task has, fewer than 2, a
+            plan made for another
             model, or a folder that cannot be written.
     """
     settings = settings or ReportSettings()
     checked = _checked_tasks(tasks, settings)
+    if plan is not None and search_settings is not None:
+        raise SteerlensError("give either a plan or the settings of a search for one, not both")
     if plan is not None:
         plan.check_model(model)
         for task in checked:
@@ -154,15 +151,19 @@ def report(
     out = Path(out)
     check_writable(out / "report.html")
     show, started = shown(show_progress), time.monotonic()
+    seconds: dict[str, float] = {}
+    if search_settings is not None:
+        plan = search(model, checked, out / "search", search_settings, True, show_progress)
+        seconds["search"], started = time.monotonic() - started, time.monotonic()
     disable = not show
     bar = tqdm(checked, desc="layer attribution", unit="task", disable=disable)
-    measured = [_measure(model, task, settings) for task in bar]
-    seconds = {"attribution": time.monotonic() - started}
+    measured = [measure_task(model, task, settings) for task in bar]
+    seconds["attribution"] = time.monotonic() - started
     started = time.monotonic()
-    samples = answer_samples(model, [m.steered for m in measured], plan, settings, show)
+    samples = answer_samples(model, [m.steered(settings) for m in measured], plan, settings, show)
     seconds["samples"] = time.monotonic() - started
     records = [
-        _task_record(one, shown_samples)
+        _task_record(one, plan, shown_samples)
         for one, shown_samples in zip(measured, samples, strict=True)
     ]
     data = without_nan(
@@ -191,24 +192,6 @@ def report(
     return Report(data, vectors, write_text(out / "report.html", render_report(data)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """The evidence about one task."""
-
-    task: Task
-    cache: ResidualCache
-    ranking: LayerRanking
-    recovery: RecoveryCurve
-    vector: SteeringVector
-    placebo: SteeringVector
-    evidence: Evidence | None
-
-    @property
-    def steered(self) -> SteeredTask:
-        layer, caveat = self.recovery.best_layer, self.recovery.caveat
-        return SteeredTask(self.task, layer, caveat, self.vector, self.placebo)
-
-
 def _checked_tasks(
     tasks: Sequence[str | Task] | str | Task, settings: ReportSettings
 ) -> list[Task]:
@@ -216,66 +199,15 @@ def _checked_tasks(
     unique = list(unique_tasks(listed).values())
     if not unique:
         raise SteerlensError("no instruction was given; name at least one, or take the catalogue")
-    for task in unique:  # drawn again when used; here so that too many pairs are refused at once
+    for task in unique:
         warn_of_task(task)
-        fit_pairs(task, settings)
-        held_out_pairs(task, settings)
+        check_sizes(task, settings)
     return unique
 
 
-def fit_pairs(task: Task, settings: ReportSettings) -> ContrastSet:
-    """The pairs that the vector is fitted on."""
-    return contrast_pairs(task, n=settings.n_pairs, seed=settings.seed, split="fit")
-
-
-def held_out_pairs(task: Task, settings: ReportSettings) -> ContrastSet:
-    """The pairs that recovery is measured on.
-
-    Raises:
-        SteerlensError: The task has choices, whose behaviour is measured by log odds.
-    """
-    if task.group == "choices":
-        raise SteerlensError(
-            f"task {task.id!r} has choices, which are measured by log odds; use "
-            "`steerlens rank --evidence choices`, or steerlens.choice_curve"
-        )
-    n = settings.n_recovery or max(2, min(_N_RECOVERY, task.n_pairs("select")))
-    return contrast_pairs(task, n=n, seed=settings.seed, split="select")
-
-
-def _measure(model: TransformerBridge, task: Task, settings: ReportSettings) -> _Measured:
-    seed, batch_size = settings.seed, settings.batch_size
-    pairs, held_out = fit_pairs(task, settings), held_out_pairs(task, settings)
-    cache = cache_residuals(model, pairs, batch_size=batch_size, show_progress=False)
-    vector, placebo = difference_of_means(cache), random_direction(cache, seed=seed)
-    # Not the last layer: what is set there moves the first token's logits almost directly, so its
-    # recovery is high, but no later layer can carry the task on.
-    layers = range(0, max(model.cfg.n_layers - 1, 1), settings.recovery_every)
-    recovery = first_token_recovery(
-        model,
-        held_out,
-        vector,
-        layers=layers,
-        placebo=placebo,
-        operation=settings.operation,
-        strength=settings.strength,
-        scope="prompt" if settings.scope == "response" else settings.scope,
-        batch_size=batch_size,
-        show_progress=False,
-    )
-    evidence = None
-    if settings.evidence:
-        evidence = gather_evidence(
-            *(model, cache, held_out, applicable_evidence(settings.evidence, pairs)),
-            seed=seed,
-            show_progress=False,
-            fitted_on=pairs,
-        )
-    ranking = rank_layers(cache, seed=seed)
-    return _Measured(task, cache, ranking, recovery, vector, placebo, evidence)
-
-
-def _task_record(measured: _Measured, samples: Mapping[str, Any]) -> dict[str, Any]:
+def _task_record(
+    measured: MeasuredTask, plan: Plan | None, samples: Mapping[str, Any]
+) -> dict[str, Any]:
     task, ranking, evidence = measured.task, measured.ranking, measured.evidence
     # The same for the whole report, and said there.
     shared = {"model", "instruction", "n_pairs", "position", "metadata"}
@@ -288,9 +220,25 @@ def _task_record(measured: _Measured, samples: Mapping[str, Any]) -> dict[str, A
         "best_layer_rule": ranking.rule,
         "best_layer_caveat": ranking.caveat,
         "layers": ranking.to_json()["layers"],
-        "recovery": measured.recovery.table.to_dict("records"),
+        "measure": measure_of(task),
+        "recovery": measured.recovery.table.to_dict("records") if measured.recovery else [],
+        "choices": measured.choices and measured.choices.slopes.to_dict("records"),
+        "search": plan and _search_record(plan, task.id),
         "evidence": evidence and {k: v for k, v in evidence.to_json().items() if k not in shared},
         **samples,
+    }
+
+
+def _search_record(plan: Plan, task_id: str) -> dict[str, Any]:
+    """What a plan's search tried for one task, and what it chose."""
+    record = plan.data["instructions"][task_id]
+    measure = plan.measure(task_id)
+    contexts = CONTEXTS if measure == "rate" else CONTEXTS[:1]
+    return {
+        "measure": measure,
+        "choices": {name: plan.described(task_id, name) for name in contexts},
+        "tried": record.get("table", []),
+        "problems": record.get("problems", {}),
     }
 
 

@@ -21,18 +21,18 @@ from steerlens.vectors import SteeringVector
 
 __all__ = ["SteeredTask", "answer_samples"]
 
-_RECOVERY_RULE = "highest first-token causal recovery on held-out pairs"
-
 
 @dataclass(frozen=True, eq=False)
 class SteeredTask:
-    """A task with its vector, its placebo, and the layer with the highest recovery."""
+    """A task with its vector, its placebo, and where it is steered without a plan, by a rule."""
 
     task: Task
     layer: int
     caveat: str | None
     vector: SteeringVector
     placebo: SteeringVector
+    operation: str
+    rule: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,13 @@ def _prompts(task: Task, n_samples: int, seed: int) -> list[tuple[str, dict[str,
     rng = random.Random(seed)
     queries = task.queries("report")
     chosen = rng.sample(queries, min(n_samples, len(queries)))
-    return [(query.text, task.sample_kwargs(rng, query)) for query in chosen]
+    given: dict[str, Mapping[str, Any]] = {}
+    if task.group == "pairs" and (n := task.n_pairs("report")) >= 2:
+        given = {pair.uninstructed: pair.kwargs for pair in task.pairs(n, split="report")}
+    return [
+        (query.text, {**task.sample_kwargs(rng, query), **given.get(query.text, {})})
+        for query in chosen
+    ]
 
 
 def _steer(
@@ -110,8 +116,8 @@ def _steer(
     settings: ReportSettings,
 ) -> tuple[dict[str, Any], list[_Sample]]:
     """How a task is steered, as a record and for each prompt."""
-    options = (steered.layer, settings.operation, settings.strength, settings.scope)
-    rule = _RECOVERY_RULE
+    options = (steered.layer, steered.operation, settings.strength, settings.scope)
+    rule, read_at = steered.rule, _read_at(steered.vector)
     if plan is not None and book is not None:
         candidate = plan.candidate(steered.task.id)
         if candidate:
@@ -126,12 +132,15 @@ def _steer(
                 read_at = "last_prompt" if first.estimator == "last_prompt" else None
                 samples.append(_Sample(prompt, kwargs, vector, placebo, read_at))
             return record, samples
-        rule = f"the plan chose no steering, so this is the layer with the {_RECOVERY_RULE}"
+        rule = f"the plan chose no steering, so this is the layer with the {steered.rule}"
     vector, placebo = steered.vector.at(*options), steered.placebo.at(*options)
-    samples = [
-        _Sample(prompt, kwargs, vector, placebo, "last_prompt") for prompt, kwargs in prompts
-    ]
+    samples = [_Sample(prompt, kwargs, vector, placebo, read_at) for prompt, kwargs in prompts]
     return _steering_record(*options, rule, steered.caveat), samples
+
+
+def _read_at(vector: SteeringVector) -> str | None:
+    """Where strips mark that a vector was read: in a prompt, if at all."""
+    return "last_prompt" if vector.metadata.get("position") == "last_prompt" else None
 
 
 def _steering_record(

@@ -13,7 +13,9 @@ from markupsafe import Markup
 
 from steerlens.reports.evidence import evidence_section
 from steerlens.reports.html import Cell, interval, percent
+from steerlens.reports.searched import measured_by, search_section
 from steerlens.views import layer_curves, recovery_curve, token_strip
+from steerlens.views.choices import choice_slopes
 from steerlens.views.numbers import MISSING, finite
 from steerlens.views.tokens import strip_limit
 
@@ -48,6 +50,9 @@ def task_section(
         ],
         "layers": layer_curves(task["layers"], supported_layer(task)),
         "recovery": recovery,
+        "slopes": choice_slopes(task["choices"]) if task.get("choices") else None,
+        "measured_by": measured_by(task),
+        "search": search_section(task.get("search")),
         "evidence": evidence_section(task.get("evidence")),
         "samples": [{**sample, "strips": _strips(sample, strips)} for sample in task["samples"]],
     }

@@ -103,7 +103,7 @@ def test_more_pairs_than_the_last_task_has_are_refused_at_once(tiny_model, monke
     def too_late(*_args):
         raise AssertionError("attributed before the settings were checked")
 
-    monkeypatch.setattr("steerlens.reports.layer_selection._measure", too_late)
+    monkeypatch.setattr("steerlens.reports.layer_selection.measure_task", too_late)
     names = [*NAMES, "detectable_format:constrained_response"]
     with pytest.raises(SteerlensError, match="gives 2 to 160"):
         report(tiny_model, names, tmp_path, settings=ReportSettings(n_pairs=161))

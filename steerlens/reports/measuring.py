@@ -1,0 +1,115 @@
+"""The evidence about one task that a report shows: where it can be read, and where written."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from steerlens.activations.cache import ResidualCache, cache_residuals
+from steerlens.attribution import (
+    Evidence,
+    LayerRanking,
+    RecoveryCurve,
+    applicable_evidence,
+    first_token_recovery,
+    gather_evidence,
+    rank_layers,
+)
+from steerlens.attribution.choices import ChoiceCurve, choice_curve
+from steerlens.reports.samples import SteeredTask
+from steerlens.reports.settings import ReportSettings
+from steerlens.tasks import Task
+from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.pairs import ContrastSet
+from steerlens.vectors import SteeringVector, difference_of_means, random_direction
+
+__all__ = ["MeasuredTask", "check_sizes", "measure_task"]
+
+_N_RECOVERY = 16
+_RECOVERY_RULE = "highest first-token causal recovery on held-out pairs"
+_SLOPE_RULE = "steepest slope of the log odds on held-out items"
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredTask:
+    """The evidence about one task; choices have a curve of log odds instead of recovery."""
+
+    task: Task
+    cache: ResidualCache
+    ranking: LayerRanking
+    recovery: RecoveryCurve | None
+    choices: ChoiceCurve | None
+    vector: SteeringVector
+    placebo: SteeringVector
+    evidence: Evidence | None
+
+    def steered(self, settings: ReportSettings) -> SteeredTask:
+        """Where its samples are steered without a plan."""
+        vectors = self.vector, self.placebo
+        if self.choices is not None:
+            # Choices are steered as they are measured, by adding.
+            layer, above = self.choices.best_layer, (self.choices.slopes["slope_low"] > 0).any()
+            caveat = None if above else "no layer's interval of the slope is above 0"
+            return SteeredTask(self.task, layer, caveat, *vectors, "add", _SLOPE_RULE)
+        assert self.recovery is not None  # one of the two is there
+        layer, caveat = self.recovery.best_layer, self.recovery.caveat
+        return SteeredTask(self.task, layer, caveat, *vectors, settings.operation, _RECOVERY_RULE)
+
+
+def check_sizes(task: Task, settings: ReportSettings) -> None:
+    """Refuse more pairs than a task has; drawn again when they are used.
+
+    Raises:
+        PairsError: More pairs than a split holds, or fewer than 2.
+    """
+    _fit_pairs(task, settings)
+    _held_out_pairs(task, settings)
+
+
+def measure_task(model: TransformerBridge, task: Task, settings: ReportSettings) -> MeasuredTask:
+    """Vector, separability and causal evidence of one task."""
+    pairs, held_out = _fit_pairs(task, settings), _held_out_pairs(task, settings)
+    options: dict[str, Any] = {"batch_size": settings.batch_size, "show_progress": False}
+    is_choices = task.group == "choices"
+    position = "answer" if is_choices else "last_prompt"
+    cache = cache_residuals(model, pairs, position=position, **options)
+    vector, placebo = difference_of_means(cache), random_direction(cache, seed=settings.seed)
+    # Not the last layer: what is set there moves the first token's logits almost directly, so its
+    # recovery is high, but no later layer can carry the task on.
+    layers = range(0, max(model.cfg.n_layers - 1, 1), settings.recovery_every)
+    recovery = choices = evidence = None
+    scope = "prompt" if settings.scope == "response" else settings.scope
+    if is_choices:
+        choices = choice_curve(
+            model, task, vector, layers, scope=scope, split="select", placebo=placebo, **options
+        )
+    else:
+        recovery = first_token_recovery(
+            model,
+            held_out,
+            vector,
+            layers=layers,
+            placebo=placebo,
+            operation=settings.operation,
+            strength=settings.strength,
+            scope=scope,
+            **options,
+        )
+    if settings.evidence and not is_choices:
+        evidence = gather_evidence(
+            *(model, cache, held_out, applicable_evidence(settings.evidence, pairs)),
+            seed=settings.seed,
+            show_progress=False,
+            fitted_on=pairs,
+        )
+    ranking = rank_layers(cache, seed=settings.seed)
+    return MeasuredTask(task, cache, ranking, recovery, choices, vector, placebo, evidence)
+
+
+def _fit_pairs(task: Task, settings: ReportSettings) -> ContrastSet:
+    return contrast_pairs(task, n=settings.n_pairs, seed=settings.seed, split="fit")
+
+
+def _held_out_pairs(task: Task, settings: ReportSettings) -> ContrastSet:
+    n = settings.n_recovery or max(2, min(_N_RECOVERY, task.n_pairs("select")))
+    return contrast_pairs(task, n=n, seed=settings.seed, split="select")
