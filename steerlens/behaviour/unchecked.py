@@ -71,8 +71,11 @@ def check_measurable(task: Task, split: str = "select") -> None:
 
     Raises:
         SteerlensError: No check, and answers to the same prompts, or prompts of one base query.
-        PairsError: The split has fewer than 2 pairs.
+        PairsError: The split to fit on, or this one, has fewer than 2 pairs.
     """
+    for name in ("fit", split):
+        if task.n_pairs(name) < 2:
+            task.pairs(2, split=name)  # raises, and says what is lacking
     if measure_of(task) == "rate":
         return
     pairs = task.pairs(max(2, task.n_pairs(split)), split=split)

@@ -291,12 +291,14 @@ class Task:
             return 0.0
         try:
             verdict = self._check(response, **kwargs)
+        except SteerlensError as error:
+            raise type(error)(f"task {self.id!r}: {error}") from error
         except Exception as error:
             raise SteerlensError(
                 f"the check of task {self.id!r} raised {type(error).__name__}: {error} "
                 f"on the response {excerpt(response)}"
             ) from error
-        return score_of(verdict, self.id)
+        return score_of(verdict, f"the check of task {self.id!r}")
 
     def check(
         self, response: str, *, loose: bool = False, prompt: str | None = None, **kwargs: Any

@@ -36,6 +36,9 @@ __all__ = ["PASS", "Check", "check_from", "function_named", "score_of"]
 # The lowest score that counts as a pass.
 PASS = 0.5
 
+# How a check within 'all', 'any' or 'not' is named in messages.
+_PART = "a part of the check"
+
 Check = Callable[..., bool | float]
 
 _KINDS = ("contains", "regex", "ifeval", "python", "judge", "all", "any", "not")
@@ -86,7 +89,7 @@ def check_from(spec: object, where: str = "check") -> Check:
     return _judge(value, where)
 
 
-def score_of(verdict: object, task_id: str) -> float:
+def score_of(verdict: object, check: str) -> float:
     """What a check returned, as a score in [0, 1].
 
     Raises:
@@ -101,8 +104,7 @@ def score_of(verdict: object, task_id: str) -> float:
     if isinstance(number, int | float) and math.isfinite(number) and 0 <= number <= 1:
         return float(number)
     raise SteerlensError(
-        f"the check of task {task_id!r} returned {verdict!r}; it must return a truth value or a "
-        "score from 0 to 1"
+        f"{check} returned {verdict!r}; it must return a truth value or a score from 0 to 1"
     )
 
 
@@ -113,11 +115,11 @@ def _is_text(value: object) -> bool:
 def _combined(
     best: Callable[[list[float]], float], parts: Sequence[Check], response: str, **kwargs: Any
 ) -> float:
-    return best([float(part(response, **kwargs)) for part in parts])
+    return best([score_of(part(response, **kwargs), _PART) for part in parts])
 
 
 def _negated(part: Check, response: str, **kwargs: Any) -> float:
-    return 1.0 - float(part(response, **kwargs))
+    return 1.0 - score_of(part(response, **kwargs), _PART)
 
 
 def _contains(texts: Sequence[str], response: str, **_: Any) -> bool:

@@ -85,7 +85,7 @@ def test_choices_are_shown_by_the_slope_of_their_log_odds(report, tiny_model, ta
     assert likes["recovery"] == []
     vector = report.vectors["likes"]
     curve = sl.choice_curve(
-        tiny_model, tasks[2], vector, [0], split="select", show_progress=False
+        tiny_model, tasks[2], vector, [0], scope="all", split="select", show_progress=False
     ).slopes.iloc[0]
     assert likes["choices"][0]["slope"] == pytest.approx(curve.slope, abs=1e-5)
     assert "Slope of the log odds of likes over layers" in report.page.read_text()

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
@@ -25,13 +26,16 @@ from steerlens.activations.shards import shard_residuals
 from steerlens.behaviour.answers import Answerer, Piece, Question
 from steerlens.behaviour.judge import Judge
 from steerlens.behaviour.plans import Plan
+from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.search import search
+from steerlens.behaviour.search.halving import search_task
 from steerlens.cli.main import main
 from steerlens.errors import SteerlensError
 from steerlens.models.loading import load_model
 from steerlens.models.placement import Placement
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
+from steerlens.tasks import Task
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.workers import WorkerSettings
 from steerlens.workers.cluster import _check_resources, _start, connected
@@ -250,6 +254,22 @@ def test_workers_judge_as_this_process_does(tiny, pool):
     texts, judge = ["The sea is wide.", "", "Yes.", "the the the the"], Judge(tiny)
     here, there = Answerer(tiny), Answerer(tiny, elsewhere=pool)
     assert there.perplexities(judge, texts, 64) == here.perplexities(judge, texts, 64)
+
+
+@needs_ray
+def test_with_workers_a_check_in_python_runs_in_this_process(tiny, pool):
+    called_in, lock = set(), threading.Lock()  # neither of which another process could have
+
+    def check(text: str) -> bool:
+        with lock:
+            called_in.add(os.getpid())
+        return len(text) % 2 == 0
+
+    queries = [f"What is {word}?" for word in ("tea", "rain", "snow", "bread", "light", "glass")]
+    task = Task("even", ["Count.", "Be even.", "In twos."], queries, check)
+    searched = search_task(VectorBook(Answerer(tiny, elsewhere=pool), SMALL.recipe), task, SMALL)
+    assert called_in == {os.getpid()}
+    assert any(row["passed"] for row in searched.record["table"])
 
 
 @needs_ray

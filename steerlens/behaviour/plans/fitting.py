@@ -52,6 +52,7 @@ from steerlens.tasks.contrasts import contrasted
 from steerlens.tasks.drawing import contrast_pairs
 from steerlens.tasks.grids import task_grid
 from steerlens.tasks.ifeval import sentence_spans
+from steerlens.tasks.notices import warn_of_pairs
 from steerlens.tasks.pairs import ContrastPair, ContrastSet
 from steerlens.vectors import SteeringVector, difference_of_means, own_part, random_direction
 
@@ -215,7 +216,10 @@ class VectorBook:
             if contrast in ("neutral", "others"):
                 count = token_counter(self.model)
                 pairs = contrasted(pairs, task, contrast, None, recipe.seed, count)
-            return self._cached(pairs, "last_prompt")
+            cache = self._cached(pairs, "last_prompt")
+            if estimator == "last_prompt":
+                warn_of_pairs(cache.metadata, stacklevel=4)
+            return cache
         if estimator == "include":
             if "forbidden_words" not in wording:
                 raise SteerlensError(f"{task.id} forbids no words that could be included")
