@@ -161,6 +161,7 @@ class Evidence(Result):
         """Plain data: the ranking's, with agreement and the components that write most."""
         record = self.ranking.to_json()
         record["agreement"] = self.agreement.to_dict("records")
+        record["notices"] = list(self.ranking.notices)
         if self.writing is not None:
             record["components"] = self.writing.top(_MOST_WRITERS).to_dict("records")
         return record

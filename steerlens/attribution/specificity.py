@@ -76,7 +76,7 @@ class Specificity(Result):
         table: One row per layer: ``layer``; ``specific_auroc, specific_d_prime, own_share,
             off_mean_share``, each with ``…_low`` and ``…_high``; ``specific_p``.
         neighbours: One row per other task, nearest first: ``other, cosine`` of the two differences
-            against no instruction at `best_layer`, freed of noise.
+            against no instruction, freed of noise, the mean over the upper half of the layers.
         task: Id of the task.
         p_value: Chance that the best layer of a null reaches the best observed specific AUROC.
         threshold: Specific AUROC that a layer must exceed to be significant at 5 % among all.
@@ -210,7 +210,7 @@ def grid_specificity(grid: ResidualGrid, seed: int = 0, n_permutations: int = 49
     reached = (maxima >= observed[:, None] - _TIE).sum(axis=1)
     table = pd.DataFrame(rows).assign(specific_p=(1 + reached) / (n_permutations + 1))
     n_allowed = int(0.05 * (n_permutations + 1) + _TIE) - 1
-    neighbours = _neighbours(grid, _best(table), blocks)
+    neighbours = _neighbours(grid, blocks)
     return Specificity(
         table=table,
         neighbours=neighbours,
@@ -264,10 +264,11 @@ def _best(table: pd.DataFrame) -> int:
     return int(np.where(tied, table["specific_d_prime"].fillna(0.0), -np.inf).argmax())
 
 
-def _neighbours(grid: ResidualGrid, place: int, blocks: Int[Array, "query"]) -> pd.DataFrame:
-    bare = grid.uninstructed[:, place].double().numpy()
-    differences = grid.instructed[:, :, place].double().numpy() - bare
-    table = pd.DataFrame({"other": grid.ids[1:], "cosine": corrected_cosines(differences, blocks)})
+def _neighbours(grid: ResidualGrid, blocks: Int[Array, "query"]) -> pd.DataFrame:
+    # In the lower half tasks that differ have cosines near 1, too.
+    upper = list(_layers(grid))[len(grid.layers) // 2 :]
+    cosines = np.mean([corrected_cosines(runs - bare, blocks) for _, runs, bare in upper], axis=0)
+    table = pd.DataFrame({"other": grid.ids[1:], "cosine": cosines})
     return table.sort_values("cosine", ascending=False, kind="stable").reset_index(drop=True)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steerlens.reports.html import Cell
+from steerlens.reports.specific import specific_panel
 from steerlens.views import evidence_curves, ranked_tokens
 from steerlens.views.numbers import finite, show_interval
 
@@ -16,6 +17,16 @@ _READINGS = {
         "how often a held-out instructed prompt projects further along the difference of means "
         "than an uninstructed one; high where the instruction can be read, which need not be where "
         "it can be written",
+    ),
+    "specific_auroc": (
+        "specific AUROC",
+        "how often a held-out run with this instruction projects further than a run with another "
+        "one on the same queries; high where this instruction can be read, not just any",
+    ),
+    "own_share": (
+        "own share",
+        "what is left of the squared difference of means outside the span of the other tasks' "
+        "differences, freed of noise",
     ),
     "logistic_auroc": (
         "AUROC of a logistic probe",
@@ -37,6 +48,15 @@ _READINGS = {
         "share of the instruction's effect on the first response token that steering this layer "
         "reproduces; 1 is all, 0 none",
     ),
+    "other_task_recovery": (
+        "first-token recovery by other tasks",
+        "the same with the vectors of other tasks, pushed as far, averaged over them; high where "
+        "writing any instruction has part of the effect",
+    ),
+    "specific_recovery": (
+        "specific recovery",
+        "what the task's own vector recovers beyond those of other tasks",
+    ),
     "response_recovery_prompt": (
         "recovery over 32 tokens, prompt steered",
         "the same over the response's beginning, steering the prompt only; below 0 steering leads "
@@ -46,10 +66,29 @@ _READINGS = {
         "recovery over 32 tokens, all steered",
         "the same with every token steered; below the panel before it, steering the response hurts",
     ),
+    "patching": (
+        "patching",
+        "recovery by putting the instructed run's whole residual at the last prompt token; what "
+        "one direction there can hardly exceed",
+    ),
     "writing": (
         "writing",
         "share of the projection at the chosen layer that the heads and the MLP of a layer write; "
         "the shares of all layers and the embedding sum to 1",
+    ),
+    "reading": (
+        "reading",
+        "share of the effect of steering the chosen layer that the heads and the MLP of each later "
+        "layer make in response",
+    ),
+    "next_cosine": (
+        "cosine to the next layer",
+        "of the difference of means, freed of noise; low where the direction turns",
+    ),
+    "vocabulary_z": (
+        "vocabulary",
+        "how far the direction's strongest token stands out through the unembedding, in standard "
+        "deviations of random directions",
     ),
 }
 
@@ -59,7 +98,8 @@ def evidence_section(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
     ``figure`` has a panel per kind, ``readings`` their names and how to read them, ``choice`` the
     layer chosen and how sure, ``agreement`` pairs of kinds with their rank correlation,
-    ``writers`` bars of the components that write most (None where they were not measured).
+    ``writers`` bars of the components that write most (None where they were not measured),
+    ``specific`` the panel beside other tasks (None likewise).
     """
     if not data:
         return None
@@ -88,6 +128,7 @@ def evidence_section(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
             if row["one"] in _READINGS and row["other"] in _READINGS
         ],
         "writers": writers,
+        "specific": specific_panel(data),
     }
 
 

@@ -25,6 +25,7 @@ from steerlens.reports.details import pack_details
 from steerlens.reports.html import plain, render
 from steerlens.reports.schema import check
 from steerlens.reports.sections import supported_layer, task_section
+from steerlens.reports.specific import specific_overview
 from steerlens.views import cosine_matrix, instruction_layer_heatmap
 from steerlens.views.tokens import strip_css
 
@@ -55,6 +56,7 @@ def render_report(data: Mapping[str, Any]) -> str:
         sections=sections,
         groups=groups,
         maps=_maps(data["instructions"]),
+        specific=specific_overview(data["instructions"]),
         cosines=_cosines(data["cosines"]),
         details=pack_details(strips),
     )
