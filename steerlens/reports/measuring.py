@@ -101,6 +101,7 @@ def measure_task(model: TransformerBridge, task: Task, settings: ReportSettings)
             seed=settings.seed,
             show_progress=False,
             fitted_on=pairs,
+            task=task,
         )
     ranking = rank_layers(cache, seed=settings.seed)
     return MeasuredTask(task, cache, ranking, recovery, choices, vector, placebo, evidence)
