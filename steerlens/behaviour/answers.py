@@ -1,9 +1,10 @@
 """Responses to many prompts, each under its own steering, remembered in a run folder.
 
 `Answerer.ask` cuts a list of questions into **pieces** of fixed size, names each by what it depends
-on (the model's identity, the prompts and their token ids, steerings in words, length), and looks
-into the run before it generates: a resumed run finds what it has, and equal pieces are answered
-once. An edited weight, another chat template, or one that writes today's date makes other pieces.
+on (the model's identity, the prompts and their token ids, steerings in words, length, decoding),
+and looks into the run before it generates: a resumed run finds what it has, and equal pieces are
+answered once. An edited weight, another chat template, or one that writes today's date makes other
+pieces.
 A piece is decoded as one stream of rows with a fixed number of slots, so its texts do not depend
 on what was answered before it: in bfloat16 a different batch rounds differently.
 
@@ -13,10 +14,11 @@ by the same function (`answer_rows`), in whatever order. Only this process write
 are not kept in the run, and `Answerer.perplexities` a judge's perplexities, which are.
 """
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,8 +30,10 @@ from steerlens.activations.pieces import ResidualPiece, residual_pieces
 from steerlens.behaviour.judge import Judge, JudgePiece
 from steerlens.engine.generation import generate_from_tokens
 from steerlens.engine.remembered import naming_key, rendered_example
+from steerlens.engine.sampling import GREEDY, Decoding
 from steerlens.errors import SteerlensError
 from steerlens.errors.progress import shown
+from steerlens.models.conversations import Prompt
 from steerlens.models.identity import attached_tokenizer, digest_of_rows
 from steerlens.models.loading import end_token_ids, tokenize_prompts
 from steerlens.runs import Run, piece_name
@@ -41,7 +45,6 @@ __all__ = [
     "JUDGED_AT_ONCE",
     "Answer",
     "Answerer",
-    "Asked",
     "Elsewhere",
     "LostPiecesError",
     "Piece",
@@ -52,8 +55,6 @@ __all__ = [
 ]
 
 Records = list[dict[str, Any]]
-# A prompt, or the token ids it is read as.
-Asked = str | tuple[int, ...]
 # Gives each piece with its result, as it is finished.
 Compute = Callable[[Sequence[Any]], Iterator[tuple[Any, Any]]]
 # Responses a judge reads as one piece.
@@ -69,14 +70,16 @@ class Question:
     """A prompt to answer.
 
     Attributes:
-        prompt: The user's message.
+        prompt: The user's message, or a conversation.
         steering: What to apply; ``None`` for nothing.
         label: Everything that decides `steering`, as plain data: the piece's name is made of it.
+        sample: Which of its prompt's samples it is.
     """
 
-    prompt: str
+    prompt: Prompt
     steering: Steering | None = None
     label: Mapping[str, Any] | None = None
+    sample: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Piece:
         batch_size: Rows decoded together.
         rows: Token ids of each prompt, by which it is named and from which it is computed; None:
             the prompts are rendered where it is computed.
+        decoding: How its rows are decoded.
     """
 
     name: str
@@ -106,14 +110,10 @@ class Piece:
     max_new_tokens: int
     batch_size: int
     rows: tuple[tuple[int, ...], ...] | None = None
+    decoding: Decoding = GREEDY
 
     def __len__(self) -> int:
         return len(self.questions)
-
-    @property
-    def asked(self) -> tuple[Asked, ...]:
-        """What is answered: the token ids of each row, else its prompt."""
-        return self.rows or tuple(question.prompt for question in self.questions)
 
 
 @runtime_checkable
@@ -171,20 +171,29 @@ class Answerer:
         self._lock = threading.RLock()
 
     def ask(
-        self, questions: Sequence[Question], max_new_tokens: int, what: str = "answering"
+        self,
+        questions: Sequence[Question],
+        max_new_tokens: int,
+        what: str = "answering",
+        decoding: Decoding = GREEDY,
     ) -> list[Answer]:
-        """Greedy responses in the order of the questions.
+        """Responses in the order of the questions, the samples of one side by side.
+
+        Questions with the same prompt draw from the same stream, whatever their steering.
 
         Args:
             questions: What to answer.
             max_new_tokens: Longest response, in tokens.
             what: A word for the progress bar.
+            decoding: How, and how many times each.
 
         Raises:
             ModelError: A prompt that cannot be read (`steerlens.models.loading.tokenize_prompts`).
             LostPiecesError: Workers could not answer some pieces; the others are kept.
         """
-        pieces = self._pieces(questions, max_new_tokens)
+        samples = range(decoding.samples)
+        questions = [replace(asked, sample=i) for asked in questions for i in samples]
+        pieces = self._pieces(questions, max_new_tokens, replace(decoding, samples=1))
         there = None if self.elsewhere is None else self.elsewhere.answers
         what = f"{what} (at most {len(questions) * max_new_tokens:,} tokens)"
         records = self._records(pieces, self._computed(self._generate, there), what)
@@ -240,7 +249,9 @@ class Answerer:
                 records = self._keep(name, compute())
         return records
 
-    def _pieces(self, questions: Sequence[Question], max_new_tokens: int) -> list[Piece]:
+    def _pieces(
+        self, questions: Sequence[Question], max_new_tokens: int, decoding: Decoding = GREEDY
+    ) -> list[Piece]:
         """The questions in pieces, named by the model and by what it reads at this moment."""
         if not questions:
             return []
@@ -261,7 +272,11 @@ class Answerer:
                 "rows": [[question.prompt, question.label] for question in part],
                 "tokens": digest_of_rows(rows),
             }
-            pieces.append(Piece(piece_name(content), part, max_new_tokens, self.batch_size, rows))
+            if not decoding.is_plain:
+                content["decoding"] = asdict(decoding)
+                content["samples"] = [question.sample for question in part]
+            name = piece_name(content)
+            pieces.append(Piece(name, part, max_new_tokens, self.batch_size, rows, decoding))
         return pieces
 
     def _records(self, pieces: Sequence[Any], compute: Compute, what: str) -> Records:
@@ -296,10 +311,7 @@ class Answerer:
         return compute
 
     def _generate(self, piece: Piece) -> Records:
-        steerings = [question.steering for question in piece.questions]
-        return answer_rows(
-            self.model, piece.asked, steerings, piece.max_new_tokens, self.batch_size
-        )
+        return answer_rows(self.model, piece)
 
     def _kept(self, name: str) -> Records | None:
         with self._lock:
@@ -338,22 +350,25 @@ def answering(
         yield run, Answerer(model, run, *rows, shown(show_progress), pool)
 
 
-def answer_rows(
-    model: TransformerBridge,
-    asked: Sequence[Asked],
-    steerings: Sequence[Steering | None],
-    max_new_tokens: int,
-    batch_size: int,
-) -> Records:
+def answer_rows(model: TransformerBridge, piece: Piece) -> Records:
     """The records of a piece, wherever it is computed."""
-    rows: list[Sequence[int]] = [
-        tokenize_prompts(model, [row])[0] if isinstance(row, str) else row for row in asked
-    ]
+    steerings = [question.steering for question in piece.questions]
+    rows = piece.rows or tokenize_prompts(model, [asked.prompt for asked in piece.questions])
     for steering in {id(steering): steering for steering in steerings}.values():
         if steering is not None:
             steering.check_model(model)
     finished, _ = generate_from_tokens(
-        model, rows, steerings, max_new_tokens, batch_size, show_progress=False
+        model,
+        rows,
+        steerings,
+        piece.max_new_tokens,
+        piece.batch_size,
+        show_progress=False,
+        decodings=[piece.decoding] * len(rows),
+        seeds=[
+            _seed(piece.decoding.seed, row, asked.sample)
+            for row, asked in zip(rows, piece.questions, strict=True)
+        ],
     )
     decode = attached_tokenizer(model).decode
     return [
@@ -366,3 +381,9 @@ def answer_rows(
         )
         for row in finished
     ]
+
+
+def _seed(seed: int, row: Sequence[int], sample: int) -> int:
+    """The seed of a row's stream: by its prompt, so that steerings are compared on equal draws."""
+    digest = hashlib.sha256(repr((seed, sample, list(row))).encode()).digest()
+    return int.from_bytes(digest[:7], "big")

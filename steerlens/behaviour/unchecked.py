@@ -33,6 +33,7 @@ from steerlens.attribution.model_evidence import require_effect
 from steerlens.attribution.teacher_forcing import instructed_responses, kl_to_instructed
 from steerlens.behaviour.answers import Answerer, Records
 from steerlens.errors import SteerlensError
+from steerlens.models.conversations import Conversation
 from steerlens.models.identity import digest_of_rows
 from steerlens.models.loading import tokenize_prompts
 from steerlens.stats.queries import numbered_queries, ratio_interval
@@ -66,11 +67,12 @@ def measure_of(task: Task) -> str:
     return "rate" if task.has_check else "recovery"
 
 
-def check_measurable(task: Task, split: str = "select") -> None:
+def check_measurable(task: Task, split: str = "select", conversation: Conversation = ()) -> None:
     """Refuse a task whose behaviour nothing can measure on the pairs of a split.
 
     Raises:
-        SteerlensError: No check, and answers to the same prompts, or prompts of one base query.
+        SteerlensError: No check, and answers to the same prompts, prompts of one base query, or a
+            conversation that comes before them.
         PairsError: The split to fit on, or this one, has fewer than 2 pairs.
     """
     for name in ("fit", split):
@@ -78,6 +80,11 @@ def check_measurable(task: Task, split: str = "select") -> None:
             task.pairs(2, split=name)  # raises, and says what is lacking
     if measure_of(task) == "rate":
         return
+    if conversation:
+        raise SteerlensError(
+            f"task {task.id!r} has no check, and what replaces it is measured on single prompts; "
+            "leave out the conversation before them (--messages)"
+        )
     pairs = task.pairs(max(2, task.n_pairs(split)), split=split)
     if task.group != "choices" and pairs.same_prompts:
         raise SteerlensError(

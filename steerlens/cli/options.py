@@ -286,6 +286,10 @@ class DecodingOptions:
 
         return () if self.messages is None else read_conversation(self.messages)
 
+    def settings(self, seed: int) -> dict[str, Any]:
+        """What is asked for, as settings of searches and evaluations."""
+        return given(decoding=self.decoding(seed), conversation=self.conversation() or None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:

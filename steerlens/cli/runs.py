@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from steerlens.cli.options import OwnTaskOptions, RunModelOptions, RunOptions
+from steerlens.cli.options import DecodingOptions, OwnTaskOptions, RunModelOptions, RunOptions
 from steerlens.cli.values import (
     Evidence,
     Json,
@@ -31,6 +31,7 @@ def search(
     model: RunModelOptions,
     tasks: OwnTaskOptions,
     run: RunOptions,
+    decoding: DecodingOptions,
     *,
     quick: Annotated[bool, option("a third of the work, for a first look", "--quick")] = False,
     estimators: Annotated[
@@ -48,7 +49,8 @@ def search(
     from steerlens.behaviour.search import SearchSettings
     from steerlens.behaviour.search import search as run_search
 
-    settings = (SearchSettings.quick if quick else SearchSettings)(**run.settings())
+    make = SearchSettings.quick if quick else SearchSettings
+    settings = make(**run.settings(), **decoding.settings(run.seed))
     if estimators is not None:
         tried = tuple(name.strip() for name in estimators.split(","))
         settings = replace(settings, recipe=replace(settings.recipe, estimators=tried))
@@ -65,6 +67,7 @@ def search(
     for name in plan.instructions:
         for context in CONTEXTS if plan.measure(name) == "rate" else CONTEXTS[:1]:
             print(f"{name} ({context}): {plan.described(name, context)}")
+    print(f"decoding: {plan.decoding.describe()}")
     print(f"plan written to {run.out / 'plan.json'}")
 
 
@@ -72,6 +75,7 @@ def evaluate(
     model: RunModelOptions,
     tasks: OwnTaskOptions,
     run: RunOptions,
+    decoding: DecodingOptions,
     *,
     data: Annotated[Path | None, option("IFEval-shaped prompts (JSONL)", metavar="FILE")] = None,
     n: Annotated[int | None, option("prompts per task, of the report split (default: 16)")] = None,
@@ -106,7 +110,10 @@ def evaluate(
     )
     chosen = Plan.load(plan) if plan else None
     settings = EvaluationSettings(
-        max_new_tokens=max_new_tokens, skip_unknown=skip_unknown, **run.settings()
+        max_new_tokens=max_new_tokens,
+        skip_unknown=skip_unknown,
+        **run.settings(),
+        **decoding.settings(run.seed),
     )
     workers = run.worker_settings()
     result = run_evaluation(
@@ -118,6 +125,7 @@ def evaluate(
     if as_json:
         print_json(result.summary)
         return
+    print(f"decoding: {result.summary['decoding']}")
     for name, record in result.summary["conditions"].items():
         rates = record["all"]
         degenerate = f"degenerate {rates['degenerate']['rate']:.1%}"

@@ -25,6 +25,7 @@ __all__ = [
     "Conversation",
     "Prompt",
     "continued",
+    "conversation_before",
     "conversation_of",
     "messages_of",
     "prompt_of",
@@ -102,6 +103,12 @@ def conversation_of(messages: Iterable[Any], name: str, to_answer: bool = True) 
             "answers the last message, so end with one of role 'user'"
         )
     return tuple({"role": m["role"], "content": str(m["content"])} for m in conversation)
+
+
+def conversation_before(messages: Iterable[Any]) -> Conversation:
+    """Messages, checked, that come before a user's; none is none. Raises as `conversation_of`."""
+    before = tuple(messages)
+    return conversation_of(before, "conversation", to_answer=False) if before else ()
 
 
 def continued(before: Conversation, prompt: str) -> Prompt:

@@ -178,5 +178,10 @@ def _settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("prompts", f"{data['n_rows']} of {data['file'] or 'the catalogue'}, hash {data['hash']}"),
         ("left out", left_out or "none"),
         ("plan", summary["plan"] or "none"),
-        *((name.replace("_", " "), str(value)) for name, value in summary["settings"].items()),
+        ("decoding", summary.get("decoding", "greedy")),
+        *(
+            (name.replace("_", " "), str(value))
+            for name, value in summary["settings"].items()
+            if name != "decoding"
+        ),
     ]

@@ -22,8 +22,12 @@ the upper end at the uncorrected rate, since a setting that truly stands out is 
 down. In 30 simulated problems (10 to 200 settings, 16 or 30 prompts, 300 draws each) it held the
 chosen setting's true rate in at least 95 % of draws, Wilson's at the corrected rate in 54 to 99 %.
 
-Caveat: an interval holds the uncertainty about prompts, given one model and one (greedy) response
-per prompt.
+**Several samples per prompt** are no further prompts. Rates are means over prompts of the share of
+samples that pass, and intervals count prompts: such a share varies no more than a single verdict,
+so they are wide enough. `mcnemar_exact` then flips the sign of each prompt's difference, which for
+single verdicts is McNemar's exact test.
+
+Caveat: an interval holds the uncertainty about prompts, given one model.
 
 >>> wilson(8, 10)
 Interval(value=0.8, low=0.490..., high=0.943...)
@@ -36,7 +40,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest, norm
+from scipy.stats import norm
 
 from steerlens.errors import SteerlensError
 
@@ -106,20 +110,27 @@ def score_interval(rate: float, n: float | int) -> Interval:
     return Interval(rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half)))
 
 
-def paired_difference(a: Verdicts, b: Verdicts) -> Interval:
+def paired_difference(a: Verdicts, b: Verdicts, samples: int = 1) -> Interval:
     """Difference ``rate(a) − rate(b)`` over the same prompts, with Newcombe's interval.
+
+    Args:
+        a: Verdicts under one condition, the samples of a prompt side by side.
+        b: Under the other, in the same order.
+        samples: Verdicts per prompt.
 
     Raises:
         SteerlensError: The conditions differ in length, or are empty.
     """
     first, second = _paired(a, b)
-    p, q = (score_interval(float(side.mean()), len(side)) for side in (first, second))
+    n = len(first) / samples
+    p, q = (score_interval(float(side.mean()), n) for side in (first, second))
     # Correlation of the conditions; a positive one with Newcombe's correction for continuity.
-    n = len(first)
-    both, neither = int((first & second).sum()), int((~first & ~second).sum())
-    only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
-    margins = float(both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
-    product = float(both * neither - only_a * only_b)
+    both, neither, only_a, only_b = (
+        float(cell.sum()) / samples
+        for cell in (first & second, ~first & ~second, first & ~second, second & ~first)
+    )
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    product = both * neither - only_a * only_b
     product = max(product - n / 2, 0.0) if product > 0 else product
     phi = product / np.sqrt(margins) if margins else 0.0
 
@@ -163,17 +174,25 @@ def median_ratio_bootstrap(
     return Interval(float(value), float(low), float(high))
 
 
-def mcnemar_exact(a: Verdicts, b: Verdicts) -> float:
+def mcnemar_exact(a: Verdicts, b: Verdicts, samples: int = 1) -> float:
     """Two-sided p-value that two conditions pass equally often, over the same prompts.
+
+    Args:
+        a: As for `paired_difference`.
+        b: As for `paired_difference`.
+        samples: Verdicts per prompt.
 
     Raises:
         SteerlensError: The conditions differ in length or are empty.
     """
     first, second = _paired(a, b)
-    only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
-    if only_a + only_b == 0:
-        return 1.0
-    return float(binomtest(only_a, only_a + only_b, 0.5).pvalue)
+    differences = (first.astype(int) - second).reshape(-1, samples).sum(-1)
+    # The distribution of their sum when each sign is as likely as the other.
+    likely = np.ones(1)
+    for size in abs(differences[differences != 0]):
+        likely = np.convolve(likely, [0.5, *[0.0] * (2 * size - 1), 0.5])
+    sums = np.arange(len(likely)) - len(likely) // 2
+    return min(1.0, float(likely[abs(sums) >= abs(differences.sum())].sum()))
 
 
 def holm(p_values: Sequence[float | int]) -> list[float]:
@@ -193,7 +212,7 @@ def holm(p_values: Sequence[float | int]) -> list[float]:
 
 
 def best_of_many(
-    passes: Bool[Array, "setting prompt"],
+    passes: Float[Array, "setting prompt"] | Bool[Array, "setting prompt"],
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
     worth: Float[Array, "rows columns"] | None = None,
@@ -201,8 +220,9 @@ def best_of_many(
     """The setting with the highest rate, and its rate corrected for having been chosen.
 
     Args:
-        passes: Whether each setting passes each prompt; settings in order of preference, because
-            the first of those that tie is chosen ("no steering" first).
+        passes: Whether each setting passes each prompt, or in what share of its samples; settings
+            in order of preference, because the first of those that tie is chosen ("no steering"
+            first).
         n_resamples: Bootstrap resamples.
         seed: Of the resamples.
         worth: What settings are chosen by, where that is not the rate alone.
@@ -210,12 +230,12 @@ def best_of_many(
     Raises:
         SteerlensError: No setting, fewer than two prompts, or `worth` of another shape.
     """
-    table = np.asarray(passes, dtype=bool)
+    table = np.asarray(passes, dtype=float)
     if table.ndim != 2 or len(table) < 1 or table.shape[1] < 2:
         raise SteerlensError(
             f"choosing needs passes [setting prompt] of at least 1 × 2; got {table.shape}"
         )
-    value = table.astype(float) if worth is None else np.asarray(worth, dtype=float)
+    value = table if worth is None else np.asarray(worth, dtype=float)
     if value.shape != table.shape:
         raise SteerlensError(f"worth has shape {value.shape}, but passes {table.shape}")
     n_settings, n_prompts = table.shape
@@ -225,7 +245,7 @@ def best_of_many(
     drawn = drawn[(drawn == 0).any(axis=1)]
     left_out = drawn == 0
     chosen = (value @ drawn.T).argmax(axis=0)
-    scores = (table[chosen] & left_out).sum(axis=1) / left_out.sum(axis=1)
+    scores = (table[chosen] * left_out).sum(axis=1) / left_out.sum(axis=1)
     best = int(value.sum(axis=1).argmax())
     rate = float(table[best].mean())
     shares = np.bincount(chosen, minlength=n_settings) / max(len(drawn), 1)

@@ -126,10 +126,7 @@ class ModelWorker:
         """
         assert self._model is not None, "prepare comes first"
         if isinstance(piece, Piece):
-            steerings = [question.steering for question in piece.questions]
-            return answer_rows(
-                self._model, piece.asked, steerings, piece.max_new_tokens, piece.batch_size
-            )
+            return answer_rows(self._model, piece)
         if isinstance(piece, JudgePiece):
             assert self._judge is not None, "the run has no judge"
             return piece.compute(self._judge)

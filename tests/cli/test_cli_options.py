@@ -97,6 +97,14 @@ def test_an_option_that_would_have_no_effect_is_refused(folder, capsys, argv, wo
             ["calibrate", *VECTOR, "--layer", "1", "--instruction", TITLE, "--n", "100000"],
             "100000",
         ),
+        (
+            ["evaluate", "--data", "data.jsonl", "--out", "e", "--top-p", "0.5"],
+            "top_p is for tokens that are drawn, and at temperature 0 none is",
+        ),
+        (
+            ["search", "--task", TITLE, "--out", "s", "--messages", "data.jsonl"],
+            "data.jsonl holds no list",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(folder, capsys, argv, words):

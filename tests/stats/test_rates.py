@@ -140,6 +140,24 @@ def test_mcnemar_is_the_binomial_test_on_discordant_prompts() -> None:
     assert mcnemar_exact(a, a) == 1.0
 
 
+def test_samples_of_a_prompt_are_no_further_prompts() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random((2, 9, 3)) < [[[0.7]], [[0.3]]]
+    # The test is over all 2⁹ signs of the prompts' differences.
+    differences = a.sum(-1).astype(int) - b.sum(-1)
+    sums = [sum(np.multiply(signs, differences)) for signs in itertools.product((-1, 1), repeat=9)]
+    expected = np.mean(np.abs(sums) >= abs(differences.sum()))
+    assert mcnemar_exact(a.ravel(), b.ravel(), samples=3) == pytest.approx(expected)
+    # The same answer three times says no more than once.
+    once = a[:, 0], b[:, 0]
+    thrice = [np.repeat(side, 3) for side in once]
+    assert mcnemar_exact(*thrice, samples=3) == pytest.approx(mcnemar_exact(*once))
+    found, single = paired_difference(*thrice, samples=3), paired_difference(*once)
+    assert [found.value, found.low, found.high] == pytest.approx(
+        [single.value, single.low, single.high]
+    )
+
+
 def test_holm_gives_the_textbook_values() -> None:
     # Holm (1979) as R's p.adjust(c(0.01, 0.02, 0.03, 0.04), "holm") computes it
     assert holm([0.01, 0.02, 0.03, 0.04]) == pytest.approx([0.04, 0.06, 0.06, 0.06])

@@ -24,6 +24,7 @@ from steerlens.behaviour.plans.candidates import describe, to_json
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
 from steerlens.errors import SteerlensError
+from steerlens.models.conversations import Conversation, continued
 from steerlens.tasks import Task, catalogue
 
 __all__ = ["CONDITIONS", "UNSTEERED", "PromptInCondition", "conditions_for", "in_condition"]
@@ -74,12 +75,17 @@ def conditions_for(row: EvaluationPrompt, has_plan: bool) -> list[str]:
 
 
 def in_condition(
-    row: EvaluationPrompt, condition: str, plan: Plan | None, book: VectorBook | None
+    row: EvaluationPrompt,
+    condition: str,
+    plan: Plan | None,
+    book: VectorBook | None,
+    before: Conversation = (),
 ) -> PromptInCondition:
     """A row under one of `conditions_for` it; steered ones need a plan and a book of vectors."""
     context = condition.split("+")[0]
-    prompt = row.prompt if context == "instructed" else row.prompt_without_instruction
-    assert prompt is not None  # else `conditions_for` leaves the condition out
+    text = row.prompt if context == "instructed" else row.prompt_without_instruction
+    assert text is not None  # else `conditions_for` leaves the condition out
+    prompt = continued(before, text)
     if plan is None or book is None or "+" not in condition:
         return PromptInCondition(row, condition, Question(prompt))
     chosen = [

@@ -1,7 +1,7 @@
 """`evaluate`: does the model follow, with and without steering; a run that can be resumed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,15 @@ from steerlens.behaviour.fluency import fluency, why_degenerate
 from steerlens.behaviour.judge import load_judge
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
-from steerlens.behaviour.unchecked import MEASURES, measure_of
+from steerlens.behaviour.unchecked import MEASURES, check_measurable, measure_of
+from steerlens.engine.sampling import GREEDY, Decoding
 from steerlens.errors import SteerlensError
+from steerlens.models.conversations import (
+    Conversation,
+    continued,
+    conversation_before,
+    messages_of,
+)
 from steerlens.models.identity import model_identity
 from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.runs import piece_name
@@ -63,6 +70,8 @@ class EvaluationSettings:
         skip_unknown: Leave out rows with an instruction that no check knows, or that the plan has
             no choice for.
         seed: Seed of the intervals.
+        decoding: How prompts are answered; ``None`` for that of the plan, or greedy without one.
+        conversation: Messages that come before every prompt; ``None`` for those of the plan.
     """
 
     max_new_tokens: int = 256
@@ -73,6 +82,24 @@ class EvaluationSettings:
     horizon: int = 32
     skip_unknown: bool = False
     seed: int = 0
+    decoding: Decoding | None = None
+    conversation: Conversation | None = None
+
+    def with_plan(self, plan: Plan | None) -> tuple["EvaluationSettings", str]:
+        """With everything decided, and a sentence about how prompts are answered, and why so."""
+        chosen = GREEDY if plan is None else plan.decoding
+        before = () if plan is None else plan.conversation
+        decoding = chosen if self.decoding is None else self.decoding
+        why = "the default" if plan is None else "as the plan was chosen with"
+        if self.decoding is not None:
+            why = "as asked for"
+            if plan is not None and decoding != chosen:
+                why += f"; the plan was chosen with: {chosen.describe()}"
+        if self.conversation is not None:
+            before = conversation_before(self.conversation)
+        return replace(self, decoding=decoding, conversation=before), (
+            f"{decoding.describe()} ({why})"
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -195,9 +222,9 @@ def evaluate(
             before the folder is made.
         ModelError: The judge is not installed.
     """
-    settings = settings or EvaluationSettings()
+    settings, decoding = (settings or EvaluationSettings()).with_plan(plan)
     check_workers(workers)
-    rows, missing = _checked(model, prompts, plan, settings.skip_unknown)
+    rows, missing = _checked(model, prompts, plan, settings)
     judge = load_judge(settings.judge) if settings.judge else None
     described = {
         "model": model_identity(model).settings,
@@ -213,20 +240,25 @@ def evaluate(
             book = VectorBook(answerer, plan.recipe)
             plan.fill(book)
         asked = [
-            in_condition(row, condition, plan, book)
+            in_condition(row, condition, plan, book, settings.conversation or ())
             for row in rows
             for condition in conditions_for(row, plan is not None)
         ]
-        answers = _answers(answerer, asked, settings.max_new_tokens)
+        answers = _answers(answerer, asked, settings)
+        samples = len(answers) // len(asked)
         perplexities: list[float | None] = [None] * len(answers)
         if judge is not None:
             texts = [answer.text for answer in answers]
             perplexities = answerer.perplexities(judge, texts, settings.judge_tokens)
         values = unchecked_values(answerer, asked, settings.horizon)
-        records = list(map(_record, asked, answers, perplexities, values))
+        records = [
+            _record(asked[i // samples], i % samples, *answered, values[i // samples])
+            for i, answered in enumerate(zip(answers, perplexities, strict=True))
+        ]
         summary = {
             "schema": EVALUATION_SCHEMA,
             **described,
+            "decoding": decoding,
             **summarise(records, seed=settings.seed),
         }
         run.retract(SUMMARY)
@@ -240,7 +272,7 @@ def _checked(
     model: TransformerBridge,
     prompts: PromptFile | Sequence[EvaluationPrompt],
     plan: Plan | None,
-    skip_unknown: bool,
+    settings: EvaluationSettings,
 ) -> tuple[list[EvaluationPrompt], dict[str, int]]:
     """The rows to answer, and those left out, before anything is computed."""
     rows = list(prompts.prompts if isinstance(prompts, PromptFile) else prompts)
@@ -248,13 +280,13 @@ def _checked(
     if plan is not None:
         plan.check_model(model)
         rows, missing = left_out(rows, plan)
-        if missing and not skip_unknown:
+        if missing and not settings.skip_unknown:
             named = ", ".join(f"{name} ({n} rows)" for name, n in sorted(missing.items()))
             raise SteerlensError(
                 f"the plan has no choice for {named}; search for them, or leave their rows out "
                 "with --skip-unknown"
             )
-    elif skip_unknown:
+    elif settings.skip_unknown:
         missing = dict(unknown_ids([*({*row.instruction_ids} - {*row.tasks})] for row in rows))
         rows = [row for row in rows if not missing.keys() & set(row.instruction_ids)]
     if not rows:
@@ -265,18 +297,23 @@ def _checked(
                 f"task {task.id!r} has no check, so there is nothing to measure without steering; "
                 f"give a plan (`steerlens search --task … --out DIR`, then --plan DIR)"
             )
+        if task is not None and settings.conversation:
+            check_measurable(task, "report", settings.conversation)
     check_prompts(rows)
-    _check_lengths(model, rows)
+    _check_lengths(model, rows, settings.conversation or ())
     return rows, missing
 
 
-def _check_lengths(model: TransformerBridge, rows: Sequence[EvaluationPrompt]) -> None:
+def _check_lengths(
+    model: TransformerBridge, rows: Sequence[EvaluationPrompt], before: Conversation
+) -> None:
     """Every prompt leaves room for an answer, or none is answered."""
     context = model_info(model).context_length
     for row in rows:
         texts = [row.prompt, row.prompt_without_instruction]
         try:
-            tokens = tokenize_prompts(model, [text for text in texts if text is not None])
+            asked = [continued(before, text) for text in texts if text is not None]
+            tokens = tokenize_prompts(model, asked)
         except SteerlensError as error:
             raise SteerlensError(f"row {row.row!r}: {error}") from error
         if max(map(len, tokens)) >= context:
@@ -302,21 +339,27 @@ def _described_data(
 
 
 def _answers(
-    answerer: Answerer, asked: Sequence[PromptInCondition], max_new_tokens: int
+    answerer: Answerer, asked: Sequence[PromptInCondition], settings: EvaluationSettings
 ) -> list[Answer]:
-    """Answers to all questions; equal ones (no steering chosen) are asked once."""
+    """Answers to all questions, samples side by side; equal ones (no steering) are asked once."""
     questions = [prompt.question for prompt in asked]
     names = [piece_name({"prompt": q.prompt, "label": q.label}) for q in questions]
     distinct: dict[str, Question] = {}
     for name, question in zip(names, questions, strict=True):
         distinct.setdefault(name, question)
-    answers = answerer.ask(list(distinct.values()), max_new_tokens)
-    by_name = dict(zip(distinct, answers, strict=True))
-    return [by_name[name] for name in names]
+    decoding = settings.decoding or GREEDY
+    answers = answerer.ask(list(distinct.values()), settings.max_new_tokens, "answering", decoding)
+    n = decoding.samples
+    by_name = {name: answers[i * n : (i + 1) * n] for i, name in enumerate(distinct)}
+    return [answer for name in names for answer in by_name[name]]
 
 
 def _record(
-    asked: PromptInCondition, answer: Answer, perplexity: float | None, value: float | None
+    asked: PromptInCondition,
+    sample: int,
+    answer: Answer,
+    perplexity: float | None,
+    value: float | None,
 ) -> dict[str, Any]:
     """A row of ``responses.jsonl``."""
     row = asked.row
@@ -328,7 +371,8 @@ def _record(
         "key": row.key,
         "row": row.row,
         "condition": asked.condition,
-        "prompt": asked.question.prompt,
+        "sample": sample,
+        "prompt": messages_of(asked.question.prompt)[-1]["content"],
         "response": answer.text,
         "instruction_id_list": list(row.instruction_ids),
         "kwargs": [dict(kwargs) for kwargs in row.kwargs],

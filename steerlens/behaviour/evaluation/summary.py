@@ -12,6 +12,8 @@
 Rows of tasks without a check (``measure`` is not "rate") have no rates of passing (None). Under
 steering and placebo they have ``effects``: causal recovery, or the change of log odds, with its
 95 % interval over base queries.
+
+Several samples of a prompt count as one prompt (`steerlens.stats.rates`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,7 @@ from steerlens.stats.rates import (
     mcnemar_exact,
     median_ratio_bootstrap,
     paired_difference,
-    wilson,
+    score_interval,
 )
 from steerlens.tasks.duplicates import near_duplicates
 
@@ -48,6 +50,8 @@ def summarise(records: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, 
     frame = pd.DataFrame(list(records))
     if "measure" not in frame:
         frame["measure"] = "rate"
+    if "sample" not in frame:
+        frame["sample"] = 0
     frame = frame.astype(dict.fromkeys(("strict", "loose", "degenerate"), bool))
     # A pass that counts even for those to whom a loop is no answer.
     frame["clean"] = frame["loose"] & ~frame["degenerate"]
@@ -86,7 +90,7 @@ def _by_condition(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _rates(rows: pd.DataFrame, unsteered: pd.DataFrame | None) -> dict[str, Any]:
     checked = rows[rows["measure"] == "rate"]
     rates: dict[str, Any] = {
-        kind: _with_ends("rate", wilson(int(some[kind].sum()), len(some))) if len(some) else None
+        kind: _rate(some, kind) if len(some) else None
         for kind, some in (
             ("strict", checked),
             ("loose", checked),
@@ -97,7 +101,7 @@ def _rates(rows: pd.DataFrame, unsteered: pd.DataFrame | None) -> dict[str, Any]
     effects = _effects(rows, unsteered)
     perplexity = rows["judge_perplexity"].median()
     return {
-        "n": len(rows),
+        "n": int(rows["row"].nunique()),
         **rates,
         **({"effects": effects} if effects else {}),
         "median_perplexity": None if pd.isna(perplexity) else float(perplexity),
@@ -105,13 +109,22 @@ def _rates(rows: pd.DataFrame, unsteered: pd.DataFrame | None) -> dict[str, Any]
     }
 
 
+def _rate(rows: pd.DataFrame, kind: str) -> dict[str, float]:
+    """A mean over prompts, which all have the same number of samples."""
+    interval = score_interval(float(rows[kind].mean()), int(rows["row"].nunique()))
+    return _with_ends("rate", interval)
+
+
 def _effects(rows: pd.DataFrame, unsteered: pd.DataFrame | None) -> dict[str, Any]:
     """What steered rows without a check gain over the unsteered ones, by measure."""
     effects: dict[str, Any] = {}
     if unsteered is None or not str(rows["condition"].iloc[0]).startswith("uninstructed+"):
         return effects
-    for measure, some in rows[rows["measure"] != "rate"].groupby("measure"):
-        both = some.merge(unsteered, on="row", suffixes=("", "_unsteered"))
+    # They are measured on prompts, whatever the samples.
+    first = rows[(rows["measure"] != "rate") & (rows["sample"] == 0)]
+    for measure, some in first.groupby("measure"):
+        unsteered_first = unsteered[unsteered["sample"] == 0]
+        both = some.merge(unsteered_first, on="row", suffixes=("", "_unsteered"))
         measured = Effects(
             str(measure),
             both["measured_unsteered"].to_numpy(float),
@@ -130,23 +143,28 @@ def _difference(
     name: str, other: str, rows: pd.DataFrame, others: pd.DataFrame, seed: int
 ) -> dict[str, Any]:
     """One condition minus another, over the prompts both have."""
-    both = rows.merge(others, on="row", suffixes=("", "_other")).sort_values("row")
+    key = ["row", "sample"]
+    both = rows.merge(others, on=key, suffixes=("", "_other")).sort_values(key)
+    n = int(both["row"].nunique())
+    samples = len(both) // n
     sides = {
         kind: (both[kind].tolist(), both[f"{kind}_other"].tolist())
         for kind in ("loose", "clean", "degenerate")
     }
-    known = both.dropna(subset=["judge_perplexity", "judge_perplexity_other"])
-    perplexities = known["judge_perplexity"].tolist(), known["judge_perplexity_other"].tolist()
-    ratio = median_ratio_bootstrap(*perplexities, seed=seed)
+    columns = ["judge_perplexity", "judge_perplexity_other"]
+    known = both.dropna(subset=columns).groupby("row")[columns].median()
+    perplexities, of_other = (known[name].tolist() for name in columns)
+    ratio = median_ratio_bootstrap(perplexities, of_other, seed=seed)
     return {
         "condition": name,
         "minus": other,
-        "n": len(both),
+        "n": n,
         **{
-            kind: _with_ends("difference", paired_difference(*side)) for kind, side in sides.items()
+            kind: _with_ends("difference", paired_difference(*side, samples))
+            for kind, side in sides.items()
         },
         "perplexity_ratio": None if ratio is None else _with_ends("ratio", ratio),
-        "p": mcnemar_exact(*sides["loose"]),
+        "p": mcnemar_exact(*sides["loose"], samples),
     }
 
 

@@ -21,8 +21,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.behaviour.plans.candidates import Candidate, candidate_from_json, describe
 from steerlens.behaviour.plans.fitting import FitRecipe, VectorBook, joined
 from steerlens.behaviour.unchecked import MEASURES
+from steerlens.engine.sampling import Decoding
 from steerlens.errors import FileFormatError, SteerlensError, unknown_name
 from steerlens.files import local_path
+from steerlens.models.conversations import Conversation, conversation_before
 from steerlens.models.loading import model_info
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task
@@ -79,6 +81,7 @@ class Plan(Result):
                 for context in CONTEXTS:
                     plan.candidate(name, context)
             FitRecipe(**data["recipe"])
+            _ = plan.decoding, plan.conversation
         except (KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{path} lacks a part of a plan: {error!r}") from error
         return plan
@@ -92,6 +95,16 @@ class Plan(Result):
     def recipe(self) -> FitRecipe:
         """How its vectors were fitted."""
         return FitRecipe(**self.data["recipe"])
+
+    @property
+    def decoding(self) -> Decoding:
+        """How answers were decoded when it was chosen; greedy before plans said so."""
+        return Decoding(**self.data.get("settings", {}).get("decoding", {}))
+
+    @property
+    def conversation(self) -> Conversation:
+        """The messages that came before every prompt when it was chosen."""
+        return conversation_before(self.data.get("settings", {}).get("conversation", ()))
 
     def check_model(self, model: TransformerBridge) -> None:
         """`SteerlensError` when the plan was searched on other weights, or configured otherwise."""

@@ -51,7 +51,8 @@ from steerlens.behaviour.search.space import (
 from steerlens.behaviour.search.unchecked import search_unchecked
 from steerlens.behaviour.unchecked import measure_of
 from steerlens.errors import SteerlensWarning
-from steerlens.stats.rates import wilson
+from steerlens.models.conversations import continued
+from steerlens.stats.rates import score_interval
 from steerlens.tasks import Task
 from steerlens.tasks.drawing import contrast_pairs
 from steerlens.tasks.pairs import ContrastPair
@@ -189,8 +190,10 @@ class _Search:
         ]
         answerer = self.book.answerer
         n_tokens = max(stage.n_tokens, self.tokens_to_tell)
-        answers = answerer.ask(questions, n_tokens, f"{self.task.id} {name}")
-        parts = [answers[i * len(pairs) : (i + 1) * len(pairs)] for i in range(len(candidates))]
+        decoding = self.settings.decoding
+        answers = answerer.ask(questions, n_tokens, f"{self.task.id} {name}", decoding)
+        n = len(pairs) * decoding.samples
+        parts = [answers[i * n : (i + 1) * n] for i in range(len(candidates))]
         with answerer.alone:
             scores = [
                 scored(candidate, self.task, pairs, part, self._evidence(candidate))
@@ -203,13 +206,14 @@ class _Search:
             n_read = min(self.tokens_to_tell or most, most)
             perplexities = iter(answerer.perplexities(self.judge, texts, n_read))
             for i in read:
-                scores[i] = judged(scores[i], [next(perplexities) for _ in pairs])
+                scores[i] = judged(scores[i], [next(perplexities) for _ in range(n)])
         self.n_tokens += sum(score.n_tokens for score in scores)
         self.table += [score.to_json(name) for score in scores]
         return scores
 
     def _question(self, candidate: Candidate, pair: ContrastPair, instructed: bool) -> Question:
-        prompt = pair.instructed if instructed else pair.uninstructed
+        text = pair.instructed if instructed else pair.uninstructed
+        prompt = continued(self.settings.conversation, text)
         if not candidate:
             return Question(prompt)
         label = {
@@ -232,8 +236,8 @@ class _Search:
         winner, corrected, n_allowed = choose(
             scores, settings.most_perplexity, settings.degenerate_price, settings.seed
         )
-        n = len(winner.passed)
-        unsteered, steered = (wilson(sum(score.passed), n) for score in (baseline, winner))
+        n = winner.n_prompts
+        unsteered, steered = (score_interval(score.rate, n) for score in (baseline, winner))
         return winner.candidate, {
             "parts": to_json(winner.candidate),
             "rate": steered.value,

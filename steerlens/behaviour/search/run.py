@@ -1,5 +1,6 @@
 """`search`: plans for several tasks, in a run folder that can be resumed."""
 
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -65,12 +66,14 @@ def search(
     by_id = unique_tasks(tasks)
     for task in by_id.values():
         warn_of_task(task)
-        check_measurable(task)
+        check_measurable(task, conversation=settings.conversation)
     judge = load_judge(settings.judge) if settings.judge else None
+    # Lists, as the file will have them.
+    recorded = json.loads(json.dumps(asdict(settings)))
     described = {
         "model": model_identity(model).settings,
         "instructions": {name: task.hash for name, task in by_id.items()},
-        "search": asdict(settings),
+        "search": recorded,
     }
     with answering(
         model, out, "search", described, settings, resume, show_progress, workers, judge
@@ -96,7 +99,7 @@ def search(
             "schema": PLAN_SCHEMA,
             "model": described["model"],
             "recipe": asdict(settings.recipe),
-            "settings": asdict(settings),
+            "settings": recorded,
             "instructions": records,
         }
         run.write_json(PLAN_FILE, data)

@@ -25,7 +25,7 @@ import numpy as np
 from steerlens.behaviour.answers import Answer
 from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.candidates import Candidate, describe, to_json
-from steerlens.stats.rates import Interval, best_of_many, wilson
+from steerlens.stats.rates import Interval, best_of_many, score_interval
 from steerlens.tasks import Task
 from steerlens.tasks.checks import follows
 from steerlens.tasks.pairs import ContrastPair
@@ -63,12 +63,13 @@ class Score:
 
     Attributes:
         candidate: What was applied.
-        passed: For each prompt, whether the loose check passes.
-        degenerate: For each prompt, whether the response is degenerate.
+        passed: For each response, whether the loose check passes.
+        degenerate: For each response, whether it is degenerate.
         n_tokens: Tokens of all responses.
         perplexity: Median under the judge; ``None`` without one, and for what passes no more
             prompts than no steering, which cannot be chosen anyway.
         evidence: The cheap evidence for it, where there is some.
+        samples: Responses per prompt, which stand side by side.
     """
 
     candidate: Candidate
@@ -77,20 +78,26 @@ class Score:
     n_tokens: int
     perplexity: float | None = None
     evidence: float | None = None
+    samples: int = 1
+
+    @property
+    def n_prompts(self) -> int:
+        """How many prompts were answered."""
+        return len(self.passed) // self.samples
 
     @property
     def successes(self) -> tuple[bool, ...]:
-        """Passed and not degenerate, by prompt."""
+        """Passed and not degenerate, by response."""
         return tuple(p and not d for p, d in zip(self.passed, self.degenerate, strict=True))
 
     @property
     def rate(self) -> float:
-        """Share of prompts whose response passes."""
+        """Share of responses that pass."""
         return sum(self.passed) / len(self.passed)
 
     @property
     def degenerate_share(self) -> float:
-        """Share of prompts whose response is degenerate."""
+        """Share of responses that are degenerate."""
         return sum(self.degenerate) / len(self.degenerate)
 
     @property
@@ -121,17 +128,20 @@ def scored(
     answers: Sequence[Answer],
     evidence: float | None = None,
 ) -> Score:
-    """Check the answers to the pairs' prompts."""
+    """Check the answers to the pairs' prompts, the same number to each, side by side."""
+    samples = len(answers) // len(pairs)
+    prompts = [pair for pair in pairs for _ in range(samples)]
     return Score(
         candidate=candidate,
         passed=tuple(
             follows(task, answer.text, pair.kwargs, pair.instructed, loose=True)
             and not (answer.finish_reason == "length" and task.limits_length(pair.kwargs))
-            for answer, pair in zip(answers, pairs, strict=True)
+            for answer, pair in zip(answers, prompts, strict=True)
         ),
         degenerate=tuple(is_degenerate(fluency(answer.text)) for answer in answers),
         n_tokens=sum(answer.n_tokens for answer in answers),
         evidence=evidence,
+        samples=samples,
     )
 
 
@@ -142,7 +152,7 @@ def judged(score: Score, perplexities: Sequence[float | None]) -> Score:
 
 
 def gains(score: Score, baseline: Score) -> bool:
-    """Whether a candidate passes more prompts than no steering."""
+    """Whether more of a candidate's responses pass than without steering."""
     return sum(score.passed) > sum(baseline.passed)
 
 
@@ -156,7 +166,7 @@ def is_allowed(score: Score, baseline: Score, most_perplexity: float) -> bool:
 
 
 def worth(score: Score, baseline: Score, price: float) -> list[float]:
-    """For each prompt its pass, minus the price of a degenerate response where there was none.
+    """For each response its pass, minus the price of a degenerate one where there was none.
 
     A degenerate response that is gone counts as gained; the sum decides.
     """
@@ -188,14 +198,15 @@ def choose(
         for score in scores
         if score is baseline or is_allowed(score, baseline, most_perplexity)
     ]
+    shape = len(allowed), baseline.n_prompts, baseline.samples
+    passes = np.array([score.passed for score in allowed], dtype=float)
+    worths = np.array([worth(score, baseline, price) for score in allowed])
     choosing = best_of_many(
-        np.array([score.passed for score in allowed]),
-        seed=seed,
-        worth=np.array([worth(score, baseline, price) for score in allowed]),
+        passes.reshape(shape).mean(-1), seed=seed, worth=worths.reshape(shape).mean(-1)
     )
     winner, corrected = allowed[choosing.chosen], choosing.corrected
     if winner is not baseline and corrected.value <= baseline.rate:
-        winner, corrected = baseline, wilson(sum(baseline.passed), len(baseline.passed))
+        winner, corrected = baseline, score_interval(baseline.rate, baseline.n_prompts)
     return winner, corrected, len(allowed)
 
 

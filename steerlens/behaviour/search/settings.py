@@ -4,7 +4,9 @@ from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from steerlens.behaviour.plans.fitting import FitRecipe
+from steerlens.engine.sampling import GREEDY, Decoding
 from steerlens.errors import SteerlensError
+from steerlens.models.conversations import Conversation, conversation_before
 
 __all__ = ["SearchSettings", "Stage"]
 
@@ -44,8 +46,10 @@ class SearchSettings:
         judge_tokens: Tokens of a response that the judge reads.
         batch_size: Rows decoded together; fixed, so that a resumed run rounds as it did.
         piece_rows: Rows per piece: what is computed by one worker, and lost with it.
-        recipe: How vectors are fitted.
+        recipe: How vectors are fitted; answers to fit on are greedy.
         seed: Draws prompts and resamples.
+        decoding: How candidates answer; with several samples per prompt shares of them count.
+        conversation: Messages that come before every prompt: a system message, earlier turns.
     """
 
     broad: Stage = Stage(6, 64, 8)
@@ -61,8 +65,12 @@ class SearchSettings:
     piece_rows: int = 192
     recipe: FitRecipe = field(default_factory=FitRecipe)
     seed: int = 0
+    decoding: Decoding = GREEDY
+    conversation: Conversation = ()
 
     def __post_init__(self) -> None:
+        before = conversation_before(self.conversation)
+        object.__setattr__(self, "conversation", before)
         for name in ("broad", "narrow", "final"):
             stage: Stage = getattr(self, name)
             if min(astuple(stage)) < 1:
