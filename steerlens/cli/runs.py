@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from steerlens.cli.options import DecodingOptions, OwnTaskOptions, RunModelOptions, RunOptions
+from steerlens.cli.decoding import DecodingOptions
+from steerlens.cli.options import OwnTaskOptions, RunModelOptions, RunOptions
 from steerlens.cli.values import (
     Evidence,
     Json,

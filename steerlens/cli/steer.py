@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from steerlens.cli.options import DecodingOptions, InterventionOptions, ModelOptions
+from steerlens.cli.decoding import DecodingOptions
+from steerlens.cli.options import InterventionOptions, ModelOptions
 from steerlens.cli.values import (
     Json,
     Seed,

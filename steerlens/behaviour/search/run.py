@@ -98,7 +98,7 @@ def search(
         data = {
             "schema": PLAN_SCHEMA,
             "model": described["model"],
-            "recipe": asdict(settings.recipe),
+            "recipe": recorded["recipe"],
             "settings": recorded,
             "instructions": records,
         }
