@@ -1,5 +1,7 @@
-"""What the explorer tries: a vector from the catalogue, a file or your own words, and its use."""
+"""What the explorer tries: the vector of a task, of a file or of your own words, and its use."""
 
+import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,15 +11,18 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.activations.cache import POSITIONS, cache_residuals
 from steerlens.errors import SteerlensError
 from steerlens.steering.interventions import Steering
-from steerlens.tasks import base_queries, catalogue
+from steerlens.tasks import Task, base_queries, catalogue
 from steerlens.tasks.drawing import contrast_pairs
 from steerlens.tasks.pairs import ContrastSet
+from steerlens.tasks.task_files import load_task
 from steerlens.vectors import SteeringVector, difference_of_means
 from steerlens.vectors.formats import load_vector
 
-__all__ = ["Trial", "as_python", "kind_of", "read_at", "vector_of"]
+__all__ = ["Trial", "as_python", "kind_of", "passes", "read_at", "task_of", "vector_of"]
 
-_FILES = (".safetensors", ".gguf")
+_VECTOR_FILES = (".safetensors", ".gguf")
+_TASK_FILES = (".yaml", ".yml", ".jsonl", ".csv")
+Tasks = Mapping[str, Task]
 
 
 @dataclass(frozen=True)
@@ -57,40 +62,73 @@ class Trial:
         )
 
 
-def kind_of(source: str) -> Literal["instruction", "file", "words"]:
-    """What was picked or typed: an id of the catalogue, a vector file, or an instruction.
+def kind_of(source: str, tasks: Tasks = catalogue) -> Literal["task", "file", "words"]:
+    """What was picked or typed: a task, a vector file, or an instruction.
 
     >>> kind_of("detectable_format:title"), kind_of("v.gguf"), kind_of("Answer like a pirate.")
-    ('instruction', 'file', 'words')
+    ('task', 'file', 'words')
     """
-    if source in catalogue:
-        return "instruction"
-    return "file" if source.lower().endswith(_FILES) else "words"
+    if source in tasks or source in catalogue or source.lower().endswith(_TASK_FILES):
+        return "task"
+    return "file" if source.lower().endswith(_VECTOR_FILES) else "words"
 
 
-def vector_of(model: TransformerBridge, source: str, n_pairs: int) -> SteeringVector:
+def task_of(source: str, tasks: Tasks = catalogue) -> Task | None:
+    """The task that was picked or typed; ``None`` for a vector file or an instruction.
+
+    Raises:
+        SteerlensError: As `load_task`, of a task file.
+    """
+    if kind_of(source, tasks) != "task":
+        return None
+    return tasks[source] if source in tasks else load_task(source)
+
+
+def vector_of(
+    model: TransformerBridge, source: str, n_pairs: int, tasks: Tasks = catalogue
+) -> SteeringVector:
     """The vector of a source (`kind_of`) on this model, fitted on `n_pairs` contrast pairs.
 
     Raises:
         SteerlensError: A file that is missing or no vector, or an instruction of one word, which is
             more likely a mistyped id.
     """
-    kind = kind_of(source)
-    if kind == "file":
+    if kind_of(source, tasks) == "file":
         if not Path(source).is_file():
             raise SteerlensError(f"there is no file {source!r}")
         return load_vector(source)
-    if kind == "instruction":
-        pairs = contrast_pairs(source, n=n_pairs)
+    task = task_of(source, tasks)
+    if task is not None:
+        pairs = contrast_pairs(task, n=max(2, min(n_pairs, task.n_pairs("fit"))))
     else:
         if " " not in source.strip():
             raise SteerlensError(
-                f"{source!r} is no instruction of the catalogue and no vector file; an instruction "
-                "in your own words has at least two"
+                f"{source!r} is no task and no vector file; an instruction in your own words has "
+                "at least two"
             )
         asked = [query.text for query in base_queries("fit")[:n_pairs]]
         pairs = ContrastSet.from_prompts([f"{text} {source}" for text in asked], asked)
-    return difference_of_means(cache_residuals(model, pairs, show_progress=False))
+    position = _position(pairs)
+    return difference_of_means(cache_residuals(model, pairs, position, show_progress=False))
+
+
+def _position(pairs: ContrastSet) -> str:
+    """Where pairs are read: choices have one prompt and differ in their answers."""
+    return "answer" if pairs.same_prompts else "last_prompt"
+
+
+def passes(task: Task | None, response: str) -> bool | None:
+    """Whether a response passes the task's check; ``None`` without a check of the response alone.
+
+    Raises:
+        SteerlensError: The check raises, or returns neither a truth value nor a score.
+    """
+    if task is None or not task.has_check:
+        return None
+    queries = task.queries("fit")
+    # What the check compares with (a number of words) is drawn for each prompt, and here is none.
+    needs_more = bool(queries) and bool(task.sample_kwargs(random.Random(0), queries[0]))
+    return None if needs_more else task.check(response)
 
 
 def read_at(vector: SteeringVector, n_prompt: int) -> str | int | None:
@@ -107,23 +145,38 @@ def read_at(vector: SteeringVector, n_prompt: int) -> str | int | None:
     return None
 
 
-def as_python(trial: Trial, model: str, n_pairs: int, dtype: str = "float32") -> str:
-    """The lines that reproduce a trial on a model, given by its reference and dtype."""
-    kind = kind_of(trial.source)
-    fitted = "vector = sl.difference_of_means(sl.cache_residuals(model, pairs))"
-    marked = "" if kind == "file" else ", read_at='last_prompt'"
+def as_python(
+    trial: Trial, model: str, n_pairs: int, dtype: str = "float32", tasks: Tasks = catalogue
+) -> str:
+    """The lines that reproduce a trial on a model, given by its reference and dtype.
+
+    A task defined in Python is named by ``task``, which the lines expect to be there.
+    """
+    source = trial.source
+    kind, task = kind_of(source, tasks), task_of(source, tasks)
     if kind == "file":
-        vector = [f"vector = sl.load_vector({trial.source!r})"]
-    elif kind == "instruction":
-        vector = [f"pairs = sl.contrast_pairs({trial.source!r}, n={n_pairs})", fitted]
+        vector, marked = [f"vector = sl.load_vector({source!r})"], ""
+    elif task is not None:
+        n = max(2, min(n_pairs, task.n_pairs("fit")))
+        position = _position(contrast_pairs(task, n=2))
+        is_known = tasks.get(source) in (None, catalogue.get(source))
+        given = repr(source) if is_known else "task"
+        at = "" if position == "last_prompt" else f", position={position!r}"
+        vector = [
+            *([] if is_known else [f"# task: the Task {task.id!r} of this session"]),
+            f"pairs = sl.contrast_pairs({given}, n={n})",
+            f"vector = sl.difference_of_means(sl.cache_residuals(model, pairs{at}))",
+        ]
+        marked = ", read_at='last_prompt'" if position == "last_prompt" else ""
     else:
         vector = [
             "from steerlens.tasks.pairs import ContrastSet",
             f"asked = [query.text for query in sl.base_queries('fit')[:{n_pairs}]]",
-            f"instructed = [text + ' ' + {trial.source!r} for text in asked]",
+            f"instructed = [text + ' ' + {source!r} for text in asked]",
             "pairs = ContrastSet.from_prompts(instructed, asked)",
-            fitted,
+            "vector = sl.difference_of_means(sl.cache_residuals(model, pairs))",
         ]
+        marked = ", read_at='last_prompt'"
     return "\n".join(
         [
             "import steerlens as sl",

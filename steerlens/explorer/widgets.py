@@ -5,6 +5,8 @@ setting a widget's value there is what ipywidgets sends to the page.
 """
 
 import html
+import os
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
@@ -16,30 +18,38 @@ from steerlens.effects.run import SteeredRun
 from steerlens.errors import SteerlensError
 from steerlens.explorer.pins import Pin, pins_table
 from steerlens.explorer.session import Session
-from steerlens.explorer.trials import Trial, as_python, vector_of
+from steerlens.explorer.trials import Trial, as_python, passes, task_of, vector_of
 from steerlens.models.loading import model_info
 from steerlens.steering.operations import Operation, Scope
-from steerlens.tasks import catalogue
+from steerlens.tasks import Task, catalogue
+from steerlens.tasks.task_files import unique_tasks
 from steerlens.vectors import SteeringVector
 from steerlens.views import save
 
 __all__ = ["Explorer", "explore"]
 
+GivenTask = Task | str | os.PathLike[str]
 # Widgets whose value is the field of `Trial` with the same name.
 _CONTROLS = ("source", "prompt", "layer", "operation", "strength", "scope", "max_new_tokens")
 
 
-def explore(model: TransformerBridge, n_pairs: int = 32) -> "Explorer":
+def explore(
+    model: TransformerBridge,
+    tasks: Sequence[GivenTask] | GivenTask = (),
+    n_pairs: int = 32,
+) -> "Explorer":
     """Controls for steering a model by hand; show the result as a cell's last line.
 
     Args:
         model: A hooked model; while the explorer is answering, nothing else may use it.
-        n_pairs: Contrast pairs an instruction's vector is fitted on.
+        tasks: Tasks of your own (a `Task` or its file), offered before those of the catalogue.
+        n_pairs: Contrast pairs a task's vector is fitted on.
 
     Raises:
-        SteerlensError: ipywidgets or anywidget is not installed.
+        SteerlensError: ipywidgets or anywidget is not installed, two tasks have one id, or as
+            `load_task`.
     """
-    return Explorer(model, n_pairs)
+    return Explorer(model, tasks, n_pairs)
 
 
 def _ipywidgets() -> Any:
@@ -60,10 +70,22 @@ class Explorer:
         pins: The trials kept, with their texts.
         run: What is shown; ``None`` while a trial runs.
         session: The worker.
+        tasks: The tasks that may be picked, by id: those given, then the catalogue.
     """
 
-    def __init__(self, model: TransformerBridge, n_pairs: int = 32) -> None:
+    def __init__(
+        self,
+        model: TransformerBridge,
+        tasks: Sequence[GivenTask] | GivenTask = (),
+        n_pairs: int = 32,
+    ) -> None:
         w = self._w = _ipywidgets()
+        listed = [tasks] if isinstance(tasks, Task | str | os.PathLike) else tasks
+        own = unique_tasks(listed)
+        self.tasks: dict[str, Task] = {
+            **own,
+            **{k: v for k, v in catalogue.items() if k not in own},
+        }
         self.model, self.n_pairs = model, n_pairs
         self.pins: list[Pin] = []
         self.run: SteeredRun | None = None
@@ -74,9 +96,9 @@ class Explorer:
         wide = {"layout": w.Layout(width="48em"), "style": {"description_width": "6em"}}
         narrow = {"style": {"description_width": "6em"}}
         self.source = w.Combobox(
-            options=list(catalogue),
+            options=list(self.tasks),
             description="steer by",
-            placeholder="an instruction, picked or in your own words, or a vector file",
+            placeholder="a task, an instruction in your own words, or a file of a vector or a task",
             continuous_update=False,
             **wide,
         )
@@ -172,11 +194,11 @@ class Explorer:
     def to_python(self) -> str:
         """The Python that gives the present trial again."""
         info = model_info(self.model)
-        return as_python(self.trial, info.reference, self.n_pairs, info.dtype)
+        return as_python(self.trial, info.reference, self.n_pairs, info.dtype, self.tasks)
 
     def _vector_of(self, source: str) -> SteeringVector:
         if source not in self._vectors:
-            self._vectors[source] = vector_of(self.model, source, self.n_pairs)
+            self._vectors[source] = vector_of(self.model, source, self.n_pairs, self.tasks)
         return self._vectors[source]
 
     def _changed(self, _: Any) -> None:
@@ -186,22 +208,31 @@ class Explorer:
         self.baseline.value = self.steered.value = self.details.value = ""
         self.strips.children = ()
         if self.python.layout.display != "none":
-            self.python.value = self.to_python()
+            self.python.value = self._python_or_reason()
         if self.source.value.strip():
             self._say("answering …")
             self.session.start(self.trial, self._vector_of)
         else:
             self._say("")
 
-    def _show_text(self, baseline: str, steered: str) -> None:
-        style = "white-space:pre-wrap;line-height:1.4"
+    def _show_text(self, baseline: str, steered: str, check: Task | None = None) -> None:
+        style = "dir='auto' style='white-space:pre-wrap;line-height:1.4'"
         for name, text in (("baseline", baseline), ("steered", steered)):
-            shown = f"<b>{name}</b><div dir='auto' style='{style}'>{html.escape(text)}</div>"
+            passed = passes(check, text)
+            verdict = "" if passed is None else f" · {'passes' if passed else 'fails'} the check"
+            shown = (
+                f"<b>{name}</b>{verdict}<div dir='auto' style='{style}'>{html.escape(text)}</div>"
+            )
             getattr(self, name).value = shown
 
     def _show_run(self, trial: Trial, run: SteeredRun) -> None:
         self._shown, self.run = trial, run
-        self._show_text(run.baseline, run.steered)
+        said = "click a token for its numbers"
+        try:
+            self._show_text(run.baseline, run.steered, task_of(trial.source, self.tasks))
+        except SteerlensError as error:  # a check of one's own may raise
+            self._show_text(run.baseline, run.steered)
+            said = str(error)
         figures = [go.FigureWidget(figure) for figure in (run.effects.plot(), run.plot())]
         for figure in figures:
             # The controls show the steering; a subtitle is misplaced by a widget not yet seen.
@@ -210,15 +241,21 @@ class Explorer:
                 if trace.customdata is not None:
                     trace.on_click(self._show_token)
         self.strips.children = figures
-        self._say("click a token for its numbers")
+        self._say(said)
 
     def _show_token(self, trace: Any, points: Any, _: Any) -> None:
         # What the strip says on hover: escaped already.
         if points.point_inds:
             self.details.value = str(trace.customdata[points.point_inds[0]])
 
+    def _python_or_reason(self) -> str:
+        try:
+            return self.to_python()
+        except SteerlensError as error:
+            return f"# {error}"
+
     def _show_python(self) -> None:
-        self.python.value = self.to_python()
+        self.python.value = self._python_or_reason()
         self.python.layout.display = "" if self.python.layout.display == "none" else "none"
 
     def _save_vector(self) -> None:

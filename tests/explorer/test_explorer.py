@@ -14,11 +14,21 @@ from report_example import HOSTILE
 from steering_examples import random_vector
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.activations.cache import ResidualCache
+from steerlens.activations.cache import ResidualCache, cache_residuals
 from steerlens.errors import SteerlensError
 from steerlens.explorer import explore
-from steerlens.explorer.trials import Trial, as_python, kind_of, read_at, vector_of
+from steerlens.explorer.trials import (
+    Trial,
+    as_python,
+    kind_of,
+    passes,
+    read_at,
+    task_of,
+    vector_of,
+)
 from steerlens.models.loading import model_info
+from steerlens.tasks import Task, catalogue
+from steerlens.tasks.drawing import contrast_pairs
 from steerlens.vectors import difference_of_means
 from steerlens.views.tokens import LEVELS
 
@@ -56,6 +66,57 @@ def test_a_moved_slider_gives_the_texts_that_generate_gives(model: TransformerBr
     words = next(t for t in explorer.strips.children[0].data if t.customdata is not None)
     explorer._show_token(words, SimpleNamespace(point_inds=[1]), None)
     assert explorer.details.value == words.customdata[1] != ""
+
+
+def pirate(check=lambda text: "arr" in text.lower()) -> Task:
+    asked = ["Answer like a pirate.", "Talk as a pirate would.", "Use pirate speech."]
+    return Task("pirate", asked, [f"Why {what}?" for what in "abcdefgh"], check)
+
+
+def test_a_task_of_ones_own_is_offered_steered_by_and_checked(tiny_model, tmp_path) -> None:
+    # Given an explorer with a task defined in Python, and one in a file
+    (tmp_path / "rude.yaml").write_text(
+        "id: rude\nphrasings: [Be rude., Do be rude., Be very rude.]\n"
+        "queries: [Why so, Who is it, How far]"
+    )
+    explorer = explore(tiny_model, [pirate(), tmp_path / "rude.yaml"], n_pairs=4)
+    assert explorer.source.options[:2] == ("pirate", "rude")
+    # When the first is picked
+    explorer.max_new_tokens.value = 4
+    explorer.layer.value = 1
+    explorer.source.value = "pirate"
+    explorer.session.wait(60.0)
+    # Then its vector steers, its check judges both texts, and the Python says where it comes from
+    assert explorer.run is not None, explorer.message.value
+    pairs = contrast_pairs(pirate(), n=4)
+    expected = difference_of_means(cache_residuals(tiny_model, pairs, show_progress=False))
+    assert torch.equal(explorer.vector.directions, expected.directions)
+    assert "fails the check" in explorer.baseline.value
+    assert "contrast_pairs(task, n=4)" in explorer.to_python()
+    # And where a check raises, its sentence is shown beside the texts
+    explorer.tasks["pirate"] = pirate(lambda text: 1 / 0)
+    explorer.layer.value = 0
+    explorer.session.wait(60.0)
+    assert "raised ZeroDivisionError" in explorer.message.value
+    assert "steered" in explorer.steered.value
+
+
+def test_choices_and_typed_files_are_explored_too(tiny_model, tmp_path) -> None:
+    lines = [
+        f'{{"question": "Is {x} warm?", "answer_matching_behavior": "yes", '
+        '"answer_not_matching_behavior": "no"}' for x in ("tea", "ice", "snow", "rain")
+    ]  # fmt: skip
+    path = tmp_path / "warm.jsonl"
+    path.write_text("\n".join(lines))
+    vector = vector_of(tiny_model, str(path), 8)
+    assert vector.metadata["position"] == "answer"
+    lines = as_python(Trial(str(path), "Hi!", 1), "a-model", 8)
+    assert "position='answer'" in lines and f"contrast_pairs({str(path)!r}, n=2)" in lines
+    assert passes(task_of(str(path)), "yes") is None  # no check
+    assert passes(catalogue["punctuation:no_comma"], "plain words") is True
+    assert passes(catalogue["length_constraints:number_words_at_most"], "so") is None  # how many?
+    with pytest.raises(SteerlensError, match=r"missing\.yaml"):
+        vector_of(tiny_model, "missing.yaml", 4)
 
 
 def test_cancelling_leaves_the_model_as_it_was(tiny_model: TransformerBridge) -> None:
@@ -131,7 +192,7 @@ def test_the_exported_python_gives_the_same_texts(model: TransformerBridge, monk
 
 
 def test_a_source_is_told_apart_and_a_mistyped_one_is_refused(tiny_model, tmp_path) -> None:
-    assert kind_of("change_case:english_lowercase") == "instruction"
+    assert kind_of("change_case:english_lowercase") == "task"
     with pytest.raises(SteerlensError, match="no file"):
         vector_of(tiny_model, str(tmp_path / "none.safetensors"), 4)
     with pytest.raises(SteerlensError, match="at least two"):
@@ -142,7 +203,7 @@ def test_a_faulty_setting_is_told_and_the_explorer_goes_on(tiny_model) -> None:
     explorer = explore(tiny_model)
     explorer.source.value = "nonsense"
     explorer.session.wait(60.0)
-    assert "no instruction of the catalogue" in explorer.message.value
+    assert "is no task and no vector file" in explorer.message.value
     explorer.pin()
     assert "nothing to pin" in explorer.message.value
     with pytest.raises(SteerlensError, match="nothing to save"):
@@ -223,7 +284,7 @@ def test_a_vector_asked_for_while_the_worker_makes_it_is_made_once(tiny_model, m
     # Given a worker that is making the vector of a new instruction
     explorer, made, go_on = explore(tiny_model), [], threading.Event()
 
-    def make(model, source, n_pairs):
+    def make(model, source, n_pairs, tasks):
         made.append(source)
         assert go_on.wait(60.0)
         return random_vector(3, 16)
@@ -286,7 +347,7 @@ def test_after_a_faulty_setting_nothing_of_the_one_before_is_left(tiny_model) ->
     explorer.source.value = "nonsense"
     explorer.session.wait(60.0)
     # Then its sentence stands alone
-    assert "no instruction of the catalogue" in explorer.message.value
+    assert "is no task and no vector file" in explorer.message.value
     shown = (explorer.baseline, explorer.steered, explorer.details)
     assert [one.value for one in shown] == ["", "", ""] and explorer.strips.children == ()
 

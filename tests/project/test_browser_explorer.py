@@ -19,7 +19,13 @@ _CELLS = [
     "from IPython.display import HTML, display\nfrom steerlens.views import summary\n"
     "display(HTML('<p class=control>$z^2$</p>'), HTML(summary('$x^2$ and $y$')))",
     "import steerlens as sl\nmodel = sl.load_model('smollm2-135m-instruct')",
-    "explorer = sl.explore(model, n_pairs=4)\nexplorer.max_new_tokens.value = 8\nexplorer",
+    # A task with a check in Python, as one defines it in a cell.
+    "def check(text):\n    return text.startswith('<<')\n\n"
+    "asked = ['Give your answer a title in double angular brackets, such as <<title>>.',\n"
+    "    'Put a title in double angular brackets, <<title>>, on top.',\n"
+    "    'Begin with a title in double angular brackets.']\n"
+    "task = sl.Task('headline', asked, check=check)\nassert len(sl.contrast_pairs(task, n=4)) == 4",
+    "explorer = sl.explore(model, [task], n_pairs=4)\nexplorer.max_new_tokens.value = 8\nexplorer",
 ]
 
 
@@ -118,18 +124,18 @@ def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
         result = page.locator(".steerlens-summary")
         assert "$x^2$ and $y$" in result.text_content()
         assert result.locator("mjx-container").count() == 0
-        source = page.get_by_placeholder("an instruction, picked")
+        source = page.get_by_placeholder("a task, an instruction")
         source.wait_for(timeout=_PATIENCE)
-        # When an instruction is typed
-        source.fill("change_case:english_lowercase")
+        # When the task of the notebook is typed
+        source.fill("headline")
         source.press("Enter")
-        # Then both texts and the strips of their tokens appear
+        # Then both texts, what the check says of them, and the strips of their tokens appear
         message = page.locator(".jp-OutputArea").get_by_text("click a token")
         message.wait_for(timeout=_PATIENCE)
         page.wait_for_selector(".js-plotly-plot .main-svg", timeout=_PATIENCE)
         steered = page.locator(".widget-html-content", has_text=re.compile("^steered"))
         first = steered.text_content()
-        assert len(first) > len("steered")
+        assert first.startswith("steered · passes the check<<")
         page.screenshot(path=artefacts(tmp_path) / "explorer-1.png")
         # And when the layer's slider is moved, others take their place
         handle = page.get_by_role("slider").first
@@ -161,7 +167,7 @@ def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
         # And a faulty setting leaves its sentence alone: no text of the one before, but the pins
         source.fill("nonsense")
         source.press("Enter")
-        refused = page.locator(".widget-html-content", has_text="no instruction of the catalogue")
+        refused = page.locator(".widget-html-content", has_text="is no task and no vector file")
         refused.first.wait_for(timeout=_PATIENCE)
         assert steered.count() == 0
         assert page.locator(".widget-html-content", has_text=re.compile("^baseline")).count() == 0
