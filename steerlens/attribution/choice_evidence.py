@@ -30,7 +30,7 @@ from steerlens.views.result import Result
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["ChoiceEvidence", "choice_evidence", "choices_table"]
+__all__ = ["ChoiceEvidence", "choice_evidence", "choices_table", "measure_choices"]
 
 _EFFECTS = ("slope", "above_placebo", "wrong_way", "placebo_slope")
 
@@ -160,6 +160,26 @@ def choice_evidence(
         show_progress=show_progress,
     )  # fmt: skip
     vector, placebo = difference_of_means(cache), random_direction(cache, seed=seed)
+    return measure_choices(
+        model, task, vector, placebo, layers, strengths, operation, scope, batch_size, chat_format,
+        show_progress,
+    )  # fmt: skip
+
+
+def measure_choices(
+    model: TransformerBridge,
+    task: Task,
+    vector: SteeringVector,
+    placebo: SteeringVector,
+    layers: Sequence[int],
+    strengths: Sequence[float | int] = STRENGTHS,
+    operation: str = "add",
+    scope: str = "answer",
+    batch_size: int | None = None,
+    chat_format: str = "auto",
+    show_progress: bool | None = None,
+) -> ChoiceEvidence:
+    """`choice_evidence` of a vector that is fitted already."""
     curves = {
         split: choice_curve(
             model, task, vector, layers, strengths, operation, scope, split, placebo, batch_size,

@@ -222,7 +222,7 @@ def _task_record(
         "layers": ranking.to_json()["layers"],
         "measure": measure_of(task),
         "recovery": measured.recovery.table.to_dict("records") if measured.recovery else [],
-        "choices": measured.choices and measured.choices.slopes.to_dict("records"),
+        "choices": measured.choices and measured.choices.to_json(),
         "search": plan and _search_record(plan, task.id),
         "evidence": evidence and {k: v for k, v in evidence.to_json().items() if k not in shared},
         **samples,

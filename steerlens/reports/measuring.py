@@ -15,7 +15,7 @@ from steerlens.attribution import (
     gather_evidence,
     rank_layers,
 )
-from steerlens.attribution.choices import ChoiceCurve, choice_curve
+from steerlens.attribution.choice_evidence import ChoiceEvidence, measure_choices
 from steerlens.reports.samples import SteeredTask
 from steerlens.reports.settings import ReportSettings
 from steerlens.tasks import Task
@@ -26,8 +26,8 @@ from steerlens.vectors import SteeringVector, difference_of_means, random_direct
 __all__ = ["MeasuredTask", "check_sizes", "measure_task"]
 
 _N_RECOVERY = 16
+_NOT_STEERABLE = "its slope on the report items is not above 0 and above the placebo's"
 _RECOVERY_RULE = "highest first-token causal recovery on held-out pairs"
-_SLOPE_RULE = "steepest slope of the log odds on held-out items"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class MeasuredTask:
     cache: ResidualCache
     ranking: LayerRanking
     recovery: RecoveryCurve | None
-    choices: ChoiceCurve | None
+    choices: ChoiceEvidence | None
     vector: SteeringVector
     placebo: SteeringVector
     evidence: Evidence | None
@@ -48,9 +48,9 @@ class MeasuredTask:
         vectors = self.vector, self.placebo
         if self.choices is not None:
             # Choices are steered as they are measured, by adding.
-            layer, above = self.choices.best_layer, (self.choices.slopes["slope_low"] > 0).any()
-            caveat = None if above else "no layer's interval of the slope is above 0"
-            return SteeredTask(self.task, layer, caveat, *vectors, "add", _SLOPE_RULE)
+            layer, rule = self.choices.best_layer, self.choices.best_layer_rule
+            caveat = None if self.choices.is_steerable else _NOT_STEERABLE
+            return SteeredTask(self.task, layer, caveat, *vectors, "add", rule)
         assert self.recovery is not None  # one of the two is there
         layer, caveat = self.recovery.best_layer, self.recovery.caveat
         return SteeredTask(self.task, layer, caveat, *vectors, settings.operation, _RECOVERY_RULE)
@@ -78,11 +78,8 @@ def measure_task(model: TransformerBridge, task: Task, settings: ReportSettings)
     # recovery is high, but no later layer can carry the task on.
     layers = range(0, max(model.cfg.n_layers - 1, 1), settings.recovery_every)
     recovery = choices = evidence = None
-    scope = "prompt" if settings.scope == "response" else settings.scope
     if is_choices:
-        choices = choice_curve(
-            model, task, vector, layers, scope=scope, split="select", placebo=placebo, **options
-        )
+        choices = measure_choices(model, task, vector, placebo, layers, **options)
     else:
         recovery = first_token_recovery(
             model,
@@ -92,7 +89,7 @@ def measure_task(model: TransformerBridge, task: Task, settings: ReportSettings)
             placebo=placebo,
             operation=settings.operation,
             strength=settings.strength,
-            scope=scope,
+            scope="prompt" if settings.scope == "response" else settings.scope,
             **options,
         )
     if settings.evidence and not is_choices:

@@ -11,11 +11,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from steerlens.reports.choices import choices_section
 from steerlens.reports.evidence import evidence_section
 from steerlens.reports.html import Cell, interval, percent
 from steerlens.reports.searched import measured_by, search_section
 from steerlens.views import layer_curves, recovery_curve, token_strip
-from steerlens.views.choices import choice_slopes
 from steerlens.views.numbers import MISSING, finite
 from steerlens.views.tokens import strip_limit
 
@@ -50,7 +50,7 @@ def task_section(
         ],
         "layers": layer_curves(task["layers"], supported_layer(task)),
         "recovery": recovery,
-        "slopes": choice_slopes(task["choices"]) if task.get("choices") else None,
+        "choices": choices_section(task.get("choices")),
         "measured_by": measured_by(task),
         "search": search_section(task.get("search")),
         "evidence": evidence_section(task.get("evidence")),

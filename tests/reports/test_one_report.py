@@ -85,10 +85,16 @@ def test_choices_are_shown_by_the_slope_of_their_log_odds(report, tiny_model, ta
     assert likes["recovery"] == []
     vector = report.vectors["likes"]
     curve = sl.choice_curve(
-        tiny_model, tasks[2], vector, [0], scope="all", split="select", show_progress=False
+        tiny_model, tasks[2], vector, [0], split="report", show_progress=False
     ).slopes.iloc[0]
-    assert likes["choices"][0]["slope"] == pytest.approx(curve.slope, abs=1e-5)
-    assert "Slope of the log odds of likes over layers" in report.page.read_text()
+    choices = likes["choices"]
+    assert choices["layers"][0]["slope"] == pytest.approx(curve.slope, abs=1e-5)
+    page = report.page.read_text()
+    assert "Slope of the log odds of likes over layers" in page
+    verdict = "Steering moves these choices" if choices["steerable"] else "Nothing shows that it"
+    assert verdict in text_of(page)
+    assert "Neither answer has" in text_of(page)
+    assert "The matching answer is “Yes” in 100% of the items." in text_of(page)
 
 
 def test_samples_of_pairs_have_the_arguments_of_their_pair(report):
