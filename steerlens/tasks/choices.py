@@ -23,12 +23,16 @@ are.
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from steerlens.errors import PairsError
+from steerlens.errors import PairsError, SteerlensWarning
+
+if TYPE_CHECKING:
+    from steerlens.files.fields import Foreign
 
 __all__ = ["ChoiceItem", "balanced", "items_from", "read_items"]
 
@@ -133,27 +137,44 @@ def _items(
     from steerlens.files.fields import Foreign  # slow to import
 
     fields = Foreign(_FIELDS)
-    items: dict[ChoiceItem, None] = {}
+    items: dict[ChoiceItem, str] = {}
+    n_read = 0
     for number, record in records:
         where = f"{place} {number}"
-        if isinstance(record, ChoiceItem):
-            items[record] = None
-            continue
-        if not isinstance(record, Mapping):
-            raise PairsError(f"{where}: an object with the fields {', '.join(_FIELDS)} is needed")
-        for name in _FIELDS:
-            if record.get(name) is None:
-                present = ", ".join(repr(str(key)) for key in record) or "none"
-                raise PairsError(f"{where}: the field {name!r} is missing (fields: {present})")
-        fields.check(record, where, PairsError)
-        try:
-            items[ChoiceItem(*(record[name] for name in _FIELDS))] = None
-        except PairsError as error:
-            raise PairsError(f"{where}: {error}") from error
+        n_read += 1
+        item = record if isinstance(record, ChoiceItem) else _item(record, where, fields)
+        contrary = ChoiceItem(item.question, item.other, item.matching)
+        if contrary in items:
+            raise PairsError(
+                f"{where}: {_excerpt(item.question)} is asked again with its answers exchanged "
+                f"({items[contrary]}), so either answer would match; keep one of the two"
+            )
+        items.setdefault(item, where)
     fields.warn(source)
     if len(items) < 2:
         raise PairsError(f"{source} has {len(items)} different items; at least 2 are needed")
+    if len(items) < n_read:
+        warnings.warn(
+            f"{n_read - len(items)} of {n_read} items of {source} repeat another one word for word "
+            "and are left out",
+            SteerlensWarning,
+            stacklevel=4,
+        )
     return tuple(items)
+
+
+def _item(record: object, where: str, fields: "Foreign") -> ChoiceItem:
+    if not isinstance(record, Mapping):
+        raise PairsError(f"{where}: an object with the fields {', '.join(_FIELDS)} is needed")
+    for name in _FIELDS:
+        if record.get(name) is None:
+            present = ", ".join(repr(str(key)) for key in record) or "none"
+            raise PairsError(f"{where}: the field {name!r} is missing (fields: {present})")
+    fields.check(record, where, PairsError)
+    try:
+        return ChoiceItem(*(record[name] for name in _FIELDS))
+    except PairsError as error:
+        raise PairsError(f"{where}: {error}") from error
 
 
 def _choice_line(question: str, answer: str) -> re.Match[str] | None:

@@ -12,7 +12,13 @@ from transformers import LlamaForCausalLM
 from steerlens.activations.cache import cache_residuals
 from steerlens.attribution.choice_evidence import choice_evidence, choices_table
 from steerlens.attribution.choices import choice_curve, items_curve
-from steerlens.errors import PairsError, SteeringError, SteerlensError, UnknownNameError
+from steerlens.errors import (
+    PairsError,
+    SteeringError,
+    SteerlensError,
+    SteerlensWarning,
+    UnknownNameError,
+)
 from steerlens.tasks import SPLITS, Task
 from steerlens.tasks.choices import ChoiceItem, balanced, items_from, read_items
 from steerlens.tasks.drawing import contrast_pairs
@@ -73,11 +79,20 @@ def test_a_file_of_choices_is_read_and_its_faults_are_named(tmp_path):
         ([record(), record()], "has 1 different item"),
         ([record(matching="Yes", other="Yes"), record("R?")], "row 1: the two answers"),
         ([record(question=" "), record("R?")], "the question of a choice must be a text"),
+        (
+            [record(), record("R?"), record(matching=" No", other=" Yes")],
+            r"row 3: 'Q\?' is asked again with its answers exchanged \(row 1\)",
+        ),
     ],
 )
 def test_faulty_choices_are_refused_in_a_sentence(records, sentence):
     with pytest.raises(PairsError, match=sentence):
         items_from(records)
+
+
+def test_repeated_items_are_left_out_with_a_warning():
+    with pytest.warns(SteerlensWarning, match="2 of 4 items of the list of choices repeat"):
+        assert len(items_from([record(), record(), record("R?"), record()])) == 2
 
 
 @pytest.fixture(scope="module")
