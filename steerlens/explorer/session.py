@@ -8,6 +8,7 @@ returns, the older trial reports nothing more, and what it showed can be cleared
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.effects.run import SteeredRun, record_run
 from steerlens.engine.generation import generate_from_tokens
 from steerlens.engine.rows import Row, choose_tokens
+from steerlens.engine.sampling import stream_seed
 from steerlens.errors import SteerlensError
 from steerlens.explorer.trials import Trial, read_at
 from steerlens.models.loading import end_token_ids, tokenize_prompts
@@ -116,7 +118,7 @@ class Session:
     ) -> SteeredRun:
         steering = trial.steering(vector)
         steering.check_model(self.model)
-        [prompt] = tokenize_prompts(self.model, [trial.prompt])
+        [prompt] = tokenize_prompts(self.model, [trial.asked])
         ends = end_token_ids(self.model)
         so_far: list[list[int]] = [[], []]
 
@@ -136,6 +138,9 @@ class Session:
             trial.max_new_tokens,
             choose=choose,
             show_progress=False,
+            decodings=[trial.decoding] * 2,
+            # Both draw from the stream of the first prompt, as in `sl.steer`.
+            seeds=[stream_seed(trial.decoding.seed, 0)] * 2,
         )
         if any(row.reason == "non-finite" for row in rows):
             raise SteerlensError("the model's logits hold NaN or infinity; lower the strength")
@@ -151,12 +156,17 @@ class Session:
             read_at=read_at(vector, len(prompt)),
         )
         return SteeredRun(
-            prompt=trial.prompt,
+            prompt=trial.asked,
             baseline=self._text(baseline),
             steered=self._text(steered),
             effects=effects,
             free=free,
-            settings={**how, "steering": [one.describe() for one in steering.interventions]},
+            settings={
+                **how,
+                "steering": [one.describe() for one in steering.interventions],
+                "decoding": asdict(trial.decoding),
+            },
+            finish_reasons=tuple(row.reason or "length" for row in rows),
         )
 
     def _text(self, tokens: Sequence[int]) -> str:

@@ -9,7 +9,10 @@ from typing import Literal
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import POSITIONS, cache_residuals
+from steerlens.engine.sampling import GREEDY, Decoding
 from steerlens.errors import SteerlensError
+from steerlens.explorer.decoding import changes
+from steerlens.models.conversations import Prompt, continued, shown
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task, base_queries, catalogue
 from steerlens.tasks.drawing import contrast_pairs
@@ -37,6 +40,8 @@ class Trial:
         strength: Multiplies the change; see `SteeringVector.at`.
         scope: ``"all"``, ``"prompt"`` or ``"response"``.
         max_new_tokens: Longest response, in tokens.
+        decoding: How both responses are decoded.
+        system: A system message of your own; empty for the model's.
     """
 
     source: str
@@ -46,6 +51,14 @@ class Trial:
     strength: float = 1.0
     scope: str = "all"
     max_new_tokens: int = 48
+    decoding: Decoding = GREEDY
+    system: str = ""
+
+    @property
+    def asked(self) -> Prompt:
+        """The prompt, after the system message."""
+        system = [{"role": "system", "content": self.system}] if self.system.strip() else []
+        return continued(system, self.prompt)
 
     def steering(self, vector: SteeringVector) -> Steering:
         """The vector, steered as this trial says.
@@ -56,10 +69,11 @@ class Trial:
         return vector.at(self.layer, self.operation, self.strength, self.scope)
 
     def describe(self) -> str:
-        return (
+        words = (
             f"{self.source}: {self.operation} ×{self.strength:g} at layer {self.layer} on "
-            f"{self.scope}, {self.prompt!r}"
+            f"{self.scope}, {shown(self.asked)!r}"
         )
+        return words if self.decoding == GREEDY else f"{words}; {self.decoding.describe()}"
 
 
 def kind_of(source: str, tasks: Tasks = catalogue) -> Literal["task", "file", "words"]:
@@ -177,6 +191,8 @@ def as_python(
             "vector = sl.difference_of_means(sl.cache_residuals(model, pairs))",
         ]
         marked = ", read_at='last_prompt'"
+    asked = trial.prompt if trial.asked == trial.prompt else list(trial.asked)
+    decoded = "".join(f", {name}={value!r}" for name, value in changes(trial.decoding).items())
     return "\n".join(
         [
             "import steerlens as sl",
@@ -185,8 +201,8 @@ def as_python(
             *vector,
             f"steering = vector.at(layer={trial.layer}, operation={trial.operation!r}, "
             f"strength={trial.strength}, scope={trial.scope!r})",
-            f"run = sl.steer(model, {trial.prompt!r}, steering, "
-            f"max_new_tokens={trial.max_new_tokens}{marked})",
+            f"run = sl.steer(model, {asked!r}, steering, "
+            f"max_new_tokens={trial.max_new_tokens}{marked}{decoded})",
             "",
         ]
     )

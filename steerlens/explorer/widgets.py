@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.effects.run import SteeredRun
 from steerlens.errors import SteerlensError
+from steerlens.explorer.decoding import DecodingControls
 from steerlens.explorer.pins import Pin, pins_table
 from steerlens.explorer.session import Session
 from steerlens.explorer.trials import Trial, as_python, passes, task_of, vector_of
@@ -105,6 +106,10 @@ class Explorer:
         self.prompt = w.Text(
             "Tell me about Rome.", description="prompt", continuous_update=False, **wide
         )
+        self.system = w.Text(
+            "", description="system", placeholder="the model's", continuous_update=False, **wide
+        )
+        self.decoding = DecodingControls(w, self._changed)
         self.layer = w.IntSlider(n_layers * 4 // 5, 0, n_layers - 1, description="layer", **narrow)
         self.strength = w.FloatSlider(
             1.0, min=-4, max=4, step=0.25, description="strength", **narrow
@@ -128,7 +133,7 @@ class Explorer:
             button = w.Button(description=name, tooltip=tip)
             button.on_click(lambda _, what=what: what())
             buttons.append(button)
-        for name in _CONTROLS:
+        for name in (*_CONTROLS, "system"):
             getattr(self, name).observe(self._changed, "value")
         texts = w.GridBox(
             [self.baseline, self.steered],
@@ -138,8 +143,10 @@ class Explorer:
             [
                 self.source,
                 self.prompt,
+                self.system,
                 w.HBox([self.layer, self.strength]),
                 w.HBox([self.operation, self.scope, self.max_new_tokens]),
+                self.decoding.view,
                 w.HBox([*buttons, self.file]),
                 self.message,
                 self.python,
@@ -152,9 +159,14 @@ class Explorer:
 
     @property
     def trial(self) -> Trial:
-        """What the controls say now."""
-        values = {name: getattr(self, name).value for name in _CONTROLS}
-        return Trial(**{**values, "source": values["source"].strip()})
+        """What the controls say now.
+
+        Raises:
+            SteerlensError: As `Decoding`.
+        """
+        values = {name: getattr(self, name).value for name in (*_CONTROLS, "system")}
+        values["source"] = values["source"].strip()
+        return Trial(**values, decoding=self.decoding.value)
 
     @property
     def vector(self) -> SteeringVector:
@@ -163,7 +175,7 @@ class Explorer:
         Raises:
             SteerlensError: See `steerlens.explorer.trials.vector_of`.
         """
-        source = self.trial.source
+        source = self.source.value.strip()
         if source in self._vectors:
             return self._vectors[source]
         with self.session.alone():
@@ -210,8 +222,13 @@ class Explorer:
         if self.python.layout.display != "none":
             self.python.value = self._python_or_reason()
         if self.source.value.strip():
+            try:
+                trial = self.trial
+            except SteerlensError as error:
+                self._say(str(error))
+                return
             self._say("answering …")
-            self.session.start(self.trial, self._vector_of)
+            self.session.start(trial, self._vector_of)
         else:
             self._say("")
 
@@ -259,7 +276,7 @@ class Explorer:
         self.python.layout.display = "" if self.python.layout.display == "none" else "none"
 
     def _save_vector(self) -> None:
-        if self.session.is_running and self.trial.source not in self._vectors:
+        if self.session.is_running and self.source.value.strip() not in self._vectors:
             self._say("the vector is still being made; wait until both texts begin")
             return
         self._saving(self.save_vector)

@@ -98,7 +98,7 @@ def test_the_bridges_own_path_decodes_alike(tiny_model):
     decodings = [Decoding(0.9, seed=2), None, Decoding(repetition_penalty=1.3), None, None]
     ask = {"decoding": decodings, "max_new_tokens": 12, "chat_format": "plain"}
     fast = generate(tiny_model, prompts, **ask, batch_size=2)
-    stop = fast.texts[1][3]
+    stop = next(c for c in fast.texts[3] if "!" <= c < "~")
     decodings[3:] = [Decoding(stop=stop), Decoding(1.5, min_p=0.2, stop=["zz", stop])]
     fast = generate(tiny_model, prompts, **ask, batch_size=2)
     hook = ("blocks.0.attn.hook_pattern", lambda pattern, hook: None)
@@ -107,6 +107,7 @@ def test_the_bridges_own_path_decodes_alike(tiny_model):
     assert (fast.settings["attention"], plain.settings["attention"]) == ("sdpa", "eager")
     assert plain.tokens == fast.tokens
     assert plain.finish_reasons == fast.finish_reasons
+    assert fast.finish_reasons[3] == "stop_text"
 
 
 def test_samples_stand_side_by_side_and_the_first_do_not_depend_on_how_many(tiny_model):
