@@ -9,7 +9,10 @@ common part (runs of one query have correlation 0.8), and variances fall as in a
 * ``specific_auroc``, ``specific_d_prime``: the performance on new queries of the directions that
   were fitted, from the Gaussian formulas.
 
-    python -m analyses.specific_calibration     # about six minutes on one core
+Recovery and specific recovery are ratios of sums of KL, which are skewed: here lognormal, with the
+share that is left varying from query to query and correlated between the task's vector and others'.
+
+    python -m analyses.specific_calibration     # about four minutes of one core
 """
 
 import argparse
@@ -22,6 +25,7 @@ from scipy.stats import binomtest, norm
 
 from steerlens.activations.grids import ResidualGrid
 from steerlens.attribution.specificity import grid_specificity
+from steerlens.stats.queries import recovery_interval
 
 Array = np.ndarray
 
@@ -144,6 +148,27 @@ def rejections(n_draws: int) -> int:
     )
 
 
+def recovery_coverage(n_queries: int, n_draws: int) -> dict[str, float]:
+    """How often intervals of recovery and of specific recovery hold the ratio of expectations."""
+    rng = np.random.default_rng(3)
+    names = [str(i) for i in range(n_queries)]
+
+    def queries(n: int) -> tuple[Array, Array, Array]:
+        whole = rng.lognormal(sigma=0.8, size=n)
+        common, own, other = rng.standard_normal((3, n)) * 0.3
+        return whole, whole * np.exp(common + own - 0.8), whole * np.exp(common + other - 0.2)
+
+    whole, left, other = (part.mean() for part in queries(2_000_000))
+    truth = np.array([1 - left / whole, (other - left) / whole])
+    covered = np.zeros(2)
+    for _ in range(n_draws):
+        whole, left, other = queries(n_queries)
+        both = np.stack([left, whole + left - other], axis=1)
+        _, low, high = recovery_interval(both, whole, names)
+        covered += (low <= truth) & (truth <= high)
+    return dict(zip(("recovery", "specific recovery"), covered / n_draws, strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--draws", type=int, default=300)
@@ -151,6 +176,8 @@ def main() -> None:
     for own in (3.0, 5.0, 8.0, 12.0):
         print(f"own shift {own}: coverage of 95 % intervals over {n} draws")
         print(coverage(World(own), n).round(3).to_string())
+    for n_queries in (12, 16, 48):
+        print(f"{n_queries} queries: coverage", recovery_coverage(n_queries, 2000))
     found, elsewhere = planted_layer(World(8.0), 100)
     print(f"planted layer most specific in {found} of 100 seeds; another called so in {elsewhere}")
     rejected = rejections(n)

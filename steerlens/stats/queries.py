@@ -94,7 +94,7 @@ def best_ratio(
 
     >>> above = np.array([[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 2.0, 2.0], [9.0, 0.0, 0.0, 0.0]])
     >>> chosen, corrected = best_ratio(above, np.full(4, 2.0), list("abcd"))
-    >>> chosen, corrected < above[2].mean() / 2
+    >>> chosen, bool(corrected < above[2].mean() / 2)
     (2, True)
 
     Raises:
