@@ -15,7 +15,8 @@ INSTALLED := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary \
 	--constraint constraints.txt
 
-INSTRUCTIONS := \
+# Of the catalogue, and one of the user's own kind.
+TASKS := \
 	change_case:english_capital \
 	change_case:english_lowercase \
 	detectable_format:json_format \
@@ -24,7 +25,8 @@ INSTRUCTIONS := \
 	detectable_format:number_highlighted_sections \
 	detectable_format:title \
 	punctuation:no_comma \
-	startend:quotation
+	startend:quotation \
+	examples/pirate.yaml
 
 .DEFAULT_GOAL := setup
 .PHONY: setup report test lint format types figures bench clean
@@ -43,7 +45,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 report: $(INSTALLED)
-	$(BIN)/steerlens report --model $(MODEL) $(INSTRUCTIONS:%=--task %) --out report
+	$(BIN)/steerlens report --model $(MODEL) $(TASKS:%=--task %) --out report
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile \

@@ -169,9 +169,12 @@ def test_answers_to_the_same_prompts_need_a_check(tiny_model, tmp_path):
     assert not (tmp_path / "plan").exists()
 
 
-def test_pairs_are_evaluated_on_the_command_line(tiny_folder, song_plan, tmp_path, capsys):
+def test_pairs_are_evaluated_on_the_command_line(
+    tiny_model, song_plan, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("steerlens.models.loading.load_model", lambda *_, **__: tiny_model)
     path = jsonl(tmp_path / "songs.jsonl", PAIRS)
-    words = ["evaluate", "--model", str(tiny_folder), "--judge", "none", "--pairs", str(path)]
+    words = ["evaluate", "--judge", "none", "--pairs", str(path)]
     words += ["--plan", str(song_plan[1]), "--max-new-tokens", "4"]
     assert main([*words, "--out", str(tmp_path / "evaluation")]) == 0
     assert "causal recovery" in capsys.readouterr().out

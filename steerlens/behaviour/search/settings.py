@@ -86,17 +86,17 @@ class SearchSettings:
 
     @classmethod
     def quick(cls, **settings: Any) -> "SearchSettings":
-        """About a third of the generations, for a first look; other settings as named.
+        """About a fifth of the tokens, for a first look; other settings as named.
 
         >>> SearchSettings.quick(seed=1).final
-        Stage(n_prompts=16, n_tokens=96, n_kept=1)
+        Stage(n_prompts=12, n_tokens=96, n_kept=1)
         """
         sizes: dict[str, Any] = {
-            "broad": Stage(4, 48, 6),
-            "narrow": Stage(8, 64, 3),
-            "final": Stage(16, 96, 1),
+            "broad": Stage(4, 32, 5),
+            "narrow": Stage(6, 48, 3),
+            "final": Stage(12, 96, 1),
             "n_evidence": 8,
-            "recipe": FitRecipe(n_pairs=48, n_responses=24, n_wording=8, response_tokens=64,
+            "recipe": FitRecipe(n_pairs=48, n_responses=16, n_wording=8, response_tokens=64,
                                 ending_tokens=128, least_own=4),
         }  # fmt: skip
         return cls(**{**sizes, **settings})
