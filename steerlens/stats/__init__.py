@@ -5,7 +5,7 @@ a rate (prompts that pass)                Wilson's score interval (`steerlens.st
 a difference of two rates on the same     Newcombe's hybrid of the two Wilson intervals
 prompts                                   (`steerlens.stats.rates.paired_difference`)
 a mean or a ratio of means over base      Student's *t* over base queries
-queries (recovery, what heads write)      (`steerlens.stats.queries`)
+queries (recovery, what heads write)      with the jackknife's variance (`steerlens.stats.queries`)
 AUROC, d′, accuracy of held-out scores    `steerlens.stats.separability`; variances by the
                                           delete-one jackknife over base queries
 anything else that has no such formula    percentile bootstrap over base queries or prompts: ratios

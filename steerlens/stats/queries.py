@@ -1,12 +1,14 @@
 r"""Intervals of means and recoveries over base queries, by Student's t; draws of base queries.
 
 A ratio :math:`r = \sum_g a_g / \sum_g b_g` over *G* base queries *g* (a mean, when :math:`b_g`
-counts the query's pairs) has, to first order, the variance
+counts the query's pairs) has the jackknife variance
 
-.. math:: V = \frac{G}{G - 1} \frac{\sum_g (a_g - r\, b_g)^2}{(\sum_g b_g)^2}
+.. math:: V = \frac{G - 1}{G} \sum_g (r_{-g} - r)^2, \qquad
+          r_{-g} - r = -\frac{a_g - r\, b_g}{\sum_{k \neq g} b_k}
 
-and the 95 % interval :math:`r \pm t_{G-1}\sqrt V`. Pairs of one base query stay together because
-they are not independent.
+and the 95 % interval :math:`r \pm t_{G-1}\sqrt V`; for a mean that is Student's interval. Pairs of
+one base query stay together because they are not independent. The interval is NaN where one query
+has all the weight.
 
 >>> estimate, low, high = mean_interval(np.array([[1.0], [2.0], [3.0]]), ["a", "b", "c"])
 >>> estimate.tolist(), low.round(2).tolist(), high.round(2).tolist()
@@ -75,7 +77,9 @@ def ratio_interval(
     total = below.sum()
     ratio = above.sum(axis=0) / total
     misfit = member.T @ (above - np.outer(below, ratio))
-    variance = n_groups / (n_groups - 1) * (misfit**2).sum(axis=0) / total**2
+    rest = (total - member.T @ below)[:, None]
+    without = np.divide(misfit, rest, out=np.full(misfit.shape, np.nan), where=rest > 0)
+    variance = (n_groups - 1) / n_groups * (without**2).sum(axis=0)
     reach = t.ppf(0.975, n_groups - 1) * np.sqrt(variance)
     return ratio, ratio - reach, ratio + reach
 

@@ -144,7 +144,7 @@ def test_one_token_gives_the_first_token_recovery(model, fitted, held_out):
 
 def test_titles_are_recovered_late_and_not_early_and_the_placebo_does_not(model, fitted):
     vector, placebo = fitted
-    pairs = contrast_pairs("detectable_format:title", n=5, seed=0, split="select")
+    pairs = contrast_pairs("detectable_format:title", n=8, seed=0, split="select")
     result = causal_recovery(
         model, pairs, vector, (6, 24), scopes=("prompt",), horizons=(4,), placebo=placebo
     )

@@ -35,6 +35,26 @@ def test_the_interval_of_a_recovery_covers_the_truth():
     assert 0.92 <= covered <= 0.98
 
 
+def test_the_interval_of_a_recovery_is_that_of_the_delete_one_jackknife():
+    rng = np.random.default_rng(2)
+    whole, remaining = rng.lognormal(size=10), rng.lognormal(size=10)
+    queries = list("aabcdefghh")
+    recovery, low, high = recovery_interval(remaining[:, None], whole, queries)
+    without = []
+    for query in sorted(set(queries)):
+        rest = [i for i, each in enumerate(queries) if each != query]
+        without.append(1 - remaining[rest].sum() / whole[rest].sum())
+    expected = 1 - remaining.sum() / whole.sum()
+    variance = 7 / 8 * sum((value - expected) ** 2 for value in without)
+    reach = stats.t.ppf(0.975, 7) * variance**0.5
+    assert np.allclose([recovery[0], low[0], high[0]], [expected, expected - reach, expected + reach])
+
+
+def test_a_query_with_all_the_weight_says_nothing_about_others():
+    recovery, low, high = recovery_interval(np.array([[1.0], [0.0]]), np.array([2.0, 0.0]), "ab")
+    assert recovery[0] == 0.5 and np.isnan([low[0], high[0]]).all()
+
+
 def test_recovery_is_one_when_nothing_remains_and_zero_when_all_does():
     whole = np.array([1.0, 2.0, 3.0])
     recovery, low, high = recovery_interval(np.stack([0 * whole, whole], 1), whole, "abc")
