@@ -14,6 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if n_beside := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // n_beside))
 
+# Ray starts workers at a low priority, so they would wait for whatever else runs on the machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # A shell starts what it puts in the background with interrupts ignored; tests raise them.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

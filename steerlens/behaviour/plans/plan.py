@@ -134,9 +134,11 @@ class Plan(Result):
         return candidate_from_json(self.data["instructions"][task_id][context]["parts"])
 
     def described(self, task_id: str, context: str = "uninstructed") -> str:
-        """The choice in words, with what it did on the select split."""
+        """The choice in words, with what it did on the select split where the plan says so."""
         choice = self.data["instructions"][task_id][context]
         setting, measure = describe(self.candidate(task_id, context)), self.measure(task_id)
+        if measure not in choice:
+            return setting
         if measure == "rate":
             return (
                 f"{setting}; {choice['rate']:.0%} [{choice['low']:.0%}, {choice['high']:.0%}] of "
