@@ -26,7 +26,7 @@ TASKS := \
 	detectable_format:title \
 	punctuation:no_comma \
 	startend:quotation \
-	examples/pirate.yaml
+	examples/house-style.yaml
 
 .DEFAULT_GOAL := setup
 .PHONY: setup report test lint format types figures bench clean

@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Mapping
+from textwrap import wrap
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -32,6 +33,8 @@ _MARKS: Mapping[str, tuple[str, str]] = {
 }
 _ROW = 20
 _BETWEEN = 16
+# Settings of several parts have long names, which would leave no room for the rates.
+_MOST_LETTERS, _LINE = 34, 15
 
 
 def condition_rates(
@@ -67,9 +70,11 @@ def condition_rates(
         figure.add_trace(_points(rows_of_condition, condition, places))
     for line in range(1, len(instructions)):
         figure.add_hline(line - 0.5, line={"color": GREY, "width": 0.5})
+    names = [wrap(name, _MOST_LETTERS, break_long_words=False) for name in instructions]
+    height = max(_ROW * len(conditions), _LINE * max(map(len, names), default=0)) + _BETWEEN
     return themed(
         figure,
-        height=90 + len(instructions) * (_ROW * len(conditions) + _BETWEEN),
+        height=90 + len(instructions) * height,
         title=title,
         xaxis={
             "title": f"{quantity}, 95 % interval",
@@ -77,7 +82,7 @@ def condition_rates(
         },
         yaxis={
             "tickvals": list(range(len(instructions))),
-            "ticktext": [plain_text(name) for name in instructions],
+            "ticktext": ["<br>".join(map(plain_text, lines)) for lines in names],
             "range": [len(instructions) - 0.5, -0.5],
             "showgrid": False,
             "automargin": True,
