@@ -53,9 +53,10 @@ class EvidenceComparison:
         table: One row a kind, the lowest regret first: ``kind, n_instructions, spearman,
             spearman_low, spearman_high, regret, regret_low, regret_high``; regret in shares of
             prompts.
-        by_instruction: One row a steerable instruction and kind: ``instruction, kind, layer, rate,
-            best_layer, best_rate, unsteered, spearman, regret``. ``best_rate`` is the highest of
-            many and flattered by the choice; ``regret`` is not.
+        by_instruction: One row per steerable task and kind: ``instruction, kind, layer, rate,
+            best_layer, best_rate, oracle, unsteered, spearman, regret``. ``best_rate`` is the
+            highest of many and flattered by the choice; ``regret`` is not. ``oracle`` is the rate
+            if every prompt were steered at the layer that is best for it.
         left_out: Instructions that no layer steers.
     """
 
@@ -171,6 +172,7 @@ def compare_evidence(
                     "rate": rates[chosen],
                     "best_layer": layers[best],
                     "best_rate": rates[best],
+                    "oracle": counts.max(axis=0).mean(),
                     "unsteered": plain,
                     "spearman": _spearman(values, rates),
                     "regret": float((best_elsewhere - counts[chosen]).mean()),

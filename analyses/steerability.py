@@ -77,14 +77,17 @@ def behaviour_by_layer(
     n_prompts: int = 12,
     n_tokens: int = 96,
     name: str = "which-evidence",
+    scopes: Sequence[str] = _SCOPES,
+    layers: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Prompts of the report split answered under ``set_projection`` at each layer, strength 1.
 
     An instruction whose arguments are words has one vector as well, of many words. Answers get as
     long as it takes to tell a length, at least `n_tokens`. The run is kept, and resumed, as `name`.
+    By default at `steered_layers`.
 
     Returns:
-        One row a response: ``instruction, scope, layer, prompt, passed, degenerate``; without
+        One row per response: ``instruction, scope, layer, prompt, passed, degenerate``; without
         steering the scope is ``none`` and the layer −1.
     """
     if behaviour.SMALL:
@@ -99,7 +102,8 @@ def behaviour_by_layer(
     }
     folder = behaviour.run_folder(name)
     tried = [("none", -1)]
-    tried += [(scope, layer) for scope in _SCOPES for layer in steered_layers(model)]
+    layers = steered_layers(model) if layers is None else layers
+    tried += [(scope, layer) for scope in scopes for layer in layers]
     rows: list[dict[str, Any]] = []
     with Run.open(folder, kind="analysis", settings=settings, resume=folder.exists()) as run:
         answerer = Answerer(model, run)
