@@ -31,14 +31,15 @@ part in recovery: nothing follows that could carry the instruction on, and setti
 there nearly shifts the logits themselves. Where no layer is supported the highest is still taken,
 and `LayerRanking.caveat` says so.
 
-What the rule rests on (``analyses/07-which-evidence.ipynb``). It was chosen on 14 tasks of the
+What the rule rests on (``analyses/09-which-rule.py``). It was chosen on 14 tasks of the
 catalogue, by a hash of their id, before the others were looked at. Of 16 rules, first-token
 recovery loses least against the best layer of every third (1 point of passes [−34, 37], loops
 counted as failures), before the late third (5), specific AUROC (7), specific recovery (9), own
 share (11), d′ (19) and AUROC (21 [−7, 50]). Only five of the 14 tasks are moved by any layer, so
-none of these differences is shown by itself. An earlier measurement, on the 15 of 31 tasks that
-some layer moves when loops may pass, is more certain of the last: 16 points [1, 31] between
-first-token recovery and AUROC. What the other half of the tasks says is in ``docs/results.md``.
+none of these differences is shown by itself. An earlier measurement on all 31 tasks
+(``analyses/07-which-evidence.ipynb``; the 15 that some layer moves when loops may pass) is more
+certain of the last: 16 points [1, 31] between first-token recovery and AUROC. On the other half one
+of ten tasks is moved, too few for a test (``docs/results.md``).
 """
 
 import os
