@@ -25,13 +25,15 @@ def test_the_control_is_the_mean_over_others_pushed_as_far_and_the_difference_is
     alone = [first_token_recovery(tiny_model, PAIRS, each).table.recovery for each in matched]
     np.testing.assert_allclose(table.other_task, np.mean(alone, axis=0), atol=1e-6)
     np.testing.assert_allclose(table.specific, table.recovery - table.other_task, atol=1e-9)
-    # The interval by hand: a ratio of sums over three queries, t with two degrees of freedom.
+    # The interval by hand: the jackknife of a ratio of sums over three queries, t with two degrees
+    # of freedom.
     sides = tokenized_sides(tiny_model, PAIRS, "auto")
     steerings = [None, *(each.at(1) for each in (vector, *matched))]
     kl = kl_to_instructed(tiny_model, *sides, [(0,)] * 3, steerings, False)[:, :, 0]
     gained, whole = kl[2:].mean(0) - kl[1], kl[0]
     ratio = gained.sum() / whole.sum()
-    spread = np.sqrt(3 / 2 * ((gained - ratio * whole) ** 2).sum()) / whole.sum()
+    without = [np.delete(gained, i).sum() / np.delete(whole, i).sum() for i in range(3)]
+    spread = np.sqrt(2 / 3 * sum((each - ratio) ** 2 for each in without))
     row = table.set_index("layer").loc[1]
     expected = [ratio, ratio - 4.30265 * spread, ratio + 4.30265 * spread]
     assert row[["specific", "specific_low", "specific_high"]].tolist() == pytest.approx(
