@@ -22,10 +22,9 @@
 # best layer, which is chosen on all prompts but one and read from that one.
 #
 # A rule is chosen on half of the tasks, by a hash of their id, and then measured once on the other
-# half. Where no task of a half is moved by any layer, its table is empty.
+# half.
 
 # %%
-
 import steerlens as sl
 from analyses import behaviour, rules
 
@@ -39,7 +38,7 @@ halves
 # %%
 names = [f"rules-{behaviour.MODEL}-{half}" for half in (0, 1)]
 frame = rules.behaviour_of(model, halves[0], names[0])
-evidence = rules.evidence_by_layer(model, halves[0], names[0])
+evidence = rules.evidence_of(model, halves[0], names[0])
 good = frame.assign(good=frame.passed & ~frame.degenerate)
 good.pivot_table(index="instruction", columns="layer", values="good").round(2)
 
@@ -60,7 +59,7 @@ comparison.by_instruction.round(2)
 
 # %%
 frame_1 = rules.behaviour_of(model, halves[1], names[1])
-evidence_1 = rules.evidence_by_layer(model, halves[1], names[1])
+evidence_1 = rules.evidence_of(model, halves[1], names[1])
 good = frame_1.assign(good=frame_1.passed & ~frame_1.degenerate)
 good.pivot_table(index="instruction", columns="layer", values="good").round(2)
 

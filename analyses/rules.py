@@ -25,24 +25,20 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from sklearn.metrics import roc_auc_score
-from tqdm.auto import tqdm
 from transformer_lens.tools.analysis import logit_readout
 
 import steerlens as sl
 from analyses import behaviour
 from analyses.prediction import EvidenceComparison, compare_evidence
-from analyses.steerability import behaviour_by_layer, outcomes
-from steerlens.models.loading import model_info
-from steerlens.runs import Run, piece_name
+from analyses.steerability import behaviour_by_layer, evidence_by_layer, outcomes
 from steerlens.vectors.others import other_task_vectors
 
 __all__ = [
     "RULES",
     "behaviour_of",
     "compared",
-    "evidence_by_layer",
+    "evidence_of",
     "layers_of",
-    "outcomes",
     "predictability",
     "rule_verdict",
     "tasks_of_half",
@@ -106,31 +102,9 @@ def behaviour_of(model: Any, tasks: Sequence[str], name: str) -> pd.DataFrame:
     )
 
 
-def evidence_by_layer(model: Any, tasks: Sequence[str], name: str) -> dict[str, pd.DataFrame]:
-    """All rules' columns: vectors of ``fit``, recovery on ``select``, never the report's prompts.
-
-    The run is kept, and resumed, beside that of `behaviour_of`.
-    """
-    n_fit, n_held_out = (8, 2) if behaviour.SMALL else (64, 16)
-    info = model_info(model)
-    settings = {
-        "model": info.weights_hash,
-        "dtype": info.dtype,
-        "n_fit": n_fit,
-        "n_held_out": n_held_out,
-    }
-    folder = behaviour.run_folder(f"{name}-layers")
-    tables = {}
-    with Run.open(folder, kind="analysis", settings=settings, resume=folder.exists()) as run:
-        for task in tqdm(tasks, desc="evidence", unit="task"):
-            piece = piece_name({"task": task})
-            rows = run.finished(piece)
-            if rows is None:
-                table = _evidence(model, task, n_fit, n_held_out)
-                rows = run.finish(piece, [row.to_dict() for _, row in table.iterrows()])
-            tables[task] = pd.DataFrame(rows).astype(float).astype({"layer": int})
-        run.conclude()
-    return tables
+def evidence_of(model: Any, tasks: Sequence[str], name: str) -> dict[str, pd.DataFrame]:
+    """`steerability.evidence_by_layer` with the columns of all rules."""
+    return evidence_by_layer(model, tasks, name, _evidence)
 
 
 def _evidence(model: Any, task: str, n_fit: int, n_held_out: int) -> pd.DataFrame:

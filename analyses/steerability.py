@@ -157,15 +157,26 @@ def _answered(
 
 
 def evidence_by_layer(
-    model: Any, instructions: Sequence[str], name: str = "which-evidence"
+    model: Any,
+    instructions: Sequence[str],
+    name: str = "which-evidence",
+    evidence: Callable[[Any, str, int, int], pd.DataFrame] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Separability from ``fit``, causal recovery on ``select``: never the report's prompts.
 
     The run is kept, and resumed, beside that of `behaviour_by_layer`.
 
+    Args:
+        model: A hooked model.
+        instructions: The tasks.
+        name: Of the run.
+        evidence: Computes other columns instead, from the model, a task, and how many pairs to fit
+            on and to hold out.
+
     Returns:
         For each instruction `LayerRanking.table` as numbers: ``layer`` and every kind.
     """
+    evidence = evidence or _evidence
     n_fit, n_held_out = (8, 2) if behaviour.SMALL else (64, 16)
     info = model_info(model)
     settings = {
@@ -181,7 +192,7 @@ def evidence_by_layer(
             piece = piece_name({"instruction": instruction})
             rows = run.finished(piece)
             if rows is None:
-                found = _evidence(model, instruction, n_fit, n_held_out)
+                found = evidence(model, instruction, n_fit, n_held_out)
                 rows = run.finish(piece, [row.to_dict() for _, row in found.iterrows()])
             tables[instruction] = pd.DataFrame(rows).astype(float).astype({"layer": int})
         run.conclude()

@@ -34,7 +34,9 @@ def search(
     run: RunOptions,
     decoding: DecodingOptions,
     *,
-    quick: Annotated[bool, option("a fifth of the work, for a first look", "--quick")] = False,
+    quick: Annotated[
+        bool, option("fewer prompts, shorter answers, for a first look", "--quick")
+    ] = False,
     estimators: Annotated[
         str | None,
         option(

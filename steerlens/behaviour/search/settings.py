@@ -86,7 +86,7 @@ class SearchSettings:
 
     @classmethod
     def quick(cls, **settings: Any) -> "SearchSettings":
-        """About a fifth of the tokens, for a first look; other settings as named.
+        """Fewer prompts and shorter answers, for a first look; other settings as named.
 
         >>> SearchSettings.quick(seed=1).final
         Stage(n_prompts=12, n_tokens=96, n_kept=1)
