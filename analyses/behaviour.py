@@ -31,6 +31,8 @@ from steerlens.behaviour.plans.plan import PLAN_FILE
 from steerlens.behaviour.search import SearchSettings, Stage, search
 from steerlens.models.loading import available_models
 from steerlens.stats.rates import Interval
+from steerlens.tasks import Task, catalogue
+from steerlens.tasks.task_files import unique_tasks
 from steerlens.views import save
 
 SMALL = os.environ.get("STEERLENS_SMALL") == "1"
@@ -61,14 +63,16 @@ def judge() -> str | None:
     return DEFAULT_JUDGE if ready and not SMALL else None
 
 
-def planned(model: Any, instructions: Sequence[str], name: str) -> Plan:
+def planned(model: Any, tasks: Sequence[Task | str], name: str) -> Plan:
     """Where and how hard to steer for each, searched on the ``select`` split, in a run `name`.
 
-    A finished search of the whole catalogue is taken first.
+    A finished search of the whole catalogue is taken first, where all tasks are of the catalogue.
     """
+    by_id = unique_tasks(tasks)
     whole = _RUNS / "plans" / "catalogue"
-    if not SMALL and (whole / PLAN_FILE).exists():
-        return _restricted(Plan.load(whole), instructions)
+    of_catalogue = all(catalogue.get(name) == task for name, task in by_id.items())
+    if of_catalogue and not SMALL and (whole / PLAN_FILE).exists():
+        return _restricted(Plan.load(whole), list(by_id))
     sizes: dict[str, Any] = {}
     if SMALL:
         sizes = {
@@ -81,7 +85,7 @@ def planned(model: Any, instructions: Sequence[str], name: str) -> Plan:
     folder = _RUNS / "plans" / name
     settings = SearchSettings(judge=judge(), **sizes)
     resume = _exists(folder)
-    return search(model, instructions, folder, settings, resume=resume)
+    return search(model, list(by_id.values()), folder, settings, resume=resume)
 
 
 def evaluated(
@@ -105,9 +109,14 @@ def run_folder(name: str) -> Path:
     return _RUNS / name
 
 
-def report_prompts(instructions: Sequence[str], n: int = 24) -> tuple[EvaluationPrompt, ...]:
-    """Prompts of the catalogue's ``report`` split: neither fitted nor chosen on."""
-    return catalogue_prompts(instructions, 2 if SMALL else n)
+def report_prompts(tasks: Sequence[Task | str], n: int = 24) -> tuple[EvaluationPrompt, ...]:
+    """Prompts of the tasks' ``report`` split: neither fitted nor chosen on."""
+    return catalogue_prompts(tasks, 2 if SMALL else n)
+
+
+def definition(task: Task) -> dict[str, str]:
+    """What names an own task's definition in a run; the catalogue's are named by their id."""
+    return {} if catalogue.get(task.id) == task else {"task": task.hash}
 
 
 def given_prompts(file: str) -> PromptFile | None:

@@ -5,7 +5,7 @@ split; all instructions of a combination are checked on the same response.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from steerlens.models.loading import model_info
 from steerlens.runs import Run
 from steerlens.stats.rates import wilson
 from steerlens.steering.interventions import Steering
+from steerlens.tasks import Task
+from steerlens.tasks.task_files import unique_tasks
 from steerlens.vectors import SteeringVector
 from steerlens.vectors.composition import joint_projection
 
@@ -83,46 +85,58 @@ class Part:
         }
 
 
-def composed(model: Any) -> pd.DataFrame:
+def composed(
+    model: Any,
+    combinations: Sequence[Sequence[Task | str]] = COMBINATIONS,
+    name: str = "composition",
+) -> pd.DataFrame:
     """Answers under the chosen settings, steered one by one and together.
+
+    Queries are those of the first task. The run is kept, and resumed, as `name`.
 
     Returns:
         One row a response: ``split``, ``combination`` (names joined by ``+``), ``method``,
         ``setting``, ``prompt``, ``degenerate``, and ``passed``, a verdict an instruction.
     """
     info = model_info(model)
+    tasks = unique_tasks(itertools.chain(*combinations))
+    together = [tuple(unique_tasks(combination)) for combination in combinations]
+    own = {key: task.hash for key, task in tasks.items() if behaviour.definition(task)}
     settings = {
         "model": info.weights_hash,
         "dtype": info.dtype,
-        "combinations": [list(one) for one in COMBINATIONS],
+        "combinations": [list(one) for one in together],
+        **({"tasks": own} if own else {}),
         "layers": _LAYERS,
         "strengths": _STRENGTHS,
         "balances": _BALANCES,
         "sizes": [_N_SELECT, _N_REPORT, _N_TOKENS],
     }
-    folder = behaviour.run_folder("composition")
+    folder = behaviour.run_folder(name)
     with Run.open(folder, kind="analysis", settings=settings, resume=folder.exists()) as run:
         answerer = Answerer(model, run)
         book = VectorBook(answerer, FitRecipe(n_pairs=4) if behaviour.SMALL else FitRecipe())
-        names = tuple(dict.fromkeys(itertools.chain(*COMBINATIONS)))
-        vectors = {name: book.vector(sl.catalogue[name], *_wanted(name)) for name in names}
-        placebos = {name: book.placebo(sl.catalogue[name], *_wanted(name)) for name in names}
+        vectors = {key: book.vector(task, *_wanted(key)) for key, task in tasks.items()}
+        placebos = {key: book.placebo(task, *_wanted(key)) for key, task in tasks.items()}
         chosen: list[Part] = []
         alone: dict[str, Part] = {}
         places: dict[str, list[Part]] = {}
-        for name in tqdm(names, desc="each alone", unit="instruction"):
-            by_scope = [_one(name, vectors[name], scope) for scope in _SCOPES]
-            places[name] = [_best(answerer, tried) for tried in by_scope]
-            alone[name] = _best(answerer, places[name])
+        for key in tqdm(tasks, desc="each alone", unit="task"):
+            by_scope = [_one(key, vectors[key], scope) for scope in _SCOPES]
+            places[key] = [_best(answerer, tasks, tried) for tried in by_scope]
+            alone[key] = _best(answerer, tasks, places[key])
         chosen += alone.values()
-        for combination in tqdm(COMBINATIONS, desc="together", unit="combination"):
+        for combination in tqdm(together, desc="together", unit="combination"):
             for method in METHODS:
                 tried = _several(combination, method, vectors, alone, places)
-                chosen.append(_best(answerer, tried))
+                chosen.append(_best(answerer, tasks, tried))
             chosen += _references(combination, placebos, alone)
         splits = (("select", _N_SELECT), ("report", _N_REPORT))
         return pd.concat(
-            [_answered(answerer, chosen, name, n).assign(split=name) for name, n in splits]
+            [
+                _answered(answerer, tasks, chosen, split, n).assign(split=split)
+                for split, n in splits
+            ]
         )
 
 
@@ -189,7 +203,7 @@ def claims(rates: pd.DataFrame, model: Any) -> list[tuple[str, str, str, str]]:
 
 
 def _wanted(name: str) -> tuple[dict[str, Any], str]:
-    estimator, kwargs = _VECTORS[name]
+    estimator, kwargs = _VECTORS.get(name, ("last_prompt", {}))
     return dict(kwargs), estimator
 
 
@@ -266,9 +280,9 @@ def _references(
     ]
 
 
-def _best(answerer: Answerer, tried: Sequence[Part]) -> Part:
+def _best(answerer: Answerer, tasks: Mapping[str, Task], tried: Sequence[Part]) -> Part:
     """Most responses of the select split that follow everything; then most parts; fewest loops."""
-    found = _answered(answerer, tried, "select", _N_SELECT)
+    found = _answered(answerer, tasks, tried, "select", _N_SELECT)
 
     def score(part: Part) -> tuple[float, float, float]:
         own = found[(found.method == part.method) & (found.setting == part.setting)]
@@ -280,9 +294,13 @@ def _best(answerer: Answerer, tried: Sequence[Part]) -> Part:
 
 
 def _answered(
-    answerer: Answerer, parts: Sequence[Part], split: str, n_prompts: int
+    answerer: Answerer,
+    tasks: Mapping[str, Task],
+    parts: Sequence[Part],
+    split: str,
+    n_prompts: int,
 ) -> pd.DataFrame:
-    pairs = sl.contrast_pairs(_TITLE, n=n_prompts, split=split)
+    pairs = sl.contrast_pairs(next(iter(tasks.values())), n=n_prompts, split=split)
     queries = [pair.uninstructed for pair in pairs]
     asked = [Question(query, part.steering, part.label()) for part in parts for query in queries]
     answers = iter(answerer.ask(asked, _N_TOKENS))
@@ -296,8 +314,8 @@ def _answered(
                     "setting": part.setting,
                     "prompt": i,
                     "passed": tuple(
-                        sl.catalogue[name].check(answer.text, loose=True, **_wanted(name)[0])
-                        for name in part.instructions
+                        tasks[key].check(answer.text, loose=True, **_wanted(key)[0])
+                        for key in part.instructions
                     ),
                     "degenerate": is_degenerate(fluency(answer.text)),
                 }

@@ -14,8 +14,10 @@ from steerlens.behaviour.answers import Answerer
 from steerlens.behaviour.evaluation import fluency, is_degenerate
 from steerlens.behaviour.evaluation.run import Evaluation
 from steerlens.behaviour.plans import FitRecipe, VectorBook
+from steerlens.tasks import Task
 from steerlens.tasks.ifeval import count_sentences, count_words
 from steerlens.tasks.pairs import ContrastSet
+from steerlens.tasks.task_files import load_task
 
 __all__ = ["claims", "median_interval", "sweep", "words_by_level"]
 
@@ -48,7 +50,9 @@ def words_by_level(result: Evaluation, unit: str = "n_words") -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def sweep(model: Any, shortest: str, longest: str) -> dict[str, list[dict[str, float]]]:
+def sweep(
+    model: Any, shortest: Task | str, longest: Task | str
+) -> dict[str, list[dict[str, float]]]:
     """Words and sentences a response while a vector is added to its tokens at one layer.
 
     Two vectors: the estimator ``response_end`` of `steerlens.behaviour.plans.fitting`, and the
@@ -66,7 +70,7 @@ def sweep(model: Any, shortest: str, longest: str) -> dict[str, list[dict[str, f
     small = FitRecipe(n_responses=24, ending_tokens=128, least_own=2)
     recipe = small if behaviour.SMALL else FitRecipe()
     book = VectorBook(Answerer(model), recipe)
-    task = sl.catalogue[shortest]
+    task = load_task(shortest)
     lines = {
         _ENDS: book.vector(task, {}, "response_end"),
         _PROMPTS: sl.difference_of_means(cache),

@@ -12,19 +12,21 @@ from steerlens.behaviour.evaluation import EvaluationPrompt
 from steerlens.behaviour.evaluation.run import Evaluation
 from steerlens.behaviour.plans import Plan
 from steerlens.stats.rates import wilson
+from steerlens.tasks import Task
+from steerlens.tasks.task_files import unique_tasks
 
 __all__ = ["claims", "one_by_one", "plan_of", "table"]
 
 _STEERED = "uninstructed+steering"
 
 
-def plan_of(model: Any, combinations: Sequence[Sequence[str]]) -> Plan:
-    """The plan of the notebook on format, with those searched for the other instructions."""
-    names = dict.fromkeys(name for one in combinations for name in one)
+def plan_of(model: Any, combinations: Sequence[Sequence[Task | str]]) -> Plan:
+    """The plan of the notebook on format, with those searched for the other tasks."""
+    tasks = unique_tasks(task for combination in combinations for task in combination)
     plans = [behaviour.planned(model, behaviour.FORMAT, "format")]
-    for name in names:
+    for name, task in tasks.items():
         if name not in behaviour.FORMAT:
-            plans.append(behaviour.planned(model, [name], name.replace(":", "-")))
+            plans.append(behaviour.planned(model, [task], name.replace(":", "-")))
     return behaviour.joined(*plans)
 
 

@@ -12,7 +12,7 @@ Beside the transferred vector stand the target's own vector and a placebo (a ran
 as far). The layer is the one at which the *own* vector recovers most on the ``select`` split, which
 favours the control; the strength is for each vector that at which most of its responses pass there,
 for the placebo the own vector's. Numbers are from the ``report`` split. ``recovery`` is first-token
-causal recovery at strength 1, ``rate`` the share of greedy responses that pass the instruction's
+causal recovery at strength 1, ``rate`` the share of greedy responses that pass the task's
 check (loose), with Wilson intervals. ``kept`` is transferred over own: of the recovery, and of the
 gain in rate over no steering, with percentile bootstrap intervals over queries.
 
@@ -22,6 +22,7 @@ gain in rate over no steering, with percentile bootstrap intervals over queries.
 
 import argparse
 import ast
+import itertools
 import json
 import os
 import random
@@ -43,7 +44,9 @@ from steerlens.files import write_text
 from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.models.weights import cache_folder
 from steerlens.stats.rates import wilson
+from steerlens.tasks import Task
 from steerlens.tasks.checks import verdict
+from steerlens.tasks.task_files import load_task
 from steerlens.vectors import SteeringVector
 from steerlens.vectors.transfer import Transfer, fit_layer_maps, map_texts, paired_residuals
 
@@ -124,21 +127,21 @@ def fine_tuned(source: Any, folder: Path, steps: int, length: int = 64, batch: i
 # --- measuring ---
 
 
-def best_layer(model: Any, own: SteeringVector, instruction: str, n: int) -> int:
+def best_layer(model: Any, own: SteeringVector, task: Task | str, n: int) -> int:
     """Where the target's own vector recovers most on the select split."""
     layers = range(model.cfg.n_layers // 3, model.cfg.n_layers, 2)
-    pairs = sl.contrast_pairs(instruction, n=n, split="select")
+    pairs = sl.contrast_pairs(task, n=n, split="select")
     return first_token_recovery(
         model, pairs, own, layers=list(layers), show_progress=False
     ).best_layer
 
 
 def best_strength(
-    model: Any, vector: SteeringVector, layer: int, instruction: str, length: int
+    model: Any, vector: SteeringVector, layer: int, task: Task | str, length: int
 ) -> float:
     """At which most responses of the select split pass; the weakest of several."""
     curve = sl.calibrate_rate(
-        model, vector.at(layer), instruction, strengths=_STRENGTHS, max_new_tokens=length
+        model, vector.at(layer), load_task(task), strengths=_STRENGTHS, max_new_tokens=length
     ).table
     tried = curve[curve.strength > 0]
     return float(tried.strength.iloc[int(tried.passed.to_numpy().argmax())])
@@ -158,10 +161,10 @@ def ratio_interval(
 
 
 def recoveries(
-    model: Any, vectors: dict[str, SteeringVector], layer: int, instruction: str, n: int
+    model: Any, vectors: dict[str, SteeringVector], layer: int, task: Task | str, n: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For each vector what it recovers of the first token's KL, and the whole KL, pair by pair."""
-    pairs = sl.contrast_pairs(instruction, n=n, split="report")
+    pairs = sl.contrast_pairs(task, n=n, split="report")
     prompts = [pair.instructed for pair in pairs] + [pair.uninstructed for pair in pairs]
     rows = tokenize_prompts(model, prompts)
     steerings = [None, *(one.at(layer) for one in vectors.values())]
@@ -174,12 +177,12 @@ def passes(
     vectors: dict[str, SteeringVector],
     layer: int,
     strengths: dict[str, float],
-    instruction: str,
+    task: Task | str,
     n: int,
     length: int,
 ) -> dict[str, np.ndarray]:
     """Which report prompts' responses pass, under each vector, under none, and when told."""
-    prompts = catalogue_prompts([instruction], n)
+    prompts = catalogue_prompts([task], n)
     bare = [str(one.prompt_without_instruction) for one in prompts]
     asked: list[str] = [*bare, *(one.prompt for one in prompts)]
     steerings: list[Any] = [None] * (2 * n)
@@ -188,32 +191,32 @@ def passes(
         steerings += [one.at(layer, strength=strengths[name])] * n
     texts = sl.generate(model, asked, steerings, max_new_tokens=length, show_progress=False).texts
     passed = [
-        verdict(text, prompts[i % n].instruction_ids, prompts[i % n].kwargs).all_loose
-        for i, text in enumerate(texts)
+        verdict(text, row.instruction_ids, row.kwargs, tasks=row.tasks).all_loose
+        for text, row in zip(texts, itertools.cycle(prompts), strict=False)
     ]
     return dict(zip(["none", "instructed", *vectors], np.array(passed).reshape(-1, n), strict=True))
 
 
 def compared(
-    model: Any, target: str, instruction: str, found: dict[str, Transfer], cache: Any, sizes: Any
+    model: Any, target: str, task: Task | str, found: dict[str, Transfer], cache: Any, sizes: Any
 ) -> list[dict[str, Any]]:
     """A row a vector: the target's own, the transferred ones, the placebo."""
     own = next(iter(found.values())).own
-    layer = best_layer(model, own, instruction, sizes.pairs // 2)
+    layer = best_layer(model, own, task, sizes.pairs // 2)
     usable = {name: one for name, one in found.items() if layer in one.vector.layers}
     vectors = {"own": own, **{name: one.vector for name, one in usable.items()}}
     length = sizes.max_new_tokens
     strengths = {
-        name: best_strength(model, one, layer, instruction, length) for name, one in vectors.items()
+        name: best_strength(model, one, layer, task, length) for name, one in vectors.items()
     }
     vectors["placebo"] = sl.random_direction(cache, like=own)
     strengths["placebo"] = strengths["own"]
-    recovered = recoveries(model, vectors, layer, instruction, sizes.pairs // 2)
-    passed = passes(model, vectors, layer, strengths, instruction, sizes.prompts, length)
+    recovered = recoveries(model, vectors, layer, task, sizes.pairs // 2)
+    passed = passes(model, vectors, layer, strengths, task, sizes.prompts, length)
     rows = []
     for name in ("none", "instructed", *vectors):
         rate = wilson(int(passed[name].sum()), sizes.prompts)
-        row: dict[str, Any] = {"target": target, "instruction": instruction, "layer": layer}
+        row: dict[str, Any] = {"target": target, "instruction": load_task(task).id, "layer": layer}
         row |= {"vector": name, "strength": strengths.get(name), "n": sizes.prompts}
         row |= {"rate": rate.value, "rate_low": rate.low, "rate_high": rate.high}
         if name in vectors:
@@ -234,7 +237,7 @@ def compared(
         rows.append(
             {
                 "target": target,
-                "instruction": instruction,
+                "instruction": load_task(task).id,
                 "layer": layer,
                 "vector": f"{name}: no gap",
             }
@@ -249,9 +252,9 @@ def _three(name: str, values: Sequence[float]) -> dict[str, float]:
 # --- the parts ---
 
 
-def vector_of(model: Any, instruction: str, n: int) -> tuple[SteeringVector, Any]:
+def vector_of(model: Any, task: Task | str, n: int) -> tuple[SteeringVector, Any]:
     """The model's own vector, and the residuals it is from."""
-    pairs = sl.contrast_pairs(instruction, n=n)
+    pairs = sl.contrast_pairs(task, n=n)
     cache = sl.cache_residuals(model, pairs, show_progress=False)
     return sl.difference_of_means(cache), cache
 
@@ -263,11 +266,11 @@ def same_shape(source: Any, sizes: Any, out: Path) -> tuple[list[dict[str, Any]]
     print(training, flush=True)
     target = sl.load_model(folder, dtype="auto")
     rows = []
-    for instruction in sizes.instruction:
-        vector, _ = vector_of(source, instruction, sizes.pairs)
-        _, cache = vector_of(target, instruction, sizes.pairs)
+    for task in sizes.task:
+        vector, _ = vector_of(source, task, sizes.pairs)
+        _, cache = vector_of(target, task, sizes.pairs)
         found = {"same-shape": sl.transfer_vector(vector, cache)}
-        rows += compared(target, "fine-tuned copy", instruction, found, cache, sizes)
+        rows += compared(target, "fine-tuned copy", task, found, cache, sizes)
         show(rows)
     return rows, training
 
@@ -276,17 +279,17 @@ def across(source: Any, target: Any, sizes: Any) -> list[dict[str, Any]]:
     """One model to another of another shape."""
     rows: list[dict[str, Any]] = []
     name = model_info(target).reference
-    for instruction in sizes.instruction:
-        vector, _ = vector_of(source, instruction, sizes.pairs)
-        _, cache = vector_of(target, instruction, sizes.pairs)
-        texts, groups = map_texts(sizes.texts, without=instruction)
+    for task in sizes.task:
+        vector, _ = vector_of(source, task, sizes.pairs)
+        _, cache = vector_of(target, task, sizes.pairs)
+        texts, groups = map_texts(sizes.texts, without=load_task(task).id)
         paired = paired_residuals(source, target, texts, groups, show_progress=False)
         found = {}
         for method, match in MAPS:
             maps = fit_layer_maps(paired, method, match)
             found[f"{method}, {match}"] = sl.transfer_vector(vector, cache, maps)
-            print(name, instruction, maps, flush=True)
-        rows += compared(target, name, instruction, found, cache, sizes)
+            print(name, task, maps, flush=True)
+        rows += compared(target, name, task, found, cache, sizes)
         show(rows)
     return rows
 
@@ -300,14 +303,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and the copy")
     parser.add_argument("--part", choices=("all", "same-shape", "to-gemma", "from-gemma"))
-    parser.add_argument("--instruction", action="append", help="repeats; three by default")
+    parser.add_argument(
+        "--task", action="append", help="an id or a file; repeats; three by default"
+    )
     parser.add_argument("--steps", type=int, default=200, help="steps of fine-tuning")
     parser.add_argument("--pairs", type=int, default=64, help="pairs fitted on; half are scored")
-    parser.add_argument("--prompts", type=int, default=48, help="report prompts an instruction")
+    parser.add_argument("--prompts", type=int, default=48, help="report prompts per task")
     parser.add_argument("--texts", type=int, default=256, help="texts a map is fitted on")
     parser.add_argument("--max-new-tokens", type=int, default=96)
     sizes = parser.parse_args()
-    sizes.instruction = sizes.instruction or list(INSTRUCTIONS)
+    sizes.task = sizes.task or list(INSTRUCTIONS)
     part, started = sizes.part or "all", time.monotonic()
     sizes.out.mkdir(parents=True, exist_ok=True)
     smollm2 = sl.load_model(SMOLLM2, dtype="auto")

@@ -12,6 +12,9 @@ from analyses import behaviour
 from steerlens.behaviour.evaluation import fluency, is_degenerate
 from steerlens.behaviour.evaluation.run import Evaluation
 from steerlens.stats.rates import wilson
+from steerlens.tasks import Task
+from steerlens.tasks.pairs import ContrastSet
+from steerlens.tasks.task_files import load_task
 from steerlens.views import condition_rates
 
 __all__ = ["avoidance", "avoidance_plot", "claims"]
@@ -20,13 +23,19 @@ _USE, _AVOID = "keywords:existence", "keywords:forbidden_words"
 _LAYERS = (16, 20, 24)
 _STRENGTHS = (1.0, 2.0)
 _SHORT = 5
+_WAYS = ("include, subtracted", "avoid, added", "placebo")
 
 
-def avoidance(model: Any) -> pd.DataFrame:
+def avoidance(model: Any, include: Task | str = _USE, avoid: Task | str = _AVOID) -> pd.DataFrame:
     """How often a word the model would use is still there, steered away from it in several ways.
 
     Layer and strength of each way are chosen on queries of the ``select`` split and measured on
     the ``report`` split.
+
+    Args:
+        model: A hooked model.
+        include: A task with one argument that is words, asking to use them.
+        avoid: Another one, asking to avoid them.
 
     Returns:
         One row a way: `n`, `rate` of responses with the word, `low`, `high`, `degenerate`,
@@ -36,15 +45,22 @@ def avoidance(model: Any) -> pd.DataFrame:
     chosen: dict[str, tuple[int, float]] = {}
     rows = []
     for split in ("select", "report"):
-        asked = _asked(model, split, n, n_tokens)
-        vectors = [_vectors(model, word) for _, word, _ in asked]
-        for way in ("include, subtracted", "avoid, added", "placebo"):
+        asked = _asked(model, include, split, n, n_tokens)
+        vectors = [_vectors(model, include, avoid, word) for _, word, _ in asked]
+        for way in _WAYS:
+            sign = 1 if way == "avoid, added" else -1
             settings = [(layer, s) for layer in _LAYERS for s in _STRENGTHS]
             if split == "report":
                 settings = [chosen[way if way != "placebo" else "include, subtracted"]]
             scored = [
-                (setting, *_scored(model, asked, [one[way] for one in vectors], setting, n_tokens))
-                for setting in settings
+                (
+                    (layer, strength),
+                    *_scored(
+                        *(model, asked, [one[way] for one in vectors]),
+                        *(layer, sign * strength, n_tokens),
+                    ),
+                )
+                for layer, strength in settings
             ]
             # Fewest responses that use the word or loop; the weaker setting wins ties.
             setting, used, loops = min(scored, key=lambda one: (one[1] + one[2], one[0][1]))
@@ -101,9 +117,11 @@ def claims(include: Evaluation, avoided: pd.DataFrame) -> list[tuple[str, str, s
     return rows
 
 
-def _asked(model: Any, split: str, n: int, n_tokens: int) -> list[tuple[str, str, str]]:
+def _asked(
+    model: Any, include: Task | str, split: str, n: int, n_tokens: int
+) -> list[tuple[str, str, str]]:
     """Queries with the word their unsteered answer uses most, and that answer."""
-    pairs = sl.contrast_pairs(_USE, n=n, split=split)
+    pairs = sl.contrast_pairs(include, n=n, split=split)
     prompts = [pair.uninstructed for pair in pairs]
     texts = sl.generate(model, prompts, max_new_tokens=n_tokens).texts
     found = []
@@ -114,40 +132,41 @@ def _asked(model: Any, split: str, n: int, n_tokens: int) -> list[tuple[str, str
     return found
 
 
-def _vectors(model: Any, word: str) -> dict[str, sl.SteeringVector]:
+def _vectors(
+    model: Any, include: Task | str, avoid: Task | str, word: str
+) -> dict[str, sl.SteeringVector]:
     """Vectors for one word, fitted on the ``fit`` split."""
+    used, avoided = (
+        sl.cache_residuals(model, _pairs(task, word), batch_size=32, show_progress=False)
+        for task in (include, avoid)
+    )
+    vectors = (
+        sl.difference_of_means(used),
+        sl.difference_of_means(avoided),
+        sl.random_direction(used),
+    )
+    return dict(zip(_WAYS, vectors, strict=True))
+
+
+def _pairs(task: Task | str, word: str) -> ContrastSet:
+    """Pairs that ask for one word, or to avoid it."""
     n = 4 if behaviour.SMALL else 16
-    caches = {
-        name: sl.cache_residuals(
-            model,
-            sl.contrast_pairs(name, n=n, split="fit", kwargs={argument: [word]}),
-            batch_size=32,
-            show_progress=False,
-        )
-        for name, argument in ((_USE, "keywords"), (_AVOID, "forbidden_words"))
-    }
-    return {
-        "include, subtracted": sl.difference_of_means(caches[_USE]),
-        "avoid, added": sl.difference_of_means(caches[_AVOID]),
-        "placebo": sl.random_direction(caches[_USE]),
-    }
+    drawn = sl.contrast_pairs(task, n=n, split="fit")
+    [(argument, value)] = load_task(task).wording(drawn[0].kwargs).items()
+    words = [word] if isinstance(value, list) else word
+    return sl.contrast_pairs(task, n=n, split="fit", kwargs={argument: words})
 
 
 def _scored(
     model: Any,
     asked: list[tuple[str, str, str]],
     vectors: list[sl.SteeringVector],
-    setting: tuple[int, float],
+    layer: int,
+    strength: float,
     n_tokens: int,
 ) -> tuple[int, int]:
     """How many responses use their word, and how many loop."""
-    layer, strength = setting
-    steerings = [
-        vector.at(
-            layer, "add", strength if vector.metadata.get("instruction") == _AVOID else -strength
-        )
-        for vector in vectors
-    ]
+    steerings = [vector.at(layer, "add", strength) for vector in vectors]
     texts = sl.generate(
         model, [prompt for prompt, _, _ in asked], steerings, max_new_tokens=n_tokens
     ).texts

@@ -71,7 +71,7 @@ def catalogue_prompts(
     """Prompts with one instruction each.
 
     Args:
-        tasks: Tasks, or their ids in the catalogue.
+        tasks: Tasks, ids of the catalogue or files.
         n_per_task: Prompts for each, at least 1.
         split: "fit", "select" or "report", of both queries and phrasings.
         seed: Decides queries, phrasings and arguments.
@@ -104,7 +104,7 @@ def catalogue_prompts(
 
 
 def several(
-    combinations: Sequence[Sequence[str]],
+    combinations: Sequence[Sequence[str | Task]],
     n_per_combination: int,
     split: str = "report",
     seed: int = 0,
@@ -116,7 +116,7 @@ def several(
     still be hard together.
 
     Args:
-        combinations: Two or more ids of the catalogue each.
+        combinations: Two or more tasks, ids of the catalogue or files each.
         n_per_combination: Prompts for each, at least 1 and at most as many as there are queries.
         split: "fit", "select" or "report".
         seed: Decides queries, phrasings and arguments.
@@ -137,12 +137,19 @@ def several(
     )
 
 
-def _combined(combination: Sequence[str], n: int, split: str, seed: int) -> list[EvaluationPrompt]:
-    _refuse_contradictions(combination)
-    tasks = [catalogue[task_id] for task_id in combination]
+def _combined(
+    combination: Sequence[str | Task], n: int, split: str, seed: int
+) -> list[EvaluationPrompt]:
+    is_text = isinstance(combination, str)
+    tasks = [] if is_text else [load_task(task) for task in combination]
+    ids = tuple(task.id for task in tasks)
+    if len(set(ids)) < max(len(ids), 2):
+        given = combination if is_text else list(ids)
+        raise SteerlensError(f"a combination is two or more different instructions; got {given!r}")
+    _refuse_contradictions(ids)
     shared = set.intersection(*(set(task.queries(split)) for task in tasks))
     queries = [query for query in tasks[0].queries(split) if query in shared]
-    name = "+".join(combination)
+    name = "+".join(ids)
     if n > len(queries):
         raise SteerlensError(
             f"{n} prompts were asked for; the {split!r} split of {name!r} gives at most "
@@ -154,6 +161,7 @@ def _combined(combination: Sequence[str], n: int, split: str, seed: int) -> list
     phrasings = [list(task.phrasings_for(split)) for task in tasks]
     for choices in phrasings:
         rng.shuffle(choices)
+    own = {task.id: task for task in tasks if catalogue.get(task.id) != task}
     prompts = []
     for i, query in enumerate(queries[:n]):
         kwargs = tuple(task.sample_kwargs(rng, query) for task in tasks)
@@ -161,18 +169,11 @@ def _combined(combination: Sequence[str], n: int, split: str, seed: int) -> list
         for k, (task, choices) in enumerate(zip(tasks, phrasings, strict=True)):
             # Each changes half as often as the one before, so that all pairings occur.
             text = task.instruct(text, choices[(i >> k) % len(choices)], kwargs[k])
-        prompts.append(
-            EvaluationPrompt(f"{name}/{i}", text, query.text, tuple(combination), kwargs)
-        )
+        prompts.append(EvaluationPrompt(f"{name}/{i}", text, query.text, ids, kwargs, tasks=own))
     return prompts
 
 
 def _refuse_contradictions(combination: Sequence[str]) -> None:
-    is_text = isinstance(combination, str)
-    if is_text or len(combination) < 2 or len(set(combination)) < len(combination):
-        raise SteerlensError(
-            f"a combination is two or more different instructions; got {combination!r}"
-        )
     for group in _EXCLUSIVE:
         both = [task_id for task_id in combination if task_id in group]
         if len(both) > 1:
