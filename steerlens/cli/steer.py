@@ -27,7 +27,8 @@ def steer(
     decoding: DecodingOptions,
     *,
     prompt: Annotated[
-        str | None, option("the prompt to answer; with --messages that end with a user's, none")
+        str | None,
+        option("the prompt to answer; without one, --messages ends with what is answered"),
     ] = None,
     strength: Annotated[float, option("how hard to steer")] = 1.0,
     max_new_tokens: Annotated[int, count("longest response")] = 64,
@@ -42,7 +43,10 @@ def steer(
     before = decoding.conversation()
     if prompt is None:
         if not before:
-            raise SteerlensError("give --prompt TEXT, or --messages FILE that ends with a user's")
+            raise SteerlensError(
+                "give --prompt TEXT, or --messages FILE that ends with a user's message, or an "
+                "assistant's to go on with"
+            )
         conversation_of(before, str(decoding.messages))
     asked = before if prompt is None else continued(before, prompt)
     _, steering = intervention.steering(strength)

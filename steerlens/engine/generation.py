@@ -113,8 +113,9 @@ def generate(
     Args:
         model: A hooked model.
         prompts: One prompt or any iterable of them. A prompt is a user's message as plain text, a
-            conversation (``[{"role": "user", "content": "Hi."}, …]``, answered at its end), or
-            token ids, which are read as they are.
+            conversation (``[{"role": "user", "content": "Hi."}, …]``), or token ids, which are
+            read as they are. A conversation that ends with an assistant's message is gone on with,
+            and the response is what is added to it.
         steering: One `Steering` for all prompts, a sequence with one (or ``None``) per prompt, or
             ``None``. Checked here, not by annotation, so that a vector gets a sentence.
         max_new_tokens: Longest response, in tokens.

@@ -1,8 +1,9 @@
 """Chat rendering: a user's message becomes the text, and the tokens, that a model reads.
 
 An instruction-tuned model reads its own chat template, generation marker included; a base model (no
-template) reads the plain format ``"Q: {text}\\nA:"``. Positions count from the rendered text, so
-everything that reads or writes activations renders with `render_prompt` or `tokenize_prompts`.
+template) reads the plain format ``"Q: {text}\\nA:"``. An assistant's message at the end is left
+open, for the model to go on with. Positions count from the rendered text, so everything that reads
+or writes activations renders with `render_prompt` or `tokenize_prompts`.
 
 What a user typed is text: the ``<|im_end|>`` of a question about chat templates does not end the
 turn, unless ``control_tokens="keep"`` asks for it (`steerlens.models.control_tokens`).
@@ -71,16 +72,18 @@ def _rendered(
     chosen: Literal["template", "plain"],
 ) -> str:
     messages = list(zip(roles, contents, strict=True))
+    goes_on = messages[-1][0] == "assistant"
     if chosen == "plain":
         parts = [PLAIN_FORMATS[role].format(text=text) for role, text in messages]
-        return "".join([*parts, "A:"])
+        return "".join(parts).removesuffix("\n\n") if goes_on else "".join([*parts, "A:"])
     try:
         rendered = attached_tokenizer(model).apply_chat_template(
             [{"role": role, "content": text} for role, text in messages],
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=not goes_on,
+            continue_final_message=goes_on,
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, ValueError) as error:
         name = model_info(model).reference
         raise ModelError(
             f"the chat template of {name} refuses this conversation: {first_line(error)}"

@@ -1,8 +1,9 @@
 """What a model is asked: a text, a conversation, or token ids.
 
 A **conversation** is a list of messages, ``{"role": "user", "content": "Hi."}``, with the roles
-``system`` (first, if at all), ``user`` and ``assistant``; the model answers its last message, a
-user's. A text is a conversation of one message. Token ids are read as they are, without a template.
+``system`` (first, if at all), ``user`` and ``assistant``. The model answers its last message; where
+that is an assistant's, the model goes on with it, and the response is what it adds. A text is a
+conversation of one message. Token ids are read as they are, without a template.
 
 >>> prompts_of("Hi."), prompts_of([5, 7]), len(prompts_of(["Hi.", [5, 7]]))
 (('Hi.',), ((5, 7),), 2)
@@ -23,7 +24,9 @@ from steerlens.files.records import read_text
 __all__ = [
     "ROLES",
     "Conversation",
+    "Message",
     "Prompt",
+    "asked_text",
     "continued",
     "conversation_before",
     "conversation_of",
@@ -33,11 +36,19 @@ __all__ = [
     "read_conversation",
     "shown",
     "token_ids_of",
+    "with_asked_text",
 ]
 
 Conversation = Sequence[Mapping[str, str]]
 Prompt = str | Conversation | Sequence[int]
 ROLES = ("system", "user", "assistant")
+
+
+class Message(dict[str, str]):
+    """A message of a checked conversation: a mapping that can be a key, so nothing changes it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash((self["role"], self["content"]))
 
 
 def prompts_of(prompts: Any) -> tuple[Prompt, ...]:
@@ -77,11 +88,11 @@ def conversation_of(messages: Iterable[Any], name: str, to_answer: bool = True) 
     Args:
         messages: Mappings with a role and a content.
         name: What they are called in sentences.
-        to_answer: Whether the model answers next, so that the last message is a user's.
+        to_answer: Whether the model answers next, so that the last message is not a system's.
 
     Raises:
         ModelError: "message 2 of … has the role 'bot'; choose one of …", a message that is empty or
-            is none, a system message that is not the first, no message, or another last one.
+            is none, a system message that is not the first, no message, or a system's as the last.
     """
     conversation = tuple(messages)
     if not conversation:
@@ -97,12 +108,12 @@ def conversation_of(messages: Iterable[Any], name: str, to_answer: bool = True) 
             raise ModelError(f"{where} has no text; give its content some")
         if role == "system" and i:
             raise ModelError(f"{where} is a system message, which can only be the first")
-    if to_answer and conversation[-1]["role"] != "user":
+    if to_answer and conversation[-1]["role"] == "system":
         raise ModelError(
-            f"the last message of {name} has the role {conversation[-1]['role']!r}; the model "
-            "answers the last message, so end with one of role 'user'"
+            f"the last message of {name} has the role 'system'; end with one of role 'user', which "
+            "the model answers, or 'assistant', with which it goes on"
         )
-    return tuple({"role": m["role"], "content": str(m["content"])} for m in conversation)
+    return tuple(Message(role=m["role"], content=str(m["content"])) for m in conversation)
 
 
 def conversation_before(messages: Iterable[Any]) -> Conversation:
@@ -111,9 +122,37 @@ def conversation_before(messages: Iterable[Any]) -> Conversation:
     return conversation_of(before, "conversation", to_answer=False) if before else ()
 
 
-def continued(before: Conversation, prompt: str) -> Prompt:
-    """The conversation that goes on with a user's message; the message alone if there is none."""
-    return (*before, {"role": "user", "content": prompt}) if before else prompt
+def continued(before: Conversation, prompt: Prompt) -> Prompt:
+    """The conversation that goes on with a user's message, or with others; `prompt` if it is empty.
+
+    Raises:
+        ModelError: The prompt is token ids, which no message can come before, or begins with a
+            system message.
+    """
+    if not before:
+        return prompt
+    if token_ids_of(prompt):
+        raise ModelError(
+            "token ids are read as they are, so no message can come before them; leave out the "
+            "conversation (--messages)"
+        )
+    return conversation_of((*before, *messages_of(prompt)), "the conversation with its prompt")
+
+
+def asked_text(prompt: Prompt) -> str:
+    """The text of the last user's message; empty for token ids."""
+    texts = [m["content"] for m in messages_of(prompt) if m["role"] == "user"]
+    return texts[-1] if texts else ""
+
+
+def with_asked_text(prompt: Prompt, text: str) -> Prompt:
+    """The prompt with another text in place of `asked_text`; one without a user's has no place."""
+    if isinstance(prompt, str):
+        return text
+    messages = messages_of(prompt)
+    last = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    messages[last] = Message(role="user", content=text)
+    return tuple(messages)
 
 
 def read_conversation(path: Path) -> Conversation:
@@ -139,7 +178,7 @@ def token_ids_of(prompt: Prompt) -> list[int]:
 def messages_of(prompt: Prompt) -> list[Mapping[str, str]]:
     """The messages of a checked prompt that is a text or a conversation."""
     if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
+        return [Message(role="user", content=prompt)]
     return [message for message in prompt if isinstance(message, Mapping)]
 
 

@@ -5,10 +5,13 @@ from dataclasses import asdict
 import pytest
 import torch
 from steering_examples import random_vector
+from tiny_models import write_tiny_folder
 
+from steerlens.effects import steer
 from steerlens.engine.generation import generate
 from steerlens.engine.sampling import GREEDY, Decoding, stream_seed
 from steerlens.errors import ModelError, SteerlensError
+from steerlens.models.loading import load_model
 
 SYSTEM = {"role": "system", "content": "You answer in rhymes, and never in more than two lines."}
 TURNS = [
@@ -29,6 +32,10 @@ MIXED = {
         list(range(1000, 1040)),
         Decoding(1.1, top_p=0.9, top_k=40, min_p=0.02, repetition_penalty=1.3, stop=("\n\n",)),
     ),
+    "goes on": (
+        [SYSTEM, TURNS[0], {"role": "assistant", "content": "Here are two:\n 1. "}],
+        GREEDY,
+    ),
 }
 """Name -> prompt, decoding."""
 N_NEW = 14
@@ -39,7 +46,13 @@ def ids_by_template(tokenizer, prompt):
     if not isinstance(prompt, str) and isinstance(prompt[0], int):
         return list(prompt)
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    goes_on = messages[-1]["role"] == "assistant"
+    text = tokenizer.apply_chat_template(
+        messages,
+        tokenize=False,
+        add_generation_prompt=not goes_on,
+        continue_final_message=goes_on,
+    )
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -158,6 +171,33 @@ def test_a_conversation_without_a_template_is_questions_and_answers(tiny_model):
     assert turns.prompts == ((SYSTEM, *TURNS),)
 
 
+def test_an_answer_that_was_begun_is_gone_on_with(tiny_model, tmp_path):
+    begun = [*TURNS[:2], {"role": "user", "content": "More?"}, {**TURNS[1], "content": " Yes: "}]
+    by_template = tiny_model.tokenizer.apply_chat_template(
+        begun, tokenize=False, continue_final_message=True
+    )
+    expected = tiny_model.tokenizer(by_template, add_special_tokens=False)["input_ids"]
+    answer = generate(tiny_model, begun, max_new_tokens=3)
+    assert list(answer.prompt_tokens[0]) == expected
+    # token ids of the same say the same, steered as well, and the response is what was added
+    vector = random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
+    runs = [
+        steer(tiny_model, prompt, vector.at(1, "add"), max_new_tokens=3)
+        for prompt in (begun, expected)
+    ]
+    assert (runs[0].baseline, runs[0].steered) == (runs[1].baseline, runs[1].steered)
+    assert runs[0].baseline == answer.texts[0]
+    # the plain format leaves the answer open as well
+    plain = generate(tiny_model, begun, max_new_tokens=1, chat_format="plain").prompt_tokens[0]
+    text = "Q: Name a city.\nA: Rome.\n\nQ: More?\nA:  Yes: "
+    assert list(plain) == tiny_model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    # and a template that drops it is one sentence
+    drops = "{{ messages[0]['content'] }}"
+    other = load_model(write_tiny_folder(tmp_path, chat_template=drops), device="cpu")
+    with pytest.raises(ModelError, match="refuses this conversation: continue_final_message is"):
+        generate(other, begun, max_new_tokens=1)
+
+
 def test_token_ids_are_read_as_they_are(tiny_model):
     ids = [5, 9, 12, 5]
     for prompts in (ids, [ids], tuple(ids), iter([tuple(ids)])):
@@ -194,8 +234,10 @@ def test_a_decoding_out_of_range_is_refused(settings, sentence, tiny_model):
         ([{"role": "user", "content": " "}], "message 0 of prompts has no text"),
         ([{"role": "user"}], "message 0 of prompts is not of the form"),
         ([*TURNS, SYSTEM], "message 3 of prompts is a system message, which can only be the first"),
-        (TURNS[:2], "the last message of prompts has the role 'assistant'"),
-        ([SYSTEM], "the last message of prompts has the role 'system'"),
+        (
+            [SYSTEM],
+            "the last message of prompts has the role 'system'; end with one of role 'user'",
+        ),
         ([[]], "entry 0 of prompts holds no message and no token id"),
         ([5, 99_999], "prompt 0 has the token id 99999, and .* has .* tokens, counted from 0"),
         ([5, -1], "every token id of prompts must be a whole number of at least 0; got -1"),
