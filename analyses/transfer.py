@@ -183,8 +183,8 @@ def passes(
 ) -> dict[str, np.ndarray]:
     """Which report prompts' responses pass, under each vector, under none, and when told."""
     prompts = catalogue_prompts([task], n)
-    bare = [str(one.prompt_without_instruction) for one in prompts]
-    asked: list[str] = [*bare, *(one.prompt for one in prompts)]
+    bare = [one.prompt_without_instruction or "" for one in prompts]
+    asked = [*bare, *(one.prompt for one in prompts)]
     steerings: list[Any] = [None] * (2 * n)
     for name, one in vectors.items():
         asked += bare

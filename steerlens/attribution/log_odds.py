@@ -18,11 +18,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.scoring import ForcedRow, Visit, score_rows
 from steerlens.errors import PairsError
 from steerlens.models.control_tokens import literal_ids
+from steerlens.models.conversations import Conversation, continued
 from steerlens.models.identity import attached_tokenizer
 from steerlens.models.loading import tokenize_prompts
 from steerlens.steering.interventions import Steering
 from steerlens.tasks.choices import ChoiceItem
-from steerlens.tasks.task import excerpt
+from steerlens.tasks.texts import excerpt
 
 __all__ = ["steered_log_odds"]
 
@@ -37,6 +38,7 @@ def steered_log_odds(
     chat_format: str = "auto",
     show_progress: bool | None = None,
     answer_is_response: bool = False,
+    before: Conversation = (),
 ) -> tuple[Float[Array, "steering item"], Float[Array, "steering item"]]:
     """Log odds of each item's matching answer in nats, and the probability of neither answer.
 
@@ -49,11 +51,12 @@ def steered_log_odds(
         show_progress: Show a progress bar on standard error; by default only in a terminal.
         answer_is_response: Whether the response begins at the question's last token, for scopes
             that tell prompt and response apart; otherwise at the token that differs.
+        before: Messages that come before every question.
 
     Raises:
         PairsError: The tokens of one answer begin the other's, or a question is one token.
     """
-    asked = _asked(model, items, chat_format)
+    asked = _asked(model, items, chat_format, before)
     rows = [
         question.row(place, steering, answer_is_response)
         for place, (steering, question) in enumerate(product(steerings, asked))
@@ -82,14 +85,18 @@ class _Asked(NamedTuple):
 
 
 def _asked(
-    model: TransformerBridge, items: Sequence[ChoiceItem], chat_format: str = "auto"
+    model: TransformerBridge,
+    items: Sequence[ChoiceItem],
+    chat_format: str = "auto",
+    before: Conversation = (),
 ) -> list[_Asked]:
     """The tokens of each item.
 
     Raises:
         PairsError: The tokens of one answer begin the other's, or a question is one token.
     """
-    prompts = tokenize_prompts(model, [item.question for item in items], chat_format)
+    asked = [continued(before, item.question) for item in items]
+    prompts = tokenize_prompts(model, asked, chat_format)
     sides = [
         literal_ids(
             attached_tokenizer(model),
@@ -98,7 +105,7 @@ def _asked(
         )
         for side in ("matching", "other")
     ]
-    asked = []
+    rows = []
     for item, prompt, matching, other in zip(items, prompts, *sides, strict=True):
         pairs = enumerate(zip(matching, other, strict=False))
         shared = next((i for i, (a, b) in pairs if a != b), None)
@@ -114,8 +121,8 @@ def _asked(
                 "answer is left unsteered; ask more"
             )
         tokens = (*prompt, *matching[:shared])
-        asked.append(_Asked(tokens, len(prompt), matching[shared], other[shared]))
-    return asked
+        rows.append(_Asked(tokens, len(prompt), matching[shared], other[shared]))
+    return rows
 
 
 def _reader(measured: Float[Array, "row two"], asked: Sequence[_Asked], done: Any) -> Visit:

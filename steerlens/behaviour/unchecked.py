@@ -33,7 +33,7 @@ from steerlens.attribution.model_evidence import require_effect
 from steerlens.attribution.teacher_forcing import instructed_responses, kl_to_instructed
 from steerlens.behaviour.answers import Answerer, Records
 from steerlens.errors import SteerlensError
-from steerlens.models.conversations import Conversation
+from steerlens.models.conversations import Conversation, asked_text, continued
 from steerlens.models.identity import digest_of_rows
 from steerlens.models.loading import tokenize_prompts
 from steerlens.stats.queries import numbered_queries, ratio_interval
@@ -67,12 +67,11 @@ def measure_of(task: Task) -> str:
     return "rate" if task.has_check else "recovery"
 
 
-def check_measurable(task: Task, split: str = "select", conversation: Conversation = ()) -> None:
+def check_measurable(task: Task, split: str = "select") -> None:
     """Refuse a task whose behaviour nothing can measure on the pairs of a split.
 
     Raises:
-        SteerlensError: No check, and answers to the same prompts, prompts of one base query, or a
-            conversation that comes before them.
+        SteerlensError: No check, and answers to the same prompts, or prompts of one base query.
         PairsError: The split to fit on, or this one, has fewer than 2 pairs.
     """
     for name in ("fit", split):
@@ -80,11 +79,6 @@ def check_measurable(task: Task, split: str = "select", conversation: Conversati
             task.pairs(2, split=name)  # raises, and says what is lacking
     if measure_of(task) == "rate":
         return
-    if conversation:
-        raise SteerlensError(
-            f"task {task.id!r} has no check, and what replaces it is measured on single prompts; "
-            "leave out the conversation before them (--messages)"
-        )
     pairs = task.pairs(max(2, task.n_pairs(split)), split=split)
     if task.group != "choices" and pairs.same_prompts:
         raise SteerlensError(
@@ -138,6 +132,7 @@ def measured(
     pairs: Sequence[ContrastPair],
     settings_for: Callable[[Mapping[str, Any]], Sequence[Labelled]],
     horizon: int,
+    before: Conversation = (),
 ) -> Effects:
     """What each setting does to the uninstructed prompts (or questions), kept in the run.
 
@@ -147,6 +142,7 @@ def measured(
         pairs: Its pairs, none of which the vectors were fitted on.
         settings_for: Steerings for the arguments of a pair, always as many.
         horizon: Tokens of the instructed response that recovery is summed over; choices have one.
+        before: Messages that come before every prompt.
 
     Raises:
         SteeringError: The instruction has no effect on these pairs.
@@ -166,24 +162,30 @@ def measured(
             steered, neither = np.zeros((len(settings), len(pairs))), np.zeros(len(settings))
         for start in range(0, len(settings), _SETTINGS_AT_ONCE):
             block = settings[start : start + _SETTINGS_AT_ONCE]
-            before, *after = compute(answerer, some, block, horizon)
-            unsteered[places] = np.array(before["values"], dtype=float)
+            bare, *after = compute(answerer, some, block, horizon, before)
+            unsteered[places] = np.array(bare["values"], dtype=float)
             for setting, record in enumerate(after, start):
                 steered[setting, places] = np.array(record["values"], dtype=float)
-                neither[setting] = record["neither"] - before["neither"]
+                neither[setting] = record["neither"] - bare["neither"]
     if task.group != "choices" and len(steered):
         require_effect(unsteered, f"first {horizon} response tokens")
     return Effects(measure_of(task), unsteered, steered, neither)
 
 
 def _kl(
-    answerer: Answerer, pairs: Sequence[ContrastPair], settings: Sequence[Labelled], horizon: int
+    answerer: Answerer,
+    pairs: Sequence[ContrastPair],
+    settings: Sequence[Labelled],
+    horizon: int,
+    before: Conversation,
 ) -> Records:
     """KL(instructed‖·) of each pair over the horizon: unsteered first, then under each setting."""
     model = answerer.model
     with answerer.alone:
-        instructed = tokenize_prompts(model, [pair.instructed for pair in pairs])
-        uninstructed = tokenize_prompts(model, [pair.uninstructed for pair in pairs])
+        instructed, uninstructed = (
+            tokenize_prompts(model, [continued(before, prompt) for prompt in side])
+            for side in zip(*((pair.instructed, pair.uninstructed) for pair in pairs), strict=True)
+        )
     tokens = digest_of_rows([*instructed, *uninstructed])
 
     def respond() -> Records:
@@ -204,17 +206,23 @@ def _kl(
 
 
 def _log_odds(
-    answerer: Answerer, pairs: Sequence[ContrastPair], settings: Sequence[Labelled], horizon: int
+    answerer: Answerer,
+    pairs: Sequence[ContrastPair],
+    settings: Sequence[Labelled],
+    horizon: int,
+    before: Conversation,
 ) -> Records:
     """Log odds of each item's matching answer: unsteered first, then under each setting."""
     items = [
-        ChoiceItem(pair.uninstructed, pair.instructed_response, pair.uninstructed_response)
+        ChoiceItem(
+            asked_text(pair.uninstructed), pair.instructed_response, pair.uninstructed_response
+        )
         for pair in pairs
         if pair.instructed_response and pair.uninstructed_response
     ]
     model = answerer.model
     with answerer.alone:
-        prompts = tokenize_prompts(model, [item.question for item in items])
+        prompts = tokenize_prompts(model, [continued(before, item.question) for item in items])
     steerings = [None, *(steering for _, steering in settings)]
     content = {
         "what": "log odds",
@@ -224,7 +232,9 @@ def _log_odds(
     }
 
     def compare() -> Records:
-        log_odds, neither = steered_log_odds(model, items, steerings, show_progress=False)
+        log_odds, neither = steered_log_odds(
+            model, items, steerings, show_progress=False, before=before
+        )
         means = np.nan_to_num(neither, nan=1.0).mean(-1)
         return [
             {"values": row, "neither": mean}

@@ -56,6 +56,7 @@ def tasks(
 
 def _described(task: "Task") -> dict[str, Any]:
     """What a task makes: sizes, an example, what its check says, what is missing."""
+    from steerlens.models.conversations import shown
     from steerlens.tasks import SPLITS
 
     example = task.pairs(2)[0] if task.n_pairs("fit") >= 2 else None
@@ -81,8 +82,8 @@ def _described(task: "Task") -> dict[str, Any]:
         },
         "example": example
         and {
-            "instructed": example.instructed,
-            "uninstructed": example.uninstructed,
+            "instructed": shown(example.instructed),
+            "uninstructed": shown(example.uninstructed),
             "instructed_response": example.instructed_response,
             "uninstructed_response": example.uninstructed_response,
         },

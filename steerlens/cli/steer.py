@@ -182,9 +182,10 @@ def calibrate(
 
 
 def _queries(n: int) -> list[str]:
+    from steerlens.models.conversations import shown
     from steerlens.tasks import base_queries
 
-    queries = [query.text for query in base_queries("select")]
+    queries = [shown(query.text) for query in base_queries("select")]
     if not 2 <= n <= len(queries):
         raise SteerlensError(
             f"--n must be 2 to {len(queries)}, the queries of the select split; got {n}"

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from steerlens.errors import ModelError
-from steerlens.errors import arguments as checked
-from steerlens.files.records import read_text
 
 __all__ = [
     "ROLES",
@@ -36,6 +34,7 @@ __all__ = [
     "read_conversation",
     "shown",
     "token_ids_of",
+    "users_text",
     "with_asked_text",
 ]
 
@@ -58,6 +57,8 @@ def prompts_of(prompts: Any) -> tuple[Prompt, ...]:
         ModelError: "prompts is a value of type int; …", "entry 3 of prompts is …", or as in
             `conversation_of`.
     """
+    from steerlens.errors import arguments as checked  # slow to import
+
     if isinstance(prompts, str):
         return (checked.text("prompts", prompts, ModelError),)
     if isinstance(prompts, Mapping | bytes) or not isinstance(prompts, Iterable):
@@ -70,6 +71,8 @@ def prompts_of(prompts: Any) -> tuple[Prompt, ...]:
 
 def prompt_of(prompt: Any, name: str = "prompt") -> Prompt:
     """One prompt, checked; raises as `prompts_of`."""
+    from steerlens.errors import arguments as checked  # slow to import
+
     is_list = isinstance(prompt, Iterable) and not isinstance(prompt, str | bytes | Mapping)
     if not is_list or getattr(prompt, "ndim", 1) == 0:
         return checked.text(name, prompt, ModelError)
@@ -161,6 +164,8 @@ def read_conversation(path: Path) -> Conversation:
     Raises:
         ModelError: A file without such a list, or as in `conversation_of`.
     """
+    from steerlens.files.records import read_text  # slow to import
+
     try:
         messages = json.loads(read_text(path, "messages", ModelError))
     except ValueError as error:
@@ -189,6 +194,15 @@ def shown(prompt: Prompt) -> str:
     if ids := token_ids_of(prompt):
         return "token ids " + " ".join(map(str, ids))
     return "\n".join(f"{m['role']}: {m['content']}" for m in messages_of(prompt))
+
+
+def users_text(prompt: Prompt) -> str:
+    """All that the user says, by which base queries are compared; for token ids as `shown`.
+
+    What a system message or an answer repeats in every conversation makes no query like another.
+    """
+    texts = [m["content"] for m in messages_of(prompt) if m["role"] == "user"]
+    return "\n".join(texts) or shown(prompt)
 
 
 def _is_mapping(value: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 from steerlens.behaviour.unchecked import MEASURES
 from steerlens.errors import SteerlensError
+from steerlens.models.conversations import shown
 from steerlens.reports.html import Cell, render
 from steerlens.views import condition_rates
 from steerlens.views.numbers import MISSING, finite, show, show_interval
@@ -162,7 +163,8 @@ def _samples(responses: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         text = response["response"]
         cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
         rows = by_task.setdefault(" + ".join(response["instruction_id_list"]), {})
-        rows.setdefault(response["row"], []).append({**response, "text": cut})
+        asked = {"prompt": shown(response["prompt"]), "text": cut}
+        rows.setdefault(response["row"], []).append({**response, **asked})
     return [
         {"name": name, "prompts": list(rows.values())[:_SHOWN]}
         for name, rows in sorted(by_task.items())

@@ -14,6 +14,7 @@ from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
 from steerlens.effects import TokenEffects, parts_at, token_effects
 from steerlens.engine.generation import Generations, generate
+from steerlens.models.conversations import Prompt, shown
 from steerlens.reports.settings import ReportSettings
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task
@@ -39,7 +40,7 @@ class SteeredTask:
 class _Sample:
     """A prompt, the arguments of the task's check, its two steerings, and where they were read."""
 
-    prompt: str
+    prompt: Prompt
     kwargs: Mapping[str, Any]
     steered: Steering
     placebo: Steering
@@ -62,13 +63,13 @@ def answer_samples(
     records, samples = [], []
     for steered in tasks:
         prompts = _prompts(steered.task, n_samples, settings.seed)
-        record, shown = _steer(steered, prompts, plan, book, settings)
+        record, own = _steer(steered, prompts, plan, book, settings)
         records.append(record)
-        samples.append(shown)
-    unsteered = list(dict.fromkeys(sample.prompt for shown in samples for sample in shown))
-    rows: list[tuple[str, Steering | None]] = [(prompt, None) for prompt in unsteered]
-    for shown in samples:
-        for sample in shown:
+        samples.append(own)
+    unsteered = list(dict.fromkeys(sample.prompt for own in samples for sample in own))
+    rows: list[tuple[Prompt, Steering | None]] = [(prompt, None) for prompt in unsteered]
+    for own in samples:
+        for sample in own:
             rows += [(sample.prompt, sample.steered), (sample.prompt, sample.placebo)]
     responses = generate(
         model,
@@ -83,9 +84,9 @@ def answer_samples(
     total = len(rows) - row
     disable = not show_progress
     with tqdm(total=total, desc="per-token effects", disable=disable) as bar:
-        for steered, record, shown in zip(tasks, records, samples, strict=True):
+        for steered, record, own in zip(tasks, records, samples, strict=True):
             told = []
-            for sample in shown:
+            for sample in own:
                 baseline = unsteered.index(sample.prompt)
                 told.append(_record(model, steered.task, sample, responses, baseline, row))
                 row += 2
@@ -94,12 +95,12 @@ def answer_samples(
     return answered
 
 
-def _prompts(task: Task, n_samples: int, seed: int) -> list[tuple[str, dict[str, Any]]]:
+def _prompts(task: Task, n_samples: int, seed: int) -> list[tuple[Prompt, dict[str, Any]]]:
     """The same prompts for every task whose kinds of query allow it, so texts can be compared."""
     rng = random.Random(seed)
     queries = task.queries("report")
     chosen = rng.sample(queries, min(n_samples, len(queries)))
-    given: dict[str, Mapping[str, Any]] = {}
+    given: dict[Prompt, Mapping[str, Any]] = {}
     if task.group == "pairs" and (n := task.n_pairs("report")) >= 2:
         given = {pair.uninstructed: pair.kwargs for pair in task.pairs(n, split="report")}
     return [
@@ -110,7 +111,7 @@ def _prompts(task: Task, n_samples: int, seed: int) -> list[tuple[str, dict[str,
 
 def _steer(
     steered: SteeredTask,
-    prompts: Sequence[tuple[str, dict[str, Any]]],
+    prompts: Sequence[tuple[Prompt, dict[str, Any]]],
     plan: Plan | None,
     book: VectorBook | None,
     settings: ReportSettings,
@@ -171,7 +172,8 @@ def _record(
         passed = task.check(text, loose=True, **sample.kwargs) if task.has_check else None
         return {"text": text, "passed": passed}
 
-    record = {"prompt": sample.prompt, "kwargs": dict(sample.kwargs), "baseline": answer(baseline)}
+    record = {"prompt": shown(sample.prompt), "kwargs": dict(sample.kwargs)}
+    record["baseline"] = answer(baseline)
     unsteered = responses.tokens[baseline]
     # The placebo's direction was drawn at random, not read anywhere.
     for name, steering, place, read_at in (

@@ -29,6 +29,7 @@ from dataclasses import replace
 from itertools import permutations
 
 from steerlens.errors import PairsError, unknown_name
+from steerlens.models.conversations import Prompt, asked_text, with_asked_text
 from steerlens.tasks import BaseQuery, Task
 from steerlens.tasks.grids import asked_on, other_tasks
 from steerlens.tasks.pairs import ContrastPair, ContrastSet
@@ -104,25 +105,29 @@ def contrasted(
     return replace(pairs, pairs=changed, contrast=contrast)
 
 
-def _neutral(pairs: ContrastSet, seed: int, count_tokens: Count | None) -> list[str]:
+def _neutral(pairs: ContrastSet, seed: int, count_tokens: Count | None) -> list[Prompt]:
     count = functools.cache(count_tokens or _words_and_signs)
     texts = [*NEUTRAL, *(" ".join(two) for two in permutations(NEUTRAL, 2))]
     rng = random.Random(f"{seed}/neutral")
-    sides = []
+    sides: list[Prompt] = []
     for number, pair in enumerate(pairs):
         separator, instruction = _instruction(pair, number)
         length = count(instruction)
         distances = [abs(count(text) - length) for text in texts]
         nearest = [text for text, d in zip(texts, distances, strict=True) if d == min(distances)]
-        sides.append(f"{pair.uninstructed}{separator}{rng.choice(nearest)}")
+        text = f"{asked_text(pair.uninstructed)}{separator}{rng.choice(nearest)}"
+        sides.append(with_asked_text(pair.uninstructed, text))
     return sides
 
 
 def _instruction(pair: ContrastPair, number: int) -> tuple[str, str]:
     """What the instructed prompt has after the uninstructed one, and the space between."""
-    rest = pair.instructed.removeprefix(pair.uninstructed)
+    asked = asked_text(pair.uninstructed)
+    instructed = asked_text(pair.instructed)
+    rest = instructed.removeprefix(asked)
     text = rest.lstrip()
-    if rest == pair.instructed or not text:
+    is_same = asked and pair.instructed == with_asked_text(pair.uninstructed, instructed)
+    if not is_same or rest == instructed or not text:
         raise PairsError(
             f"contrast 'neutral' puts a sentence in the place of the instruction, but in pair "
             f"{number} the instructed prompt is not the uninstructed one with something after it; "
@@ -136,7 +141,7 @@ def _others(
     task: Task,
     others: Iterable[Task | str | os.PathLike[str]] | None,
     seed: int,
-) -> list[str]:
+) -> list[Prompt]:
     split = pairs.split or "fit"
     known = {query.text: query for query in task.queries(split)}
     queries = [

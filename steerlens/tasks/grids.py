@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerlens.errors import PairsError, SteerlensError
+from steerlens.models.conversations import Prompt, users_text
 from steerlens.tasks import SPLITS, BaseQuery, Task, catalogue
 from steerlens.tasks.duplicates import near_duplicates
 from steerlens.tasks.pairs import ContrastPair
@@ -53,8 +54,8 @@ class TaskGrid:
     """
 
     ids: tuple[str, ...]
-    prompts: tuple[tuple[str, ...], ...]
-    uninstructed: tuple[str, ...]
+    prompts: tuple[tuple[Prompt, ...], ...]
+    uninstructed: tuple[Prompt, ...]
     halves: tuple[int, ...]
     blocks: tuple[int, ...]
     groups: tuple[int, ...]
@@ -134,7 +135,7 @@ def task_grid(
         uninstructed=tuple(texts),
         halves=tuple(half for half in (0, 1) for _ in drawn[half]),
         blocks=blocks,
-        groups=near_duplicates(texts),
+        groups=near_duplicates([users_text(text) for text in texts]),
         notices=_notices(task, unfit if others is not None else []),
     )
 
@@ -155,7 +156,7 @@ def _queries(task: Task, split: str, n: int, seed: int) -> list[BaseQuery]:
 
 def asked_on(
     task: Task, queries: Sequence[BaseQuery], split: str, seed: int
-) -> tuple[str, ...] | None:
+) -> tuple[Prompt, ...] | None:
     """The task's prompts on queries, in phrasings of the split; None where one cannot be asked."""
     if isinstance(task.source, Choices):
         return None

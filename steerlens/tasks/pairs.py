@@ -13,6 +13,9 @@ misspelt, which is refused:
      "base_query": "…", "phrasing": "…", "kwargs": {}, "instructed_response": "…",
      "uninstructed_response": "…"}
 
+A prompt is a text, a conversation (``[{"role": …, "content": …}, …]``) or token ids
+(`steerlens.models.conversations`).
+
 Drawing is deterministic: pair *i* for a seed is the same on every machine, and the pairs for n are
 the first n of those for any larger n. Every base query of the split is used once before one is
 repeated with another phrasing, and tasks that accept all kinds of query see the same queries in the
@@ -30,10 +33,11 @@ from typing import Any, overload
 
 import pandas as pd
 
-from steerlens.errors import PairsError
+from steerlens.errors import ModelError, PairsError
 from steerlens.files import write_text
 from steerlens.files.fields import Foreign
 from steerlens.files.records import csv_records, jsonl_records, read_text
+from steerlens.models.conversations import Prompt, prompt_of, shown, users_text
 from steerlens.tasks.duplicates import near_duplicates
 
 __all__ = ["ContrastPair", "ContrastSet"]
@@ -49,18 +53,18 @@ class ContrastPair:
     Attributes:
         instructed: The prompt with the instruction.
         uninstructed: The prompt without it.
-        base_query: The query both share; by default the uninstructed prompt.
+        base_query: The query both share; by default what the user says in the uninstructed prompt.
         phrasing: The template the instruction was worded with.
         kwargs: The arguments of the instruction's check; JSON values.
         instructed_response: An answer that follows the instruction.
         uninstructed_response: An answer to the uninstructed prompt.
 
     Raises:
-        PairsError: A prompt is empty or not a string, or another field has a wrong type.
+        PairsError: A prompt is empty or none, or another field has a wrong type.
     """
 
-    instructed: str
-    uninstructed: str
+    instructed: Prompt
+    uninstructed: Prompt
     base_query: str = ""
     phrasing: str | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -68,9 +72,10 @@ class ContrastPair:
     uninstructed_response: str | None = None
 
     def __post_init__(self) -> None:
-        _validate(vars(self))
+        for name, value in _validated(vars(self)).items():
+            object.__setattr__(self, name, value)
         if not self.base_query:
-            object.__setattr__(self, "base_query", self.uninstructed)
+            object.__setattr__(self, "base_query", users_text(self.uninstructed))
         # A copy: the caller's dictionary may change, a pair may not.
         object.__setattr__(self, "kwargs", dict(self.kwargs))
 
@@ -146,7 +151,7 @@ class ContrastSet(Sequence[ContrastPair]):
 
         Cross-validation and resampling never split a group (`steerlens.tasks.duplicates`).
         """
-        first: dict[tuple[str, str], str] = {}
+        first: dict[tuple[Prompt, Prompt], str] = {}
         queries = [
             first.setdefault((pair.instructed, pair.uninstructed), pair.base_query)
             for pair in self.pairs
@@ -170,8 +175,8 @@ class ContrastSet(Sequence[ContrastPair]):
     @classmethod
     def from_prompts(
         cls,
-        instructed: Iterable[str],
-        uninstructed: Iterable[str],
+        instructed: Iterable[Prompt],
+        uninstructed: Iterable[Prompt],
         base_queries: Iterable[str] | None = None,
     ) -> "ContrastSet":
         """Pairs from two lists of prompts of equal length, and perhaps one of base queries.
@@ -260,18 +265,34 @@ def _pair(where: str, record: object, fields: Foreign) -> ContrastPair:
     names = (name for name in (*REQUIRED, *OPTIONAL) if record.get(name) is not None)
     known = {name: record[name] for name in names}
     try:
-        _validate(known)
+        return ContrastPair(**known)
     except PairsError as error:
         raise PairsError(f"{where}: {error}") from error
-    return ContrastPair(**known)
 
 
-def _validate(fields: Mapping[str, object]) -> None:
+def _validated(fields: Mapping[str, object]) -> dict[str, Prompt]:
+    """The two prompts as they are kept; every field is checked."""
+    prompts: dict[str, Prompt] = {}
     for name, value in fields.items():
         if name == "kwargs":
             _validate_kwargs(value)
-        elif value is not None or name in REQUIRED:
+        elif name in REQUIRED:
+            prompts[name] = _prompt(name, value)
+        elif value is not None:
             _validate_text(name, value)
+    return prompts
+
+
+def _prompt(name: str, value: object) -> Prompt:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        _validate_text(name, value)
+        return str(value)
+    try:
+        prompt = prompt_of(value, f"the field {name!r}")
+    except ModelError as error:
+        raise PairsError(str(error)) from error
+    _validate_text(name, shown(prompt))
+    return prompt
 
 
 def _validate_text(name: str, value: object) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from steerlens.errors import unknown_name
+from steerlens.models.conversations import Prompt
 
 __all__ = ["SPLITS", "BaseQuery", "base_queries"]
 
@@ -26,13 +27,13 @@ class BaseQuery:
     """One query without instruction.
 
     Attributes:
-        text: The query.
+        text: The query: a text, or in tasks of one's own a conversation.
         kind: What is asked for: "explain", "story", "email", "yes-no", …
         keywords: Three lower-case words that a good answer likely contains and the query does not.
         split: "fit", "select" or "report".
     """
 
-    text: str
+    text: Prompt
     kind: str
     keywords: tuple[str, ...]
     split: str

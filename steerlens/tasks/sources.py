@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from steerlens.errors import PairsError, unknown_name
+from steerlens.models.conversations import Prompt, users_text
 from steerlens.tasks.choices import ChoiceItem, balanced
 from steerlens.tasks.queries import SPLITS, BaseQuery
 from steerlens.tasks.splits import divide
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 # The instructed prompt for a query, in a phrasing, with arguments.
-Instruct = Callable[[str, str, Mapping[str, Any]], str]
+Instruct = Callable[[Prompt, str, Mapping[str, Any]], Prompt]
 SampleKwargs = Callable[[random.Random, BaseQuery], Mapping[str, Any]]
 
 
@@ -114,7 +115,7 @@ class Phrased:
             drawn = {**self._sample_kwargs(rng, queries[k]), **kwargs}
             text = queries[k].text
             instructed = self._instruct(text, phrasing, drawn)
-            pairs.append(ContrastPair(instructed, text, text, phrasing, drawn))
+            pairs.append(ContrastPair(instructed, text, phrasing=phrasing, kwargs=drawn))
         return tuple(pairs)
 
     @property
@@ -258,10 +259,10 @@ def divided_phrasings(phrasings: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return {split: tuple(phrasings[i] for i in parts[split]) for split in SPLITS}
 
 
-def own_queries(texts: Sequence[str]) -> Callable[[str], tuple[BaseQuery, ...]]:
+def own_queries(queries: Sequence[Prompt]) -> Callable[[str], tuple[BaseQuery, ...]]:
     """Gives the queries of a split, divided."""
-    parts = divide(texts)
+    parts = divide([users_text(query) for query in queries])
     return {
-        split: tuple(BaseQuery(texts[i], "own", (), split) for i in parts[split])
+        split: tuple(BaseQuery(queries[i], "own", (), split) for i in parts[split])
         for split in SPLITS
     }.__getitem__

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from steerlens.errors import SteerlensError
+from steerlens.models.conversations import Prompt, asked_text, with_asked_text
 from steerlens.tasks.arguments import fill_template
 from steerlens.tasks.choices import ChoiceItem, items_from, read_items
 from steerlens.tasks.definitions import described
@@ -45,6 +46,7 @@ from steerlens.tasks.sources import (
     divided_phrasings,
     own_queries,
 )
+from steerlens.tasks.texts import excerpt, query_list, text_list
 from steerlens.tasks.written_checks import PASS, Check, score_of
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ class Task:
         phrasings: Sentences that ask for the behaviour, such as "Answer like a pirate."; a
             ``{name}`` in them is filled from `arguments`. Eight or more are best: a vector is
             fitted on half of them, and the others show whether it holds for other words.
-        queries: Requests without the instruction; the package's base queries by default.
+        queries: Requests without the instruction, as texts or conversations; the package's base
+            queries by default.
         check: A function of the response, called with the arguments by name, that returns a truth
             value or a score from 0 to 1.
         rewrite: A function of a response, called like `check`, that returns a compliant version.
@@ -75,7 +78,8 @@ class Task:
         notices: Sentences on what too few texts cost.
 
     Raises:
-        SteerlensError: No phrasing, or a text that is empty or given twice.
+        SteerlensError: No phrasing, a text that is empty or given twice, or a query of token ids,
+            which no phrasing can be added to.
     """
 
     group = "own"
@@ -91,7 +95,7 @@ class Task:
         self,
         id: str,
         phrasings: Sequence[str],
-        queries: Sequence[str] | None = None,
+        queries: Sequence[Prompt] | None = None,
         check: Check | None = None,
         rewrite: Rewrite | None = None,
         *,
@@ -99,8 +103,8 @@ class Task:
         description: str = "",
         samples: Sequence[str] = (),
     ) -> None:
-        split_phrasings = divided_phrasings(_texts("phrasing", phrasings))
-        own = base_queries if queries is None else own_queries(_texts("query", queries))
+        split_phrasings = divided_phrasings(text_list("phrasing", phrasings))
+        own = base_queries if queries is None else own_queries(query_list(queries))
         self._set(id, Phrased(split_phrasings, own, self.instruct, self.sample_kwargs), description)
         self._arguments |= {name: list(values) for name, values in (arguments or {}).items()}
         self._check = _called("check", check)
@@ -266,10 +270,15 @@ class Task:
         """
         return fill_template(phrasing, kwargs)
 
-    def instruct(self, base_query: str, phrasing: str, kwargs: Mapping[str, Any]) -> str:
-        """The query followed by the instruction, on a new line if the query has several lines."""
-        separator = "\n" if "\n" in base_query else " "
-        return f"{base_query}{separator}{self.render(phrasing, kwargs)}"
+    def instruct(self, base_query: Prompt, phrasing: str, kwargs: Mapping[str, Any]) -> Prompt:
+        """The query followed by the instruction, on a new line if the query has several lines.
+
+        In a conversation the instruction follows the last user's message.
+        """
+        asked = asked_text(base_query)
+        separator = "\n" if "\n" in asked else " "
+        instructed = f"{asked}{separator}{self.render(phrasing, kwargs)}"
+        return with_asked_text(base_query, instructed)
 
     @property
     def has_check(self) -> bool:
@@ -373,27 +382,7 @@ class Task:
         return f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
-def excerpt(text: str) -> str:
-    """The beginning of a text, for messages."""
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
 def _called(what: str, function: Any) -> Any:
     if function is not None and not callable(function):
         raise SteerlensError(f"{what} must be a function of the response, but is {function!r}")
     return function
-
-
-def _texts(what: str, texts: object) -> list[str]:
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise SteerlensError(f"a list of texts is needed (one {what} each), but got {texts!r}")
-    listed = list(texts)
-    for number, text in enumerate(listed, 1):
-        if not isinstance(text, str) or not text.strip():
-            raise SteerlensError(f"{what} {number} must be a text, but is {text!r}")
-    twice = next((text for i, text in enumerate(listed) if text in listed[:i]), None)
-    if twice is not None:
-        raise SteerlensError(f"the {what} {excerpt(twice)} was given twice; give each once")
-    if not listed:
-        raise SteerlensError(f"at least one {what} is needed, but none was given")
-    return listed

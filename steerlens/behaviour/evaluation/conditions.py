@@ -24,7 +24,7 @@ from steerlens.behaviour.plans.candidates import describe, to_json
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
 from steerlens.errors import SteerlensError
-from steerlens.models.conversations import Conversation, continued
+from steerlens.models.conversations import Conversation, Prompt, continued
 from steerlens.tasks import Task, catalogue
 
 __all__ = ["CONDITIONS", "UNSTEERED", "PromptInCondition", "conditions_for", "in_condition"]
@@ -47,12 +47,14 @@ class PromptInCondition:
     Attributes:
         row: The evaluation prompt.
         condition: One of `CONDITIONS`.
+        prompt: The row's prompt in this condition, as given.
         question: What the model is asked.
         steering: The steering in words.
     """
 
     row: EvaluationPrompt
     condition: str
+    prompt: Prompt
     question: Question
     steering: str = "no steering"
 
@@ -83,16 +85,16 @@ def in_condition(
 ) -> PromptInCondition:
     """A row under one of `conditions_for` it; steered ones need a plan and a book of vectors."""
     context = condition.split("+")[0]
-    text = row.prompt if context == "instructed" else row.prompt_without_instruction
-    assert text is not None  # else `conditions_for` leaves the condition out
-    prompt = continued(before, text)
+    given = row.prompt if context == "instructed" else row.prompt_without_instruction
+    assert given is not None  # else `conditions_for` leaves the condition out
+    prompt = continued(before, given)
     if plan is None or book is None or "+" not in condition:
-        return PromptInCondition(row, condition, Question(prompt))
+        return PromptInCondition(row, condition, given, Question(prompt))
     chosen = [
         (task, kwargs, plan.candidate(task.id, context)) for task, kwargs in _tasks(row, plan)
     ]
     if not any(candidate for *_, candidate in chosen):
-        return PromptInCondition(row, condition, Question(prompt))
+        return PromptInCondition(row, condition, given, Question(prompt))
     placebo = condition.endswith("placebo")
     label = {
         "plan": [
@@ -105,7 +107,7 @@ def in_condition(
     asked_for = [(task, kwargs) for task, kwargs, _ in chosen]
     steering = plan.steering(book, asked_for, context, placebo)
     words = "; ".join(f"{task.id}: {describe(candidate)}" for task, _, candidate in chosen)
-    return PromptInCondition(row, condition, Question(prompt, steering, label), words)
+    return PromptInCondition(row, condition, given, Question(prompt, steering, label), words)
 
 
 def left_out(

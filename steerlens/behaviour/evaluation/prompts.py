@@ -7,7 +7,9 @@ An evaluation file has one JSON object per line with IFEval's fields (Zhou et al
      "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}],
      "prompt_without_instruction": "Plan a trip."}
 
-`prompt_without_instruction` is optional; without it a prompt has no *uninstructed* condition. A
+`prompt_without_instruction` is optional; without it a prompt has no *uninstructed* condition. Both
+may be a conversation (``[{"role": …, "content": …}, …]``, with a system message of its own, and
+ended by an assistant's message to go on with) or token ids. A check reads what the model adds. A
 field that seems to be one of these misspelt is refused; others are ignored, with a warning unless
 they are known from files made of IFEval (`FOREIGN`).
 
@@ -33,9 +35,10 @@ from pathlib import Path
 from typing import Any
 
 from steerlens.behaviour.unchecked import measure_of
-from steerlens.errors import FileFormatError, SteerlensError, UnknownNameError
+from steerlens.errors import FileFormatError, ModelError, SteerlensError, UnknownNameError
 from steerlens.files.fields import Foreign
 from steerlens.files.records import jsonl_records, read_text
+from steerlens.models.conversations import Prompt, asked_text, prompt_of, shown
 from steerlens.tasks import Task
 from steerlens.tasks.checks import is_known, verdict
 
@@ -74,7 +77,7 @@ class EvaluationPrompt:
 
     Attributes:
         key: The row's key, as in the file.
-        prompt: The prompt with its instructions.
+        prompt: The prompt with its instructions: a text, a conversation or token ids.
         prompt_without_instruction: The same request without them, where known.
         instruction_ids: What is asked for; at least one.
         kwargs: The arguments of each instruction's check, in the same order, nulls left out.
@@ -84,8 +87,8 @@ class EvaluationPrompt:
     """
 
     key: str | int
-    prompt: str
-    prompt_without_instruction: str | None
+    prompt: Prompt
+    prompt_without_instruction: Prompt | None
     instruction_ids: tuple[str, ...]
     kwargs: tuple[Mapping[str, Any], ...] = field(hash=False)
     line: int | None = None
@@ -93,6 +96,11 @@ class EvaluationPrompt:
     tasks: Mapping[str, Task] = field(default_factory=dict, hash=False, repr=False)
 
     def __post_init__(self) -> None:
+        for name in ("prompt", *OPTIONAL):
+            value = getattr(self, name)
+            if value is not None:
+                name_in_messages = f"{name} of row {self.row or self.key!r}"
+                object.__setattr__(self, name, prompt_of(value, name_in_messages))
         if not self.row:
             object.__setattr__(self, "row", str(self.key))
 
@@ -153,7 +161,8 @@ def read_prompts(path: str | os.PathLike[str], skip_unknown: bool = False) -> Pr
         )
     for line, row in known:
         try:
-            verdict("A response.", row["instruction_id_list"], row["kwargs"], row["prompt"])
+            asked = asked_text(row["prompt"])
+            verdict("A response.", row["instruction_id_list"], row["kwargs"], asked)
         except SteerlensError as error:
             raise _fault(f"{file}, line {line}", "kwargs", str(error)) from error
     return PromptFile(
@@ -191,7 +200,7 @@ def check_prompts(prompts: Sequence[EvaluationPrompt]) -> None:
             raise SteerlensError(f"{name} comes twice; give each prompt a row of its own")
         taken.add(prompt.row)
         without = prompt.prompt_without_instruction
-        if not prompt.prompt.strip() or (without is not None and not without.strip()):
+        if any(isinstance(text, str) and not text.strip() for text in (prompt.prompt, without)):
             raise SteerlensError(f"{name} has a text that is blank; give a text or leave it out")
         if prompt.unchecked is not None and without is None:
             raise SteerlensError(
@@ -204,9 +213,8 @@ def check_prompts(prompts: Sequence[EvaluationPrompt]) -> None:
             continue
         tried.add(arguments)
         try:
-            verdict(
-                "A response.", prompt.instruction_ids, prompt.kwargs, prompt.prompt, prompt.tasks
-            )
+            asked = asked_text(prompt.prompt)
+            verdict("A response.", prompt.instruction_ids, prompt.kwargs, asked, prompt.tasks)
         except SteerlensError as error:
             raise SteerlensError(f"{name}: {error}") from error
 
@@ -223,7 +231,7 @@ def _row(where: str, row: object, fields: Foreign) -> dict[str, Any]:
         raise _fault(where, "key", f"must be a number or a text; got {row['key']!r}")
     for name in ("prompt", *OPTIONAL):
         if row.get(name) is not None:
-            _validate_text(where, name, row[name])
+            row[name] = _prompt(where, name, row[name])
     ids, kwargs = row["instruction_id_list"], row["kwargs"]
     if not isinstance(ids, list) or not ids or not all(isinstance(i, str) for i in ids):
         raise _fault(where, "instruction_id_list", f"must be a list of ids; got {ids!r}")
@@ -236,13 +244,21 @@ def _row(where: str, row: object, fields: Foreign) -> dict[str, Any]:
     return row
 
 
-def _validate_text(where: str, name: str, value: object) -> None:
-    if not isinstance(value, str) or not value.strip():
-        raise _fault(where, name, f"must be a text that is not blank; got {value!r}")
+def _prompt(where: str, name: str, value: object) -> Prompt:
+    if not isinstance(value, list) and not (isinstance(value, str) and value.strip()):
+        raise _fault(
+            where,
+            name,
+            f"must be a text that is not blank, a list of messages or of token ids; got {value!r}",
+        )
     try:
-        value.encode("utf-8")
+        prompt = prompt_of(value, name)
+        shown(prompt).encode("utf-8")
+    except ModelError as error:
+        raise _fault(where, name, str(error)) from error
     except UnicodeEncodeError as error:
         raise _fault(where, name, "holds half a character (a surrogate)") from error
+    return prompt
 
 
 def _named(file: Path, rows: Sequence[tuple[int, dict[str, Any]]]) -> tuple[EvaluationPrompt, ...]:

@@ -27,14 +27,14 @@ from steerlens.behaviour.fluency import fluency, why_degenerate
 from steerlens.behaviour.judge import load_judge
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
-from steerlens.behaviour.unchecked import MEASURES, check_measurable, measure_of
+from steerlens.behaviour.unchecked import MEASURES, measure_of
 from steerlens.engine.sampling import GREEDY, Decoding
 from steerlens.errors import SteerlensError
 from steerlens.models.conversations import (
     Conversation,
+    asked_text,
     continued,
     conversation_before,
-    messages_of,
 )
 from steerlens.models.identity import model_identity
 from steerlens.models.loading import model_info, tokenize_prompts
@@ -250,7 +250,7 @@ def evaluate(
         if judge is not None:
             texts = [answer.text for answer in answers]
             perplexities = answerer.perplexities(judge, texts, settings.judge_tokens)
-        values = unchecked_values(answerer, asked, settings.horizon)
+        values = unchecked_values(*(answerer, asked, settings.horizon, settings.conversation or ()))
         records = [
             _record(asked[i // samples], i % samples, *answered, values[i // samples])
             for i, answered in enumerate(zip(answers, perplexities, strict=True))
@@ -297,8 +297,6 @@ def _checked(
                 f"task {task.id!r} has no check, so there is nothing to measure without steering; "
                 f"give a plan (`steerlens search --task … --out DIR`, then --plan DIR)"
             )
-        if task is not None and settings.conversation:
-            check_measurable(task, "report", settings.conversation)
     check_prompts(rows)
     _check_lengths(model, rows, settings.conversation or ())
     return rows, missing
@@ -365,14 +363,15 @@ def _record(
     row = asked.row
     checked = None
     if row.unchecked is None:
-        checked = verdict(answer.text, row.instruction_ids, row.kwargs, row.prompt, row.tasks)
+        text = asked_text(row.prompt)
+        checked = verdict(answer.text, row.instruction_ids, row.kwargs, text, row.tasks)
     why = why_degenerate(fluency(answer.text))
     return {
         "key": row.key,
         "row": row.row,
         "condition": asked.condition,
         "sample": sample,
-        "prompt": messages_of(asked.question.prompt)[-1]["content"],
+        "prompt": asked.prompt,
         "response": answer.text,
         "instruction_id_list": list(row.instruction_ids),
         "kwargs": [dict(kwargs) for kwargs in row.kwargs],

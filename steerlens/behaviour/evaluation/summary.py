@@ -24,6 +24,7 @@ import pandas as pd
 
 from steerlens.behaviour.evaluation.conditions import CONDITIONS, UNSTEERED
 from steerlens.behaviour.unchecked import Effects
+from steerlens.models.conversations import users_text
 from steerlens.stats.rates import (
     Interval,
     holm,
@@ -131,7 +132,8 @@ def _effects(rows: pd.DataFrame, unsteered: pd.DataFrame | None) -> dict[str, An
             both["measured"].to_numpy(float)[None],
             np.zeros(1),
         )
-        interval = measured.interval(0, near_duplicates(both["prompt_unsteered"].tolist()))
+        queries = near_duplicates([users_text(asked) for asked in both["prompt_unsteered"]])
+        interval = measured.interval(0, queries)
         low, high = (end if np.isfinite(end) else None for end in (interval.low, interval.high))
         effects[str(measure)] = {
             "value": interval.value, "low": low, "high": high, "n": len(both),

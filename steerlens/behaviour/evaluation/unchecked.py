@@ -7,6 +7,7 @@ from steerlens.behaviour.answers import Answerer
 from steerlens.behaviour.evaluation.conditions import PromptInCondition
 from steerlens.behaviour.evaluation.prompts import ANSWERS
 from steerlens.behaviour.unchecked import Labelled, measured
+from steerlens.models.conversations import Conversation
 from steerlens.tasks import Task
 from steerlens.tasks.pairs import ContrastPair
 
@@ -16,7 +17,10 @@ _STEERED = ("uninstructed+steering", "uninstructed+placebo")
 
 
 def unchecked_values(
-    answerer: Answerer, asked: Sequence[PromptInCondition], horizon: int
+    answerer: Answerer,
+    asked: Sequence[PromptInCondition],
+    horizon: int,
+    before: Conversation = (),
 ) -> list[float | None]:
     """KL(instructed‖·) over the horizon, or log odds, in nats, in the order of `asked`.
 
@@ -29,12 +33,15 @@ def unchecked_values(
             rows.setdefault(each.row.row, {})[each.condition] = each
     values: dict[tuple[str, str], float] = {}
     for rows in by_task.values():
-        values |= _values(answerer, rows, horizon)
+        values |= _values(answerer, rows, horizon, before)
     return [values.get((each.row.row, each.condition)) for each in asked]
 
 
 def _values(
-    answerer: Answerer, rows: Mapping[str, Mapping[str, PromptInCondition]], horizon: int
+    answerer: Answerer,
+    rows: Mapping[str, Mapping[str, PromptInCondition]],
+    horizon: int,
+    before: Conversation,
 ) -> dict[tuple[str, str], float]:
     """The values of one task's rows."""
     conditions = [name for name in _STEERED if all(name in row for row in rows.values())]
@@ -44,7 +51,6 @@ def _values(
     pairs = [
         ContrastPair(
             row.prompt,
-            row.prompt_without_instruction or "",
             row.prompt_without_instruction or "",
             kwargs=row.kwargs[0],
             **_answers(row.kwargs[0] if task.group == "choices" else {}),
@@ -60,7 +66,7 @@ def _values(
         questions = [row[name].question for name in conditions]
         return [(q.label or {}, q.steering) for q in questions]
 
-    effects = measured(answerer, task, pairs, settings_for, horizon)
+    effects = measured(answerer, task, pairs, settings_for, horizon, before)
     values: dict[tuple[str, str], float] = {}
     for place, name in enumerate(rows):
         values[name, "uninstructed"] = float(effects.unsteered[place])

@@ -45,6 +45,7 @@ from steerlens.behaviour.answers import Answerer, LostPiecesError, Question
 from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.candidates import Candidate
 from steerlens.errors import SteerlensError, unknown_name
+from steerlens.models.conversations import Prompt
 from steerlens.models.loading import token_counter
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task, base_queries, catalogue
@@ -250,7 +251,7 @@ class VectorBook:
     def _cached(self, pairs: ContrastSet, position: str) -> ResidualCache:
         return self.answerer.residuals(pairs, position, _BATCH_SIZE)
 
-    def _answers(self, prompts: Sequence[str]) -> list[str]:
+    def _answers(self, prompts: Sequence[Prompt]) -> list[str]:
         questions = [Question(prompt) for prompt in prompts]
         answers = self.answerer.ask(questions, self.recipe.response_tokens, "answers to fit on")
         return [answer.text for answer in answers]
@@ -270,7 +271,7 @@ class VectorBook:
             ends = [end for _, end in sentence_spans(answer.text)][:-1]
             if answer.finish_reason == "stop" and ends and not is_degenerate(fluency(answer.text)):
                 earlier = answer.text[: ends[len(ends) // 2]]
-                pair = ContrastPair(query, query, base_query=query)
+                pair = ContrastPair(query, query)
                 pairs.append(_after_the_same_prompt(pair, answer.text, earlier))
         return self._enough(task, pairs, "answers of several sentences that end by themselves")
 

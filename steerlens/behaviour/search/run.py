@@ -66,7 +66,7 @@ def search(
     by_id = unique_tasks(tasks)
     for task in by_id.values():
         warn_of_task(task)
-        check_measurable(task, conversation=settings.conversation)
+        check_measurable(task)
     judge = load_judge(settings.judge) if settings.judge else None
     # Lists, as the file will have them.
     recorded = json.loads(json.dumps(asdict(settings)))

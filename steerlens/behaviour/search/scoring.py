@@ -25,6 +25,7 @@ import numpy as np
 from steerlens.behaviour.answers import Answer
 from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.candidates import Candidate, describe, to_json
+from steerlens.models.conversations import asked_text
 from steerlens.stats.rates import Interval, best_of_many, score_interval
 from steerlens.tasks import Task
 from steerlens.tasks.checks import follows
@@ -134,7 +135,7 @@ def scored(
     return Score(
         candidate=candidate,
         passed=tuple(
-            follows(task, answer.text, pair.kwargs, pair.instructed, loose=True)
+            follows(task, answer.text, pair.kwargs, asked_text(pair.instructed), loose=True)
             and not (answer.finish_reason == "length" and task.limits_length(pair.kwargs))
             for answer, pair in zip(answers, prompts, strict=True)
         ),

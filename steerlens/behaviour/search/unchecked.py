@@ -143,8 +143,10 @@ class _Search:
         def settings_for(kwargs: Mapping[str, Any]) -> list[Labelled]:
             return [self._labelled(candidate, kwargs, placebo) for candidate in candidates]
 
-        pairs, horizon = self.pairs[:n], self.settings.horizon
-        return measured(self.book.answerer, self.task, pairs, settings_for, horizon)
+        return measured(
+            *(self.book.answerer, self.task, self.pairs[:n], settings_for),
+            *(self.settings.horizon, self.settings.conversation),
+        )
 
     def _labelled(self, candidate: Candidate, kwargs: Mapping[str, Any], placebo: bool) -> Labelled:
         steering = self.book.steering(self.task, kwargs, candidate, placebo)

@@ -26,6 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.capture import residuals_at
 from steerlens.errors import ActivationError, SteerlensError, unknown_name
 from steerlens.errors.arguments import arguments
+from steerlens.models.conversations import shown
 from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.tasks import catalogue
 from steerlens.tasks.drawing import contrast_pairs
@@ -93,7 +94,8 @@ def map_texts(
     query_of: dict[str, str] = {}
     for name in names:
         for pair in contrast_pairs(name, n=max(2, 2 * n // len(names)), seed=seed):
-            query_of |= dict.fromkeys((pair.instructed, pair.uninstructed), pair.base_query)
+            sides = shown(pair.instructed), shown(pair.uninstructed)
+            query_of |= dict.fromkeys(sides, pair.base_query)
     uninstructed = [text for text, query in query_of.items() if text == query]
     instructed = [text for text, query in query_of.items() if text != query]
     rng = Random(f"texts/{seed}")
