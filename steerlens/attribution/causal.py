@@ -49,6 +49,7 @@ from steerlens.attribution.teacher_forcing import instructed_responses, kl_to_in
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.stats.queries import query_draws, recovery_interval
+from steerlens.steering.operations import check_scope
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector, norm_matched
 
@@ -87,7 +88,7 @@ def causal_recovery(
         layers: Layers to steer at; all of the vector's by default.
         operations: See `steerlens.steering.interventions`.
         strengths: See `steerlens.steering.interventions`.
-        scopes: ``"prompt"``, ``"response"``, ``"all"``.
+        scopes: ``"prompt"``, ``"response"``, ``"all"``, ``"first:N"``.
         horizons: Tokens from the start of the response over which recovery is summed; responses
             are as long as the longest of them at most. All cost no more than the longest.
         placebo: A vector to run beside it, for example `steerlens.vectors.random_direction`.
@@ -178,19 +179,20 @@ def first_token_recovery(
             `vector` here.
         operation: See `steerlens.steering.interventions`.
         strength: See `steerlens.steering.interventions`.
-        scope: ``"all"`` and ``"prompt"`` touch the prompt; ``"response"`` has no effect here.
+        scope: ``"all"`` or ``"prompt"``; the others have no effect on the first token.
         batch_size: Rows per forward pass; by default as many as memory allows.
         show_progress: Show a bar on standard error; by default only in a terminal.
 
     Raises:
         SteeringError: The vector or the placebo does not fit the model or has no such layer, the
-            scope is ``response``, the pairs' sides give the same first token distribution, or a
-            number is out of range.
+            scope leaves the prompt alone, the pairs' sides give the same first token
+            distribution, or a number is out of range.
         SteerlensError: All pairs share one base query.
     """
-    if scope == "response":
+    check_scope(scope)
+    if scope not in ("all", "prompt"):
         raise SteeringError(
-            "scope 'response' cannot change the first response token; use 'all' or 'prompt'"
+            f"scope {scope!r} cannot change the first response token; use 'all' or 'prompt'"
         )
     layers = vector.layers if layers is None else tuple(layers)
     if not layers or (batch_size is not None and batch_size < 1):

@@ -241,7 +241,9 @@ class InterventionOptions:
     operation: Annotated[
         str | None, option("add, set_projection or ablate; if it has targets, set_projection")
     ] = None
-    scope: Annotated[str, option("all, prompt or response")] = "all"
+    scope: Annotated[
+        str, option("all, prompt, response, or first:N (N tokens of the response)")
+    ] = "all"
 
     def steering(self, strength: float = 1.0) -> "tuple[SteeringVector, Steering]":
         """The vector from its file, and the steering asked for."""

@@ -269,7 +269,7 @@ def token_effects(
     Args:
         model: A hooked model.
         prompt_tokens: Ids of the rendered prompt.
-        response_tokens: Ids of the response; scope ``response`` touches these.
+        response_tokens: Ids of the response; scopes ``response`` and ``first:N`` touch these.
         steering: The `Steering` to apply; anything else is refused in a sentence.
         layers: Layers at which to record what is left of the interventions; by default all from
             the first steered one on. The steered layers are always among them.
@@ -358,9 +358,8 @@ def check_steering(steering: object) -> None:
 
 def _touched(steering: Steering, n_prompt: int, n_tokens: int) -> Bool[Tensor, "intervention pos"]:
     """Which positions each intervention writes to."""
-    is_prompt = torch.arange(n_tokens) < n_prompt
-    scopes = {"prompt": is_prompt, "response": ~is_prompt, "all": torch.ones_like(is_prompt)}
-    return torch.stack([scopes[one.scope] for one in steering.interventions])
+    place = torch.arange(n_tokens) - n_prompt
+    return torch.stack([one.touched(place) for one in steering.interventions])
 
 
 def _read_positions(

@@ -176,7 +176,8 @@ class _Flow:
         keys = torch.arange(self.cache.width, device=device)[None]
         tokens = torch.tensor([[row.produced[-1]] for row in self.active], device=device)
         real = torch.ones_like(keys, dtype=torch.bool)
-        roles = TokenRoles(prompt=tokens < 0, response=tokens >= 0)
+        place = torch.tensor([[len(row.produced) - 1] for row in self.active], device=device)
+        roles = TokenRoles(prompt=place < 0, response=place >= 0, place=place)
         with decoding_attention(self.model) as ours:
             dtype = torch.float32 if ours else dtype_of(self.model)
             logits = run_blocks(

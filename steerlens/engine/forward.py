@@ -206,8 +206,7 @@ def run_rows(
                 resid = torch.cat([*([] if resid is None else [resid]), *joining])
             before = resid
             if layer in steered and roles is not None:
-                n = len(resid)
-                resid = steer.apply(layer, resid, TokenRoles(roles.prompt[:n], roles.response[:n]))
+                resid = steer.apply(layer, resid, roles.of_rows(slice(len(resid))))
             if observe is not None and layer in observed:
                 observe(layer, before, resid)
             if layer in keep or layer == stop - 1:
@@ -261,9 +260,8 @@ class _Layout:
         stop = torch.tensor(stops, device=self.device)[:, None]
         n_prompt = torch.tensor(ends, device=self.device)[:, None]
         real = (self.positions < stop) & _touched(rows, self.positions.shape[1], self.device)
-        return TokenRoles(
-            prompt=real & (self.positions < n_prompt), response=real & (self.positions >= n_prompt)
-        )
+        place = self.positions - n_prompt
+        return TokenRoles(prompt=real & (place < 0), response=real & (place >= 0), place=place)
 
 
 def _touched(rows: Sequence[PassRow], width: int, device: torch.device) -> Bool[Tensor, "row pos"]:

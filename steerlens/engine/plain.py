@@ -54,8 +54,7 @@ def bridge_pass(
     lengths = None if n_prompt is None else torch.tensor(n_prompt, device=tokens.device)
     roles = TokenRoles.of_mask(mask, tokens.shape[1], lengths)
     if touched is not None:
-        on = touched.to(tokens.device)
-        roles = TokenRoles(prompt=roles.prompt & on, response=roles.response & on)
+        roles = roles.where(touched.to(tokens.device))
     before: dict[int, Tensor] = {}
 
     def at(layer: int) -> tuple[str, Callable[[Tensor, Any], Tensor]]:

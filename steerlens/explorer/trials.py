@@ -38,7 +38,7 @@ class Trial:
         layer: Block whose output is steered.
         operation: ``"add"``, ``"set_projection"`` or ``"ablate"``.
         strength: Multiplies the change; see `SteeringVector.at`.
-        scope: ``"all"``, ``"prompt"`` or ``"response"``.
+        scope: ``"all"``, ``"prompt"``, ``"response"`` or ``"first:N"``.
         max_new_tokens: Longest response, in tokens.
         decoding: How both responses are decoded.
         system: A system message of your own; empty for the model's.

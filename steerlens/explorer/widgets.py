@@ -21,7 +21,7 @@ from steerlens.explorer.pins import Pin, pins_table
 from steerlens.explorer.session import Session
 from steerlens.explorer.trials import Trial, as_python, passes, task_of, vector_of
 from steerlens.models.loading import model_info
-from steerlens.steering.operations import Operation, Scope
+from steerlens.steering.operations import SCOPES, Operation
 from steerlens.tasks import Task, catalogue
 from steerlens.tasks.task_files import unique_tasks
 from steerlens.vectors import SteeringVector
@@ -117,7 +117,14 @@ class Explorer:
         self.operation = w.Dropdown(
             options=get_args(Operation), value="set_projection", description="operation", **narrow
         )
-        self.scope = w.Dropdown(options=get_args(Scope), value="all", description="scope", **narrow)
+        self.scope = w.Combobox(
+            options=SCOPES[:3],
+            value="all",
+            placeholder="first:8",
+            description="scope",
+            continuous_update=False,
+            **narrow,
+        )
         self.max_new_tokens = w.BoundedIntText(48, min=1, max=512, description="tokens", **narrow)
         self.baseline, self.steered, self.message = w.HTML(), w.HTML(), w.HTML()
         self.strips, self.details, self.pinned = w.VBox(), w.HTML(), w.HTML()

@@ -89,7 +89,7 @@ def measure_task(model: TransformerBridge, task: Task, settings: ReportSettings)
             placebo=placebo,
             operation=settings.operation,
             strength=settings.strength,
-            scope="prompt" if settings.scope == "response" else settings.scope,
+            scope="all" if settings.scope == "all" else "prompt",
             **options,
         )
     if settings.evidence and not is_choices:

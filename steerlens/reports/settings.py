@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from steerlens.attribution import ALL_EVIDENCE
 from steerlens.errors import SteerlensError, unknown_name
+from steerlens.steering.operations import check_scope
 
 __all__ = ["ReportSettings"]
 
@@ -54,6 +55,7 @@ class ReportSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SteerlensError(f"{name} must be at least 1; got {value}")
+        check_scope(self.scope)
         for kind in self.evidence:
             if kind not in ALL_EVIDENCE:
                 raise unknown_name("kind of evidence", kind, ALL_EVIDENCE)

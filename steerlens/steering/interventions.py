@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -24,7 +24,7 @@ from steerlens.errors import FileFormatError, SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.files import read_tensors, write_tensors
 from steerlens.models.exclusion import exclusively
-from steerlens.steering.operations import GENERAL, Intervention
+from steerlens.steering.operations import GENERAL, Intervention, Role
 from steerlens.steering.roles import TokenRoles, observed_roles
 from steerlens.steering.rows import RowSteering
 
@@ -56,10 +56,9 @@ class Steering:
             tuple(replace(each, strength=each.strength * factor) for each in self.interventions)
         )
 
-    def touching(self, role: Literal["prompt", "response"]) -> "Steering":
+    def touching(self, role: Role) -> "Steering":
         """The interventions that touch tokens of one role."""
-        other = "response" if role == "prompt" else "prompt"
-        return Steering(tuple(each for each in self.interventions if each.scope != other))
+        return Steering(tuple(each for each in self.interventions if each.touches(role)))
 
     def check_model(self, model: TransformerBridge) -> None:
         """`SteeringError` when an intervention does not fit the model's width or depth."""

@@ -26,8 +26,10 @@ operation           φ         a        w       z      at strength 1
 which adds (w·x − 1.5) z to the tokens where w·x is above 1.5.
 
 **Scope.** ``prompt`` touches the tokens of the prompt, ``response`` the tokens after it, ``all``
-both. Padding is never touched (see `steerlens.steering.roles`). The first token of a response is
-predicted at the last position of the prompt, so ``response`` leaves it unsteered.
+both, and ``first:N`` the first N tokens of the response. Padding is never touched (see
+`steerlens.steering.roles`). The first token of a response is predicted at the last position of the
+prompt, so ``response`` and ``first:N`` leave it unsteered. Steerings add up: one with scope
+``prompt`` plus one with ``first:8`` touches the prompt and the first 8 tokens after it.
 
 >>> z, w = torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0])
 >>> Intervention(layer=3, write=z, read=w, bias=-1.5, gate="relu", label="mine").describe()
@@ -35,22 +37,24 @@ predicted at the last position of the prompt, so ``response`` leaves it unsteere
 """
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerlens.errors import SteeringError, unknown_name
 from steerlens.errors.arguments import finite_number, unit_direction, whole_number
 
-__all__ = ["GENERAL", "Gate", "Intervention", "Operation", "Scope"]
+__all__ = ["GENERAL", "SCOPES", "Gate", "Intervention", "Operation", "Role", "check_scope"]
 
 _LARGEST = torch.finfo(torch.float32).max
 
 Operation = Literal["add", "set_projection", "ablate"]
-Scope = Literal["all", "prompt", "response"]
+Role = Literal["prompt", "response"]
+SCOPES = ("all", "prompt", "response", "first:N")
 Gate = Literal["identity", "relu"]
 GENERAL = "general"
 """Name of the operation that is given by its parts."""
@@ -69,7 +73,7 @@ class Intervention:
         target: Mean projection of the instructed side.
         operation: ``add``, ``set_projection`` or ``ablate``; ``general`` where `write` is given.
         strength: Multiplier of the change.
-        scope: ``all``, ``prompt`` or ``response``.
+        scope: ``all``, ``prompt``, ``response`` or ``first:N``.
         label: What it carries, for people.
         n_layers: Depth of the model the vector was made for, if known.
         baseline: Mean projection of the uninstructed side, if known.
@@ -111,8 +115,7 @@ class Intervention:
             self._check_named()
         else:
             self._take_parts(self.write)
-        if self.scope not in get_args(Scope):
-            raise unknown_name("scope", self.scope, get_args(Scope))
+        check_scope(self.scope)
         object.__setattr__(self, "layer", whole_number("layer", self.layer, error=SteeringError))
         unit_direction(f"the direction of {self.label}", self.direction, SteeringError)
         for name in ("strength", "gap", "target", "baseline", "bias"):
@@ -187,6 +190,21 @@ class Intervention:
         object.__setattr__(self, "gap", norm)
 
     @property
+    def n_first(self) -> float:
+        """How many tokens of a response it may touch; infinity without a bound."""
+        if self.scope == "prompt":
+            return 0.0
+        return float(self.scope.removeprefix("first:")) if ":" in self.scope else math.inf
+
+    def touches(self, role: Role) -> bool:
+        """Whether it touches any token of a role."""
+        return self.scope in ("all", "prompt") if role == "prompt" else self.n_first > 0
+
+    def touched(self, place: Int[Tensor, "pos"]) -> Bool[Tensor, "pos"]:
+        """Which tokens it touches, given their places in the response (below 0 for the prompt)."""
+        return torch.where(place < 0, self.touches("prompt"), place < self.n_first)
+
+    @property
     def unit(self) -> Float[Tensor, "d_model"]:
         """The unit vector along which residuals are moved."""
         assert self.direction is not None  # seen to in __post_init__
@@ -250,3 +268,22 @@ class Intervention:
             f"{self.label}: {operation} ×{self.strength:g} at layer {self.layer} on {self.scope}"
             f"{side}"
         )
+
+
+def check_scope(scope: str) -> None:
+    """Refuse what is no scope.
+
+    Raises:
+        SteeringError: "scope 'first:0' needs a whole number of at least 1 …".
+        UnknownNameError: Another name.
+
+    >>> check_scope("first:8")
+    """
+    if isinstance(scope, str) and scope.startswith("first:"):
+        if not re.fullmatch(r"first:0*[1-9][0-9]*", scope, re.ASCII):
+            raise SteeringError(
+                f"scope {scope!r} needs a whole number of at least 1 after the colon, such as "
+                "'first:8'"
+            )
+    elif scope not in SCOPES[:3]:
+        raise unknown_name("scope", scope, SCOPES)

@@ -27,16 +27,30 @@ __all__ = ["TokenRoles", "observed_roles"]
 
 @dataclass(frozen=True, eq=False)
 class TokenRoles:
-    """Which tokens of a forward pass are prompt, which response; padding is neither."""
+    """Which tokens of a forward pass are prompt, which response; padding is neither.
+
+    `place` is where in its response each response token stands, from 0; ``None`` if unknown.
+    """
 
     prompt: Bool[Tensor, "batch pos"]
     response: Bool[Tensor, "batch pos"]
+    place: Int[Tensor, "batch pos"] | None = None
 
     def to(self, device: torch.device) -> "TokenRoles":
         """These roles on a device; themselves when they are there already."""
         if self.prompt.device == device:
             return self
-        return TokenRoles(self.prompt.to(device), self.response.to(device))
+        place = None if self.place is None else self.place.to(device)
+        return TokenRoles(self.prompt.to(device), self.response.to(device), place)
+
+    def of_rows(self, rows: slice | Int[Tensor, "some"]) -> "TokenRoles":
+        """The roles of some rows."""
+        place = None if self.place is None else self.place[rows]
+        return TokenRoles(self.prompt[rows], self.response[rows], place)
+
+    def where(self, allowed: Bool[Tensor, "batch #pos"]) -> "TokenRoles":
+        """These roles for the tokens that are allowed; the others have none."""
+        return TokenRoles(self.prompt & allowed, self.response & allowed, self.place)
 
     @classmethod
     def of_mask(
@@ -44,11 +58,12 @@ class TokenRoles:
         mask: Int[Tensor, "batch total"],
         n_new: int,
         prompt_lengths: Int[Tensor, "lengths"] | None,
+        n_read: Int[Tensor, "batch"] | None = None,
     ) -> "TokenRoles":
         """Roles of the last `n_new` columns of an attention mask.
 
         Without `prompt_lengths`, a pass without cached tokens is all prompt, any other all
-        response.
+        response, whose places are counted from `n_read`, how many tokens the prompt had.
         """
         if prompt_lengths is not None and len(prompt_lengths) != len(mask):
             raise SteeringError(
@@ -56,12 +71,18 @@ class TokenRoles:
                 f"{len(mask)} rows"
             )
         real = mask[:, mask.shape[1] - n_new :] != 0
-        if prompt_lengths is None:
-            is_response = torch.full_like(real, n_new < mask.shape[1])
-        else:
-            order = (mask != 0).long().cumsum(-1)[:, mask.shape[1] - n_new :]
-            is_response = order > prompt_lengths[:, None]
-        return cls(prompt=real & ~is_response, response=real & is_response)
+        order = (mask != 0).long().cumsum(-1)[:, mask.shape[1] - n_new :] - 1
+        is_cached, place = n_new < mask.shape[1], None
+        if prompt_lengths is not None:
+            n_read = prompt_lengths
+        elif not is_cached:
+            n_read = (mask != 0).sum(-1)
+        if n_read is not None and len(n_read) == len(mask):
+            place = order - n_read[:, None]
+        is_response = torch.full_like(real, is_cached)
+        if prompt_lengths is not None and place is not None:
+            is_response = place >= 0
+        return cls(prompt=real & ~is_response, response=real & is_response, place=place)
 
     @classmethod
     def of_forward(
@@ -69,6 +90,7 @@ class TokenRoles:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         prompt_lengths: Int[Tensor, "lengths"] | None,
+        n_read: Int[Tensor, "batch"] | None = None,
     ) -> "TokenRoles":
         """Roles of the tokens of one call of a Hugging Face causal model."""
         new = kwargs.get("input_ids")
@@ -87,7 +109,7 @@ class TokenRoles:
                 f"steering needs a [batch pos] attention mask to leave padding alone; got shape "
                 f"{tuple(mask.shape)}"
             )
-        return cls.of_mask(mask, n_new, prompt_lengths)
+        return cls.of_mask(mask, n_new, prompt_lengths, n_read)
 
 
 @contextmanager
@@ -98,9 +120,13 @@ def observed_roles(
     device = model.cfg.device
     lengths = None if prompt_lengths is None else torch.tensor(prompt_lengths, device=device)
     latest: list[TokenRoles] = []
+    n_read: Tensor | None = None
 
     def observe(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        latest[:] = [TokenRoles.of_forward(args, kwargs, lengths)]
+        nonlocal n_read
+        latest[:] = [roles := TokenRoles.of_forward(args, kwargs, lengths, n_read)]
+        if lengths is None and bool(roles.prompt.any()):
+            n_read = roles.prompt.sum(-1)
 
     handle = model.original_model.register_forward_pre_hook(observe, with_kwargs=True)
     try:

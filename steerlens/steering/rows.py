@@ -14,6 +14,7 @@ from einops import einsum
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from steerlens.errors import SteeringError
 from steerlens.steering.operations import Intervention
 from steerlens.steering.roles import TokenRoles
 
@@ -40,6 +41,7 @@ class _Stage:
     slope: Float[Tensor, "steered"]
     on_prompt: Bool[Tensor, "steered"]
     on_response: Bool[Tensor, "steered"]
+    n_first: Float[Tensor, "steered"] | None  # how many tokens of a response; None: all
     least: Float[Tensor, "steered"] | None  # smallest amount; None: none has a bound
 
     def to(self, device: torch.device) -> "_Stage":
@@ -55,10 +57,17 @@ class _Stage:
     def steered(
         self,
         resid: Float[Tensor, "batch pos d_model"],
-        prompt: Bool[Tensor, "batch pos"],
-        response: Bool[Tensor, "batch pos"],
+        roles: TokenRoles,
     ) -> Float[Tensor, "batch pos d_model"]:
-        touched = (prompt & self.on_prompt[:, None]) | (response & self.on_response[:, None])
+        on_response = roles.response & self.on_response[:, None]
+        if self.n_first is not None:
+            if roles.place is None:
+                raise SteeringError(
+                    "scope 'first:N' counts the tokens of the response, and the prompt was read "
+                    "elsewhere; read it while the steering is applied, or give prompt_lengths"
+                )
+            on_response &= roles.place < self.n_first[:, None]
+        touched = (roles.prompt & self.on_prompt[:, None]) | on_response
         return steer_residual(
             resid, self.write, self.offset, self.slope, touched, self.least, self.read
         )
@@ -106,7 +115,7 @@ class RowSteering:
         terms = [intervention.terms for intervention in interventions]
         writes, reads, a, b, least = zip(*terms, strict=True)
         bounded = any(bound > -math.inf for bound in least)
-        scopes = [intervention.scope for intervention in interventions]
+        n_first = [intervention.n_first for intervention in interventions]
         rows = None if self.shared else torch.tensor([row for row, _ in entries], device=device)
         return _Stage(
             rows=rows,
@@ -114,8 +123,11 @@ class RowSteering:
             read=_stacked_reads(writes, reads, device),
             offset=torch.tensor(a, dtype=torch.float32, device=device),
             slope=torch.tensor(b, dtype=torch.float32, device=device),
-            on_prompt=torch.tensor([scope != "response" for scope in scopes], device=device),
-            on_response=torch.tensor([scope != "prompt" for scope in scopes], device=device),
+            on_prompt=torch.tensor([i.touches("prompt") for i in interventions], device=device),
+            on_response=torch.tensor([i.touches("response") for i in interventions], device=device),
+            n_first=torch.tensor(n_first, dtype=torch.float32, device=device)
+            if any(0 < n < math.inf for n in n_first)
+            else None,
             least=torch.tensor(least, dtype=torch.float32, device=device) if bounded else None,
         )
 
@@ -128,11 +140,10 @@ class RowSteering:
             stage = compiled.to(resid.device)
             roles = roles.to(resid.device)
             if stage.rows is None:
-                resid = stage.steered(resid, roles.prompt, roles.response)
+                resid = stage.steered(resid, roles)
             else:
-                rows = stage.rows
-                changed = stage.steered(resid[rows], roles.prompt[rows], roles.response[rows])
-                resid = resid.index_copy(0, rows, changed)
+                changed = stage.steered(resid[stage.rows], roles.of_rows(stage.rows))
+                resid = resid.index_copy(0, stage.rows, changed)
         return resid
 
     def hooks(

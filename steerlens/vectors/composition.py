@@ -44,7 +44,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
@@ -54,7 +54,7 @@ from jaxtyping import Float
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.steering.interventions import Steering
-from steerlens.steering.operations import Intervention
+from steerlens.steering.operations import Intervention, Role
 from steerlens.views.result import Result
 
 if TYPE_CHECKING:
@@ -241,19 +241,19 @@ class _Directions:
         row_of = {id(each): i for i, each in enumerate(self.interventions)}
         projections = np.tile(self.start, (2, 1))
         push: dict[int, float] = {}
-        for role, other in enumerate(("response", "prompt")):
+        for row, role in enumerate(get_args(Role)):
             change: dict[int, Array] = {}
             for each in applied:
-                if each.scope == other:
+                if not each.touches(role):
                     continue
                 k = row_of[id(each)]
-                amount = each.amount(projections[role, k])
+                amount = each.amount(projections[row, k])
                 # A change at a layer is there at the layers above, and not below.
-                projections[role] += amount * self.gram[k] * (self.layers >= each.layer)
+                projections[row] += amount * self.gram[k] * (self.layers >= each.layer)
                 change[each.layer] = change.get(each.layer, 0.0) + amount * self.units[k]
             for layer, moved in change.items():
                 push[layer] = max(push.get(layer, 0.0), float(np.linalg.norm(moved)))
-            projections[role, [each.scope == other for each in self.interventions]] = math.nan
+            projections[row, [not each.touches(role) for each in self.interventions]] = math.nan
         return projections, push
 
 

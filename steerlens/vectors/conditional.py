@@ -144,7 +144,7 @@ class Condition(Result):
 
             def narrowed() -> TokenRoles:
                 allowed = held[0][:, None].to(roles().prompt.device)
-                return TokenRoles(roles().prompt & allowed, roles().response & allowed)
+                return roles().where(allowed)
 
             hooks = [(f"blocks.{self.layer}.hook_out", decide), *rows.hooks(narrowed)]
             with model.hooks(fwd_hooks=hooks):

@@ -153,8 +153,9 @@ class SteeringVector(Result):
                 vector with read directions; see `steerlens.steering.operations`.
             strength: Multiplies the change; 1 adds the mean difference, meets the projection
                 target, or removes the direction; 0 changes nothing.
-            scope: Tokens touched: ``"all"``, ``"prompt"`` or ``"response"``; never padding.
-                ``"response"`` leaves the first token of the response as it is.
+            scope: Tokens touched: ``"all"``, ``"prompt"``, ``"response"``, or ``"first:8"`` for the
+                first 8 tokens of the response; never padding. The last two leave the first token
+                of the response as it is.
             only_below: With ``set_projection``: only raise projections below the target.
             only_above: With ``set_projection``: only lower projections above the target.
 

@@ -41,7 +41,7 @@ def mixed_rows(model, n_rows, max_new_tokens, seed=0):
             layer=rng.randrange(n_layers),
             operation=rng.choice(["add", "set_projection", "ablate"]),
             strength=rng.choice([-2.0, 0.0, 0.5, 1.0, 4.0]),
-            scope=rng.choice(["all", "prompt", "response"]),
+            scope=rng.choice(["all", "prompt", "response", "first:2"]),
         )
 
     steerings = [
@@ -72,7 +72,7 @@ def test_64_mixed_rows_give_the_tokens_of_one_prompt_at_a_time_through_bridge_ho
 def test_rows_that_end_early_make_room_and_change_nothing_for_the_others(model):
     free = mixed_rows(model, 20, 8)
     decode_rows(model, free, 20, NO_END, greedy, lambda row: None)
-    ends = frozenset(row.produced[3] for row in free[::3])
+    ends = frozenset(row.produced[3] for row in free[::5])
     few_slots, alone = mixed_rows(model, 20, 8), mixed_rows(model, 20, 8)
     decode_rows(model, few_slots, 5, ends, greedy, lambda row: None)
     decode_rows_plainly(model, alone, 20, ends, greedy, lambda row: None)

@@ -56,7 +56,7 @@ def mixed_rows(model, n_rows, n_prompts, seed=0):
             layer=rng.randrange(n_layers),
             operation=rng.choice(["add", "set_projection", "ablate"]),
             strength=rng.choice([-1.0, 0.0, 0.5, 1.0]),
-            scope=rng.choice(["all", "prompt", "response"]),
+            scope=rng.choice(["all", "prompt", "response", "first:2"]),
         )
 
     rows = []

@@ -77,7 +77,7 @@ def pushes_for(n_rows: int, n_layers: int, d_model: int) -> list[list[Push]]:
     """A steering for each row: none, one operation or two, at every layer and in every scope."""
     draw = torch.Generator().manual_seed(7)
     kinds = ("add", "set_projection", "ablate")
-    scopes = ("all", "prompt", "response")
+    scopes = ("all", "prompt", "response", "first:2")
     strengths = (1.0, -1.0, 0.5, 2.0)
 
     def push(k: int, layer: int) -> Push:
@@ -90,7 +90,7 @@ def pushes_for(n_rows: int, n_layers: int, d_model: int) -> list[list[Push]]:
             target=4.0,
             operation=operation,
             strength=1.0 if operation == "ablate" else strengths[k % 4],
-            scope=scopes[(k // 2) % 3],
+            scope=scopes[(k // 2) % 4],
         )
 
     rows: list[list[Push]] = []

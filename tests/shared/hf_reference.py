@@ -114,16 +114,26 @@ def instead(output: Any, hidden: Tensor) -> Any:
     return (hidden, *output[1:]) if isinstance(output, tuple | list) else hidden
 
 
+def touches(scope: str, place: int) -> bool:
+    """Whether a scope holds the token at this place of the response; −1 is in the prompt."""
+    if scope.startswith("first:"):
+        return 0 <= place < int(scope.split(":")[1])
+    return scope in ("all", "prompt" if place < 0 else "response")
+
+
 @contextmanager
 def pushed(
-    hf_model: nn.Module, pushes: Sequence[Push | Change], roles: Callable[[], list[str]]
+    hf_model: nn.Module, pushes: Sequence[Push | Change], places: Callable[[], list[int]]
 ) -> Iterator[None]:
-    """Hooks that push; `roles` says of each token of the pass "prompt" or "response"."""
+    """Hooks that push; `places` says where in the response each token of the pass stands.
+
+    Tokens of the prompt stand at −1.
+    """
 
     def hook_for(push: Push | Change) -> Callable[..., Any]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             hidden = first_of(output).clone()
-            touched = torch.tensor([push.scope in ("all", role) for role in roles()])
+            touched = torch.tensor([touches(push.scope, place) for place in places()])
             hidden[0, touched] = push.of(hidden[0, touched])
             return instead(output, hidden)
 
@@ -157,9 +167,9 @@ def greedy(
     """
     produced: list[int] = []
     now = list(tokens)
-    roles = ["prompt"] * len(tokens)
+    places = [-1] * len(tokens)
     cache: Any = None
-    with pushed(hf_model, pushes, lambda: roles):
+    with pushed(hf_model, pushes, lambda: places):
         while len(produced) < max_new_tokens:
             out = hf_model(torch.tensor([now]), past_key_values=cache, use_cache=not again)
             following = int(out.logits[0, -1].argmax())
@@ -167,9 +177,9 @@ def greedy(
                 break
             produced.append(following)
             if again:
-                now, roles = [*now, following], [*roles, "response"]
+                now, places = [*now, following], [*places, len(produced) - 1]
             else:
-                cache, now, roles = out.past_key_values, [following], ["response"]
+                cache, now, places = out.past_key_values, [following], [len(produced) - 1]
     return produced
 
 
@@ -181,8 +191,8 @@ def logits_along(
     pushes: Sequence[Push | Change] = (),
 ) -> Tensor:
     """Logits ``[token + 1, vocab]`` before each token of a given response and after it, float32."""
-    roles = ["prompt"] * len(tokens) + ["response"] * len(response)
-    with pushed(hf_model, pushes, lambda: roles):
+    places = [-1] * len(tokens) + list(range(len(response)))
+    with pushed(hf_model, pushes, lambda: places):
         out = hf_model(torch.tensor([[*tokens, *response]]), use_cache=False)
     logits: Tensor = out.logits[0, len(tokens) - 1 :].float()
     return logits
@@ -234,8 +244,8 @@ def one_pass(
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:
         kept.append(first_of(output)[0].double())
 
-    roles = ["prompt"] * len(tokens) + ["response"] * len(response)
-    with pushed(hf_model, changes, lambda: roles), ExitStack() as stack:
+    places = [-1] * len(tokens) + list(range(len(response)))
+    with pushed(hf_model, changes, lambda: places), ExitStack() as stack:
         for block in blocks_of(hf_model):
             stack.callback(block.register_forward_hook(keep).remove)
         out = hf_model(torch.tensor([[*tokens, *response]]), use_cache=False)
@@ -263,7 +273,7 @@ def modules_at_the_end(
         return hook
 
     body: nn.Module = hf_model.model
-    with pushed(hf_model, changes, lambda: ["prompt"] * len(tokens)), ExitStack() as stack:
+    with pushed(hf_model, changes, lambda: [-1] * len(tokens)), ExitStack() as stack:
         for name, module in body.named_modules():
             if name:
                 stack.callback(module.register_forward_hook(keep(name), with_kwargs=True).remove)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hf_reference import Push, greedy, load_plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steering_examples import n_hooks, random_vector
@@ -111,6 +112,8 @@ def test_scopes_touch_only_their_tokens(tiny_model):
         "prompt": [True, True, True, True, False, False],
         "response": [False, False, False, False, True, True],
         "all": [True] * 6,
+        "first:1": [False, False, False, False, True, False],
+        "first:99": [False, False, False, False, True, True],
     }.items():
         steering = vector.at(0, "add", 1.0, scope)
         steered, _ = residual_after(tiny_model, steering, 0, tokens, mask, prompt_lengths=[4])
@@ -209,12 +212,58 @@ def test_steering_works_inside_the_models_own_generate(tiny_model):
     assert calls == [3, 1, 1]
 
 
+def test_the_first_tokens_of_a_response_are_counted_over_the_steps_of_a_generation(
+    tiny_model, tiny_folder
+):
+    hf_model = load_plain(tiny_folder)
+    vector = random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
+    steering = vector.at(1, "add", 3.0, scope="first:2")
+    u, gap = vector.directions[1], float(vector.gaps[1])
+    push = Push(1, u, gap, 0.0, "add", 3.0, "first:2")
+    prompts, n_new = [[3, 4, 5, 6, 7], [8, 9]], 6
+    expected = [greedy(hf_model, prompt, [push], n_new) for prompt in prompts]
+    assert expected != [greedy(hf_model, prompt, [], n_new) for prompt in prompts]
+    tokens, mask = left_padded(prompts)
+    with steering.applied(tiny_model), torch.inference_mode():
+        out = tiny_model.original_model.generate(
+            tokens, attention_mask=mask, max_new_tokens=n_new, do_sample=False, eos_token_id=-1
+        )
+    assert out[:, tokens.shape[1] :].tolist() == expected
+
+
+def test_a_response_whose_prompt_was_read_before_cannot_be_counted(tiny_model):
+    vector = random_vector(tiny_model.cfg.n_layers, tiny_model.cfg.d_model)
+    with torch.inference_mode():
+        cache = tiny_model.original_model(torch.tensor([[3, 4]]), use_cache=True).past_key_values
+    with (
+        pytest.raises(SteeringError, match=r"the prompt was read elsewhere; .* prompt_lengths"),
+        vector.at(0, scope="first:2").applied(tiny_model),
+    ):
+        tiny_model.original_model(torch.tensor([[5]]), past_key_values=cache)
+
+
+def test_scopes_add_up_to_the_prompt_and_the_first_tokens():
+    prompt, first = (random_vector(2, 8).at(0, scope=scope) for scope in ("prompt", "first:3"))
+    both = prompt + first
+    assert both.touching("prompt").interventions == prompt.interventions
+    assert both.touching("response").interventions == first.interventions
+    assert first.interventions[0].describe().endswith("on first:3")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "sentence"),
     [
         ({"layer": 99}, SteeringError, "layer 99 is out of range"),
         ({"layer": 0, "operation": "ad"}, UnknownNameError, "did you mean 'add'"),
         ({"layer": 0, "scope": "promt"}, UnknownNameError, "did you mean 'prompt'"),
+        (
+            {"layer": 0, "scope": "first:N"},
+            SteeringError,
+            "whole number of at least 1 .* 'first:8'",
+        ),
+        ({"layer": 0, "scope": "first:0"}, SteeringError, "'first:0' needs a whole number"),
+        ({"layer": 0, "scope": "first:-3"}, SteeringError, "'first:-3' needs"),
+        ({"layer": 0, "scope": "8"}, UnknownNameError, "choose one of .*first:N"),
         ({"layer": 0, "strength": float("nan")}, SteeringError, "finite"),
     ],
 )

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 from steerlens.errors import FileFormatError, SteeringError, unknown_name
-from steerlens.steering.operations import GENERAL, Operation, Scope
+from steerlens.steering.operations import GENERAL, Operation, check_scope
 
 __all__ = [
     "NO_STEERING",
@@ -39,7 +39,7 @@ class InterventionSpec:
         operation: ``add``, ``set_projection``, ``ablate``, or ``general`` for a vector with read
             directions.
         strength: Multiplier of the change; 1 adds the mean difference or meets the target.
-        scope: ``all``, ``prompt`` or ``response``.
+        scope: ``all``, ``prompt``, ``response`` or ``first:N``.
         only_below: Act only on tokens whose projection is below the target (``set_projection``).
         only_above: Act only on tokens whose projection is above it.
 
@@ -60,8 +60,7 @@ class InterventionSpec:
         operations = (*get_args(Operation), GENERAL)
         if self.operation not in operations:
             raise unknown_name("operation", self.operation, operations)
-        if self.scope not in get_args(Scope):
-            raise unknown_name("scope", self.scope, get_args(Scope))
+        check_scope(self.scope)
         if self.layer < 0:
             raise SteeringError(f"a layer counts from 0; got {self.layer}")
 
