@@ -28,13 +28,14 @@ class DecodingControls:
             "min_p": w.BoundedFloatText(0.0, min=0, max=1, step=0.05, **number),
             "repetition_penalty": w.BoundedFloatText(1.0, min=0.1, max=10, step=0.05, **number),
             "seed": w.IntText(0, **number),
+            "samples": w.BoundedIntText(1, min=1, max=16, **number),
             "stop": w.Textarea(placeholder="stop at, a text per line", continuous_update=False),
         }
         for name, widget in self.widgets.items():
             widget.description = "repetition" if name == "repetition_penalty" else name
             widget.observe(changed, "value")
         self.widgets["stop"].layout = w.Layout(width="20em", height="2.5em")
-        layout = w.Layout(flex_flow="row wrap", width="50em")
+        layout = w.Layout(flex_flow="row wrap", width="50em", max_width="98%")
         self.view = w.Accordion([w.Box(list(self.widgets.values()), layout=layout)])
         self.view.set_title(0, "decoding")
 

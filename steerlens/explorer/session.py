@@ -36,7 +36,8 @@ class Session:
 
     Args:
         model: A hooked model, which only one worker uses at a time.
-        on_text: Called after each step with the baseline and the steered text so far.
+        on_text: Called after each step with the baseline and the steered texts so far, one per
+            sample.
         on_run: Called with the trial and its recorded run.
         on_error: Called with the sentence of what went wrong.
     """
@@ -44,7 +45,7 @@ class Session:
     def __init__(
         self,
         model: TransformerBridge,
-        on_text: Callable[[str, str], None],
+        on_text: Callable[[list[str], list[str]], None],
         on_run: Callable[[Trial, SteeredRun], None],
         on_error: Callable[[str], None],
     ) -> None:
@@ -120,7 +121,8 @@ class Session:
         steering.check_model(self.model)
         [prompt] = tokenize_prompts(self.model, [trial.asked])
         ends = end_token_ids(self.model)
-        so_far: list[list[int]] = [[], []]
+        n = trial.decoding.samples
+        so_far: list[list[int]] = [[] for _ in range(2 * n)]
 
         def choose(logits: Float[Tensor, "row vocab"], rows: Sequence[Row]) -> Int[Tensor, "row"]:
             if stop.is_set():
@@ -128,25 +130,27 @@ class Session:
             following = choose_tokens(logits, rows)
             for row, token in zip(rows, following.tolist(), strict=True):
                 so_far[row.index] = row.produced if token in ends else [*row.produced, token]
-            self._tell(stop, self.on_text, self._text(so_far[0]), self._text(so_far[1]))
+            texts = [self._text(tokens) for tokens in so_far]
+            self._tell(stop, self.on_text, texts[:n], texts[n:])
             return following
 
         rows, how = generate_from_tokens(
             self.model,
-            [prompt, prompt],
-            [None, steering],
+            [prompt] * (2 * n),
+            [None] * n + [steering] * n,
             trial.max_new_tokens,
             choose=choose,
             show_progress=False,
-            decodings=[trial.decoding] * 2,
-            # Both draw from the stream of the first prompt, as in `sl.steer`.
-            seeds=[stream_seed(trial.decoding.seed, 0)] * 2,
+            decodings=[trial.decoding] * (2 * n),
+            # Both sides draw from the streams of the first prompt, as in `sl.steer`.
+            seeds=[stream_seed(trial.decoding.seed, 0, sample) for sample in range(n)] * 2,
         )
         if any(row.reason == "non-finite" for row in rows):
             raise SteerlensError("the model's logits hold NaN or infinity; lower the strength")
         if stop.is_set():
             raise _CancelledError
-        baseline, steered = (row.produced for row in rows)
+        baseline, steered = rows[0].produced, rows[n].produced
+        texts = [self._text(row.produced) for row in rows]
         effects, free = record_run(
             self.model,
             prompt,
@@ -157,8 +161,8 @@ class Session:
         )
         return SteeredRun(
             prompt=trial.asked,
-            baseline=self._text(baseline),
-            steered=self._text(steered),
+            baseline=texts[0],
+            steered=texts[n],
             effects=effects,
             free=free,
             settings={
@@ -166,7 +170,8 @@ class Session:
                 "steering": [one.describe() for one in steering.interventions],
                 "decoding": asdict(trial.decoding),
             },
-            finish_reasons=tuple(row.reason or "length" for row in rows),
+            finish_reasons=tuple(row.reason or "length" for row in rows[::n]),
+            samples=tuple(zip(texts[:n], texts[n:], strict=True)),
         )
 
     def _text(self, tokens: Sequence[int]) -> str:

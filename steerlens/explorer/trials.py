@@ -12,7 +12,7 @@ from steerlens.activations.cache import POSITIONS, cache_residuals
 from steerlens.engine.sampling import GREEDY, Decoding
 from steerlens.errors import SteerlensError
 from steerlens.explorer.decoding import changes
-from steerlens.models.conversations import Prompt, continued, shown
+from steerlens.models.conversations import Conversation, Prompt, continued, shown
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task, base_queries, catalogue
 from steerlens.tasks.drawing import contrast_pairs
@@ -42,6 +42,7 @@ class Trial:
         max_new_tokens: Longest response, in tokens.
         decoding: How both responses are decoded.
         system: A system message of your own; empty for the model's.
+        turns: Messages between it and the prompt.
     """
 
     source: str
@@ -53,12 +54,13 @@ class Trial:
     max_new_tokens: int = 48
     decoding: Decoding = GREEDY
     system: str = ""
+    turns: Conversation = ()
 
     @property
     def asked(self) -> Prompt:
-        """The prompt, after the system message."""
+        """The prompt, after the system message and the earlier turns."""
         system = [{"role": "system", "content": self.system}] if self.system.strip() else []
-        return continued(system, self.prompt)
+        return continued((*system, *self.turns), self.prompt)
 
     def steering(self, vector: SteeringVector) -> Steering:
         """The vector, steered as this trial says.

@@ -16,10 +16,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.effects.run import SteeredRun
 from steerlens.errors import SteerlensError
+from steerlens.explorer.conversation import ConversationControls
 from steerlens.explorer.decoding import DecodingControls
 from steerlens.explorer.pins import Pin, pins_table
 from steerlens.explorer.session import Session
 from steerlens.explorer.trials import Trial, as_python, passes, task_of, vector_of
+from steerlens.models.conversations import Conversation
 from steerlens.models.loading import model_info
 from steerlens.steering.operations import SCOPES, Operation
 from steerlens.tasks import Task, catalogue
@@ -31,13 +33,14 @@ __all__ = ["Explorer", "explore"]
 
 GivenTask = Task | str | os.PathLike[str]
 # Widgets whose value is the field of `Trial` with the same name.
-_CONTROLS = ("source", "prompt", "layer", "operation", "strength", "scope", "max_new_tokens")
+_CONTROLS = ("source", "layer", "operation", "strength", "scope", "max_new_tokens")
 
 
 def explore(
     model: TransformerBridge,
     tasks: Sequence[GivenTask] | GivenTask = (),
     n_pairs: int = 32,
+    conversation: Conversation = (),
 ) -> "Explorer":
     """Controls for steering a model by hand; show the result as a cell's last line.
 
@@ -45,12 +48,14 @@ def explore(
         model: A hooked model; while the explorer is answering, nothing else may use it.
         tasks: Tasks of your own (a `Task` or its file), offered before those of the catalogue.
         n_pairs: Contrast pairs a task's vector is fitted on.
+        conversation: Messages to begin with; the last user's is the prompt.
 
     Raises:
+        ModelError: Messages that are none.
         SteerlensError: ipywidgets or anywidget is not installed, two tasks have one id, or as
             `load_task`.
     """
-    return Explorer(model, tasks, n_pairs)
+    return Explorer(model, tasks, n_pairs, conversation)
 
 
 def _ipywidgets() -> Any:
@@ -72,6 +77,7 @@ class Explorer:
         run: What is shown; ``None`` while a trial runs.
         session: The worker.
         tasks: The tasks that may be picked, by id: those given, then the catalogue.
+        conversation: System message, earlier turns and prompt.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class Explorer:
         model: TransformerBridge,
         tasks: Sequence[GivenTask] | GivenTask = (),
         n_pairs: int = 32,
+        conversation: Conversation = (),
     ) -> None:
         w = self._w = _ipywidgets()
         listed = [tasks] if isinstance(tasks, Task | str | os.PathLike) else tasks
@@ -94,7 +101,10 @@ class Explorer:
         self._vectors: dict[str, SteeringVector] = {}
         self.session = Session(model, self._show_text, self._show_run, self._say)
         n_layers = int(model.cfg.n_layers)
-        wide = {"layout": w.Layout(width="48em"), "style": {"description_width": "6em"}}
+        wide = {
+            "layout": w.Layout(width="48em", max_width="98%"),
+            "style": {"description_width": "6em"},
+        }
         narrow = {"style": {"description_width": "6em"}}
         self.source = w.Combobox(
             options=list(self.tasks),
@@ -103,12 +113,8 @@ class Explorer:
             continuous_update=False,
             **wide,
         )
-        self.prompt = w.Text(
-            "Tell me about Rome.", description="prompt", continuous_update=False, **wide
-        )
-        self.system = w.Text(
-            "", description="system", placeholder="the model's", continuous_update=False, **wide
-        )
+        self.conversation = ConversationControls(w, self._changed)
+        self.prompt, self.system = self.conversation.prompt, self.conversation.system
         self.decoding = DecodingControls(w, self._changed)
         self.layer = w.IntSlider(n_layers * 4 // 5, 0, n_layers - 1, description="layer", **narrow)
         self.strength = w.FloatSlider(
@@ -128,7 +134,9 @@ class Explorer:
         self.max_new_tokens = w.BoundedIntText(48, min=1, max=512, description="tokens", **narrow)
         self.baseline, self.steered, self.message = w.HTML(), w.HTML(), w.HTML()
         self.strips, self.details, self.pinned = w.VBox(), w.HTML(), w.HTML()
-        self.python = w.Textarea(layout=w.Layout(width="48em", height="9em", display="none"))
+        self.python = w.Textarea(
+            layout=w.Layout(width="48em", max_width="98%", height="9em", display="none")
+        )
         self.file = w.Text("steering.safetensors", description="file", **narrow)
         buttons = []
         for name, what, tip in (
@@ -140,21 +148,29 @@ class Explorer:
             button = w.Button(description=name, tooltip=tip)
             button.on_click(lambda _, what=what: what())
             buttons.append(button)
-        for name in (*_CONTROLS, "system"):
+        for name in _CONTROLS:
             getattr(self, name).observe(self._changed, "value")
+        self.replies = [w.Button(description="reply to this") for _ in range(2)]
+        for side, button in enumerate(self.replies):
+            button.tooltip = "keep this answer as an earlier turn, and type the next message"
+            button.layout.display = "none"
+            button.on_click(lambda _, side=side: self.reply(side == 1))
+        columns = zip((self.baseline, self.steered), self.replies, strict=True)
         texts = w.GridBox(
-            [self.baseline, self.steered],
-            layout=w.Layout(grid_template_columns="1fr 1fr", grid_gap="1.5em"),
+            [w.VBox(list(column)) for column in columns],
+            layout=w.Layout(
+                grid_template_columns="minmax(0, 1fr) minmax(0, 1fr)", grid_gap="1.5em"
+            ),
         )
+        wrapped = w.Layout(flex_flow="row wrap")
         self.view = w.VBox(
             [
                 self.source,
-                self.prompt,
-                self.system,
-                w.HBox([self.layer, self.strength]),
-                w.HBox([self.operation, self.scope, self.max_new_tokens]),
+                self.conversation.view,
+                w.Box([self.layer, self.strength], layout=wrapped),
+                w.Box([self.operation, self.scope, self.max_new_tokens], layout=wrapped),
                 self.decoding.view,
-                w.HBox([*buttons, self.file]),
+                w.Box([*buttons, self.file], layout=wrapped),
                 self.message,
                 self.python,
                 texts,
@@ -163,6 +179,8 @@ class Explorer:
                 self.pinned,
             ]
         )
+        if conversation:
+            self.conversation.ask(conversation)
 
     @property
     def trial(self) -> Trial:
@@ -171,9 +189,10 @@ class Explorer:
         Raises:
             SteerlensError: As `Decoding`.
         """
-        values = {name: getattr(self, name).value for name in (*_CONTROLS, "system")}
+        names = (*_CONTROLS, "prompt", "system")
+        values = {name: getattr(self, name).value for name in names}
         values["source"] = values["source"].strip()
-        return Trial(**values, decoding=self.decoding.value)
+        return Trial(**values, turns=self.conversation.turns, decoding=self.decoding.value)
 
     @property
     def vector(self) -> SteeringVector:
@@ -195,6 +214,20 @@ class Explorer:
             return
         self.pins.append(Pin.of(self._shown, self.run))
         self.pinned.value = pins_table(self.pins)
+
+    def reply(self, to_steered: bool = True) -> None:
+        """Keep prompt and steered (or baseline) answer as earlier turns, for another message.
+
+        Both answers to the next message follow the turns kept.
+        """
+        if self.run is None or self._shown is None:
+            self._say("nothing to reply to yet; wait until both texts are there")
+            return
+        answer = self.run.steered if to_steered else self.run.baseline
+        try:
+            self.conversation.reply_to(self._shown.prompt, answer)
+        except SteerlensError:
+            self._say("this answer is blank, and no conversation can go on from it")
 
     def save_vector(self, path: str | Path) -> Path:
         """Write the vector in use to a file."""
@@ -226,9 +259,13 @@ class Explorer:
         # What the trial before gave would stand as this one's, for good where this one fails.
         self.baseline.value = self.steered.value = self.details.value = ""
         self.strips.children = ()
+        for button in self.replies:
+            button.layout.display = "none"
         if self.python.layout.display != "none":
             self.python.value = self._python_or_reason()
-        if self.source.value.strip():
+        if not self.prompt.value.strip():
+            self._say("type your next message")
+        elif self.source.value.strip():
             try:
                 trial = self.trial
             except SteerlensError as error:
@@ -239,24 +276,30 @@ class Explorer:
         else:
             self._say("")
 
-    def _show_text(self, baseline: str, steered: str, check: Task | None = None) -> None:
-        style = "dir='auto' style='white-space:pre-wrap;line-height:1.4'"
-        for name, text in (("baseline", baseline), ("steered", steered)):
-            passed = passes(check, text)
-            verdict = "" if passed is None else f" · {'passes' if passed else 'fails'} the check"
-            shown = (
-                f"<b>{name}</b>{verdict}<div dir='auto' style='{style}'>{html.escape(text)}</div>"
-            )
-            getattr(self, name).value = shown
+    def _show_text(
+        self, baseline: Sequence[str], steered: Sequence[str], check: Task | None = None
+    ) -> None:
+        for name, texts in (("baseline", baseline), ("steered", steered)):
+            shown = [
+                _answer(f"{name} {i}" if len(texts) > 1 else name, text, passes(check, text))
+                for i, text in enumerate(texts, 1)
+            ]
+            getattr(self, name).value = "".join(shown)
 
     def _show_run(self, trial: Trial, run: SteeredRun) -> None:
         self._shown, self.run = trial, run
+        samples = run.samples or ((run.baseline, run.steered),)
         said = "click a token for its numbers"
+        if len(samples) > 1:
+            said += "; the strips are those of the first sample"
+        texts = [pair[0] for pair in samples], [pair[1] for pair in samples]
         try:
-            self._show_text(run.baseline, run.steered, task_of(trial.source, self.tasks))
+            self._show_text(*texts, task_of(trial.source, self.tasks))
         except SteerlensError as error:  # a check of one's own may raise
-            self._show_text(run.baseline, run.steered)
+            self._show_text(*texts)
             said = str(error)
+        for button in self.replies:
+            button.layout.display = ""
         figures = [go.FigureWidget(figure) for figure in (run.effects.plot(), run.plot())]
         for figure in figures:
             # The controls show the steering; a subtitle is misplaced by a widget not yet seen.
@@ -302,3 +345,10 @@ class Explorer:
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         return self.view._repr_mimebundle_(**options)
+
+
+def _answer(name: str, text: str, passed: bool | None) -> str:
+    """An answer with what the check says of it, as HTML."""
+    verdict = "" if passed is None else f" · {'passes' if passed else 'fails'} the check"
+    style = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.4"
+    return f"<b>{name}</b>{verdict}<div dir='auto' style='{style}'>{html.escape(text)}</div>"

@@ -148,7 +148,7 @@ def test_cancelling_leaves_the_model_as_it_was(tiny_model: TransformerBridge) ->
 
 def test_hostile_text_is_shown_as_text(tiny_model: TransformerBridge) -> None:
     explorer = explore(tiny_model)
-    explorer._show_text("<script>alert(1)</script>", "<img src=x onerror=alert(1)>")
+    explorer._show_text(["<script>alert(1)</script>"], ["<img src=x onerror=alert(1)>"])
     assert "<script" not in explorer.baseline.value and "<img" not in explorer.steered.value
 
 

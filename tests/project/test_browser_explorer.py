@@ -164,6 +164,32 @@ def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
         assert strip.first.get_attribute("title")
         strip.first.scroll_into_view_if_needed()
         page.screenshot(path=artefacts(tmp_path) / "explorer-pinned.png")
+        # And a reply keeps the answer and its prompt as earlier turns, in a narrow window too
+        page.set_viewport_size({"width": 1000, "height": 1000})
+        page.get_by_text("decoding", exact=True).click()
+        page.get_by_label("temperature").fill("1")
+        page.get_by_label("temperature").press("Enter")
+        page.get_by_label("samples").fill("2")
+        page.get_by_label("samples").press("Enter")
+        page.locator(".widget-html-content", has_text="steered 2").wait_for(timeout=_PATIENCE)
+        page.get_by_role("button", name="reply to this").nth(1).click(timeout=_PATIENCE)
+        page.locator(".widget-html-content", has_text="user Tell me about Rome.").wait_for()
+        following = page.get_by_placeholder("your next message")
+        following.fill("And in one word?")
+        following.press("Enter")
+        page.locator(".widget-html-content", has_text="steered 2").wait_for(timeout=_PATIENCE)
+        message.wait_for(timeout=_PATIENCE)
+        source.scroll_into_view_if_needed()
+        page.screenshot(path=artefacts(tmp_path) / "explorer-conversation.png")
+        beyond = """() => {
+            const right = each => each.getBoundingClientRect().right;
+            const edge = right(document.querySelector('.jp-OutputArea:has(.widget-text)'));
+            const controls = '.widget-text, .widget-button, .widget-slider, .widget-dropdown';
+            return [...document.querySelectorAll(controls)]
+                .filter(each => each.offsetParent && right(each) > edge)
+                .map(each => [each.className, right(each), edge]);
+        }"""
+        assert page.evaluate(beyond) == []
         # And a faulty setting leaves its sentence alone: no text of the one before, but the pins
         source.fill("nonsense")
         source.press("Enter")
