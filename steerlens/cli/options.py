@@ -245,6 +245,10 @@ class InterventionOptions:
         str, option("all, prompt, response, or first:N (N tokens of the response)")
     ] = "all"
 
+    adaptive: Annotated[
+        float, option("lower the strength where tokens fall below this share of plausibility")
+    ] = 0.0
+
     def steering(self, strength: float = 1.0) -> "tuple[SteeringVector, Steering]":
         """The vector from its file, and the steering asked for."""
         from steerlens.vectors.formats import load_vector
@@ -252,7 +256,10 @@ class InterventionOptions:
         vector = load_vector(self.vector)
         default = "add" if vector.metadata.get("targets_known") is False else "set_projection"
         default = "general" if vector.reads is not None else default
-        return vector, vector.at(self.layer, self.operation or default, strength, self.scope)
+        operation = self.operation or default
+        return vector, vector.at(
+            self.layer, operation, strength, self.scope, adaptive=self.adaptive
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

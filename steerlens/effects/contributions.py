@@ -150,9 +150,13 @@ def token_contributions(
         group: Positions switched on together; larger is cheaper by that factor.
 
     Raises:
-        SteerlensError: A position, target or group out of range.
+        SteerlensError: A position, target or group out of range, or an adaptive strength.
     """
     n_tokens = len(effects)
+    if effects.steering.adaptive:
+        raise SteerlensError(
+            "contributions add up for a fixed strength only; record the effects with adaptive=0"
+        )
     if not 1 <= position <= n_tokens or (position == n_tokens and target is None):
         raise SteerlensError(
             f"position must be between 1 and {n_tokens - 1}, or {n_tokens} with a target; got "

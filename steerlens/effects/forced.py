@@ -33,7 +33,7 @@ from steerlens.activations.cache import POSITIONS, check_layers
 from steerlens.effects.distributions import RankedTokens, compare
 from steerlens.effects.lens import LensReadout, read_through_lens
 from steerlens.effects.propagation import Propagation, PropagationRecorder
-from steerlens.effects.streams import Stream, both_streams
+from steerlens.effects.streams import Stream, adapted_stream, both_streams
 from steerlens.effects.texts import decoder, token_table, token_texts
 from steerlens.errors import SteeringError, SteerlensError, unknown_name
 from steerlens.errors.arguments import arguments, whole_number
@@ -115,6 +115,7 @@ class TokenEffects(Result):
         lens: Read-outs of both streams at the layers asked for; ``None`` when none were.
         interventions: A phrase for each intervention.
         steering: What was applied.
+        shares: Where its strength is adaptive, the share of it left at each position.
     """
 
     tokens: tuple[str, ...]
@@ -138,6 +139,7 @@ class TokenEffects(Result):
     lens: LensReadout | None
     interventions: tuple[str, ...]
     steering: Steering
+    shares: Float[Tensor, "pos"] | None = None
     mode: ClassVar[str] = "forced"
 
     @property
@@ -158,7 +160,8 @@ class TokenEffects(Result):
     def table(self) -> pd.DataFrame:
         """One row per token; projections are those of the first intervention.
 
-        The column ``read`` is there only where it is known where the vector was read.
+        The column ``read`` is there only where it is known where the vector was read, the column
+        ``share`` (of the strength) where that is adaptive.
         """
         table = token_table(self.tokens, self.n_prompt).assign(
             steered=self.steered.any(dim=0).tolist(),
@@ -171,7 +174,8 @@ class TokenEffects(Result):
             promoted=pd.Series(self.promoted, dtype=object),
             suppressed=pd.Series(self.suppressed, dtype=object),
         )
-        return table if self.read is None else table.assign(read=self.read.tolist())
+        more = {"read": self.read, "share": self.shares}
+        return table.assign(**{k: v.tolist() for k, v in more.items() if v is not None})
 
     def plot(self, what: str = "kl", intervention: int = 0) -> "go.Figure":
         """A picture of one side of the effects.
@@ -324,6 +328,9 @@ def scored(
         kept=lens,
         remember=alongside is not None,
     ) as (baseline, steered):
+        shares = torch.ones(len(ids)) if steering.adaptive else None
+        if shares is not None:
+            steered = adapted_stream(baseline, steered, steering.adaptive, shares)
         compared = compare(baseline, steered, ids, n_prompt, decode)
         if alongside is not None:
             alongside(baseline)
@@ -343,6 +350,7 @@ def scored(
         lens=readout,
         interventions=tuple(one.describe() for one in steering.interventions),
         steering=steering,
+        shares=shares,
         **vars(compared),
     )
 

@@ -12,7 +12,7 @@ nothing gives differences of exactly zero.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -27,10 +27,11 @@ from steerlens.engine.plain import bridge_pass
 from steerlens.engine.reading import read
 from steerlens.errors import ModelError
 from steerlens.models.loading import model_info
+from steerlens.steering.adaptive import adapted
 from steerlens.steering.interventions import Steering
 from steerlens.steering.rows import RowSteering
 
-__all__ = ["Observe", "Stream", "both_streams", "check_text", "other_ending"]
+__all__ = ["Observe", "Stream", "adapted_stream", "both_streams", "check_text", "other_ending"]
 
 Resid = Float[Tensor, "pos d_model"]
 Observe = Callable[[int, Resid, Resid, Resid], None]
@@ -143,6 +144,19 @@ def both_streams(
 def _reader(model: TransformerBridge, final: Resid) -> Callable[[slice], Tensor]:
     """Logits of a range of positions, from their last residuals."""
     return lambda rows: unembed(model, final[rows])
+
+
+def adapted_stream(
+    baseline: Stream, steered: Stream, threshold: float, shares: Float[Tensor, "pos"]
+) -> Stream:
+    """The steered stream with logits as adaptive decoding takes them; notes `shares` as it goes."""
+
+    def logits(rows: slice) -> Float[Tensor, "row vocab"]:
+        alpha = torch.tensor([threshold])
+        mixed, shares[rows] = adapted(steered.logits(rows), baseline.logits(rows), alpha)
+        return mixed
+
+    return replace(steered, logits=logits)
 
 
 @torch.inference_mode()

@@ -22,12 +22,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.attention import decoding_attention, reading_attention
 from steerlens.engine.batches import PASS_TOKENS, packs
-from steerlens.engine.forward import PassRow, run_blocks, run_rows
-from steerlens.engine.memory import Reading, SlotCache, attention_masks
+from steerlens.engine.forward import PassRow, run_rows
+from steerlens.engine.memory import Reading, SlotCache
 from steerlens.engine.modules import device_of, dtype_of, fast_modules, unembed
 from steerlens.engine.packed_weights import packed_linears
 from steerlens.engine.reading import Trunks, first_touched
 from steerlens.engine.rows import Choose, Row, advance, out_of_memory
+from steerlens.engine.steps import Companions, adapt_rows, close_gaps, decode_step
 from steerlens.errors import SteerlensError
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
@@ -68,8 +69,15 @@ def _open(
         )
         for place, i in enumerate(pack):
             readings[i] = passed.reading(place)
-    last = torch.stack([r.last for r in readings if r.last is not None])
-    return readings, unembed(model, last)
+    logits = unembed(model, _last(readings))
+    if adaptive := [i for i, row in enumerate(rows) if row.threshold]:
+        unsteered = unembed(model, _last([trunks.readings[rows[i].tokens] for i in adaptive]))
+        logits = adapt_rows(logits, unsteered, rows, adaptive)
+    return readings, logits
+
+
+def _last(readings: Sequence[Reading]) -> Float[Tensor, "row d_model"]:
+    return torch.stack([reading.last for reading in readings if reading.last is not None])
 
 
 @torch.inference_mode()
@@ -136,11 +144,15 @@ class _Flow:
         self.n_slots = min(self.n_slots, len(rows))
         self.waiting = list(reversed(rows))
         self.active: list[Row] = []
+        adaptive = [row for row in rows if row.threshold]
         self.trunks = Trunks(
-            self.model, ((row.tokens, first_touched(row.steering, n_layers)) for row in rows)
+            self.model,
+            [(row.tokens, first_touched(row.steering, n_layers)) for row in rows]
+            + [(row.tokens, n_layers) for row in adaptive],
         )
         longest = max(len(row.tokens) + row.max_new_tokens for row in rows)
         self.cache = SlotCache(self.n_slots, longest)
+        self.companions = Companions(self.model, adaptive, self.n_slots, longest)
         self.steering = RowSteering([], per_row=True)
 
     def run(self) -> None:
@@ -157,11 +169,15 @@ class _Flow:
         readings, logits = _open(self.model, self.trunks, rows)
         self._take(rows, logits)
         for row, reading in zip(rows, readings, strict=True):
-            self.trunks.release(row.tokens)
             if row.reason is None:
                 for layer in range(self.model.cfg.n_layers):
                     self.cache.write(len(self.active), layer, *reading.keys_and_values(layer))
                 self.active.append(row)
+            if row.threshold:
+                if row.reason is None:
+                    self.companions.add(row, self.trunks.readings[row.tokens])
+                self.trunks.release(row.tokens)
+            self.trunks.release(row.tokens)
         self._recompile()
 
     def _recompile(self) -> None:
@@ -171,32 +187,24 @@ class _Flow:
     def _step(self) -> None:
         """One token for every active row."""
         device = device_of(self.model)
-        lengths = [len(row.tokens) + len(row.produced) - 1 for row in self.active]
-        positions = self.cache.begin_step(lengths, device)
-        keys = torch.arange(self.cache.width, device=device)[None]
-        tokens = torch.tensor([[row.produced[-1]] for row in self.active], device=device)
-        real = torch.ones_like(keys, dtype=torch.bool)
         place = torch.tensor([[len(row.produced) - 1] for row in self.active], device=device)
         roles = TokenRoles(prompt=place < 0, response=place >= 0, place=place)
+
+        def after(layer: int, resid: Tensor) -> Tensor:
+            self.companions.watch(layer, resid)
+            return self.steering.apply(layer, resid, roles)
+
         with decoding_attention(self.model) as ours:
             dtype = torch.float32 if ours else dtype_of(self.model)
-            logits = run_blocks(
-                self.model,
-                0,
-                self.model.cfg.n_layers,
-                tokens=tokens,
-                positions=positions,
-                masks=attention_masks(
-                    self.model.original_model.config, positions, keys, real, dtype
-                ),
-                cache=self.cache,
-                layers=self.steering.layers,
-                function=lambda layer, resid: self.steering.apply(layer, resid, roles),
-                logits=True,
+            layers = self.steering.layers | self.companions.layers
+            logits = decode_step(
+                self.model, self.cache, self.active, dtype, layers=layers, function=after
             )
-        assert logits is not None  # they were asked for
-        self._take(self.active, logits[:, -1])
-        self._close_gaps()
+            logits = self.companions.adapt(logits, self.active, dtype)
+        self._take(self.active, logits)
+        close_gaps(self.companions.rows, self.companions.cache)
+        if close_gaps(self.active, self.cache):
+            self._recompile()
 
     def _take(self, rows: Sequence[Row], logits: Float[Tensor, "row vocab"]) -> None:
         """Add the chosen token to each row, and end those that are done."""
@@ -204,19 +212,3 @@ class _Flow:
         for row in rows:
             if row.reason is not None:
                 self.finished(row)
-
-    def _close_gaps(self) -> None:
-        """Fill the slots of ended rows with the last active ones."""
-        if all(row.reason is None for row in self.active):
-            return
-        slot = 0
-        while slot < len(self.active):
-            if self.active[slot].reason is None:
-                slot += 1
-                continue
-            last = self.active.pop()
-            if slot < len(self.active):
-                if last.reason is None:
-                    self.cache.move(len(self.active), slot)
-                self.active[slot] = last
-        self._recompile()

@@ -52,6 +52,8 @@ class Generations(Result):
             were no numbers (an absurd strength).
         settings: What is needed to generate the same again.
         samples: Which of its prompt's samples each response is, from 0.
+        shares: Where the strength is adaptive (`steerlens.steering.adaptive`), the share of it that
+            each token was chosen at; empty for a fixed one.
     """
 
     prompts: tuple[Prompt, ...]
@@ -61,6 +63,7 @@ class Generations(Result):
     finish_reasons: tuple[FinishReason, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     samples: tuple[int, ...] = ()
+    shares: tuple[tuple[float, ...], ...] = ()
 
     @property
     def table(self) -> pd.DataFrame:
@@ -187,6 +190,7 @@ def generate(
             else [asdict(own) for own in decodings],
         },
         samples=tuple(sample for _, sample in rows),
+        shares=tuple(tuple(row.shares[: len(row.produced)]) for row in finished),
     )
 
 

@@ -19,6 +19,7 @@ from steerlens.engine.forward import Observe, Steers
 from steerlens.engine.modules import on_blocks
 from steerlens.engine.paths import BRIDGE, FastPath, length_switch
 from steerlens.engine.rows import Choose, Row, advance
+from steerlens.engine.steps import adapt_rows
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
 
@@ -110,9 +111,13 @@ def _decode_batch(
     switch: int | None,
 ) -> None:
     """Decode one batch; `switch` is the length at which rows must be read anew, if any."""
-    tokens, mask = left_padded([row.tokens for row in rows], device=model.cfg.device)
-    steering = RowSteering([row.steering for row in rows], device=model.cfg.device, per_row=True)
-    n_prompt = torch.tensor([len(row.tokens) for row in rows], device=tokens.device)
+    # Rows whose strength is adaptive are there a second time, unsteered.
+    adaptive = [i for i, row in enumerate(rows) if row.threshold]
+    every = [*range(len(rows)), *adaptive]
+    tokens, mask = left_padded([rows[i].tokens for i in every], device=model.cfg.device)
+    steerings = [row.steering for row in rows] + [None] * len(adaptive)
+    steering = RowSteering(steerings, device=model.cfg.device, per_row=True)
+    n_prompt = torch.tensor([len(rows[i].tokens) for i in every], device=tokens.device)
     whole, cache = tokens, None
     roles: list[TokenRoles] = []
     with model.hooks(fwd_hooks=steering.hooks(lambda: roles[0])):
@@ -132,6 +137,9 @@ def _decode_batch(
                 )
             else:
                 logits = model(tokens, attention_mask=mask, use_cache=False)
-            tokens = advance(logits[:, -1], rows, choose, ends)[:, None]
+            last = logits[:, -1]
+            if adaptive:
+                last = adapt_rows(last[: len(rows)], last[len(rows) :], rows, adaptive)
+            tokens = advance(last, rows, choose, ends)[every, None]
             whole = torch.cat([whole, tokens], dim=1)
             mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)

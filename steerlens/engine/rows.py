@@ -29,6 +29,7 @@ class Row:
         rule: How its tokens are chosen; ``None`` for the greatest logit.
         seed: Of the stream it draws from.
         produced: Response tokens so far.
+        shares: Where the strength is adaptive, the share of it left at each step so far.
         reason: Why it ended; ``None`` while it has not.
     """
 
@@ -39,7 +40,13 @@ class Row:
     rule: Rule | None = None
     seed: int = 0
     produced: list[int] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
     reason: FinishReason | None = None
+
+    @cached_property
+    def threshold(self) -> float:
+        """Of its adaptive strength; 0 for a fixed one."""
+        return self.steering.adaptive if self.steering is not None else 0.0
 
     @cached_property
     def stream(self) -> torch.Generator:
@@ -49,6 +56,7 @@ class Row:
     def restart(self) -> None:
         """Begin anew: no token produced, and none drawn."""
         self.produced.clear()
+        self.shares.clear()
         self.__dict__.pop("stream", None)
 
     def take(self, token: int, sound: bool, ends: frozenset[int]) -> None:

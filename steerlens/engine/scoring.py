@@ -38,7 +38,7 @@ from steerlens.engine.modules import device_of, fast_modules, unembed
 from steerlens.engine.paths import BRIDGE, FastPath
 from steerlens.engine.plain import bridge_pass
 from steerlens.engine.reading import MIN_PREAMBLE, first_touched, read
-from steerlens.errors import SteerlensError
+from steerlens.errors import SteeringError, SteerlensError
 from steerlens.steering.interventions import Steering
 from steerlens.steering.operations import Intervention
 from steerlens.steering.rows import RowSteering
@@ -127,7 +127,7 @@ def score_rows(
         batch_size: Most rows per forward pass; by default as many as a pass holds.
 
     Raises:
-        SteeringError: A steering does not fit the model.
+        SteeringError: A steering does not fit the model, or its strength is adaptive.
         SteerlensError: A row without a prompt or continuation, or longer than the context.
     """
     _check(model, rows)
@@ -156,6 +156,11 @@ def _check(model: TransformerBridge, rows: Sequence[ForcedRow]) -> None:
     for steering in {id(row.steering): row.steering for row in rows}.values():
         if steering is not None:
             steering.check_model(model)
+            if steering.adaptive:
+                raise SteeringError(
+                    "an adaptive strength is for decoding, and these texts are scored as they are; "
+                    "steer with adaptive=0, or see what it does with token_effects"
+                )
 
 
 def _blocks(rows: Sequence[ForcedRow]) -> Iterator[list[ForcedRow]]:

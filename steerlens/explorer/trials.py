@@ -43,6 +43,7 @@ class Trial:
         decoding: How both responses are decoded.
         system: A system message of your own; empty for the model's.
         turns: Messages between it and the prompt.
+        adaptive: Threshold of a strength lowered while decoding; 0 for a fixed one.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Trial:
     decoding: Decoding = GREEDY
     system: str = ""
     turns: Conversation = ()
+    adaptive: float = 0.0
 
     @property
     def asked(self) -> Prompt:
@@ -68,12 +70,15 @@ class Trial:
         Raises:
             SteeringError: As `SteeringVector.at`.
         """
-        return vector.at(self.layer, self.operation, self.strength, self.scope)
+        return vector.at(
+            self.layer, self.operation, self.strength, self.scope, adaptive=self.adaptive
+        )
 
     def describe(self) -> str:
+        adaptive = f", adaptive {self.adaptive:g}" if self.adaptive else ""
         words = (
             f"{self.source}: {self.operation} ×{self.strength:g} at layer {self.layer} on "
-            f"{self.scope}, {shown(self.asked)!r}"
+            f"{self.scope}{adaptive}, {shown(self.asked)!r}"
         )
         return words if self.decoding == GREEDY else f"{words}; {self.decoding.describe()}"
 
@@ -194,6 +199,7 @@ def as_python(
         ]
         marked = ", read_at='last_prompt'"
     asked = trial.prompt if trial.asked == trial.prompt else list(trial.asked)
+    adaptive = f", adaptive={trial.adaptive:g}" if trial.adaptive else ""
     decoded = "".join(f", {name}={value!r}" for name, value in changes(trial.decoding).items())
     return "\n".join(
         [
@@ -202,7 +208,7 @@ def as_python(
             f"model = sl.load_model({model!r}, dtype={dtype!r})",
             *vector,
             f"steering = vector.at(layer={trial.layer}, operation={trial.operation!r}, "
-            f"strength={trial.strength}, scope={trial.scope!r})",
+            f"strength={trial.strength}, scope={trial.scope!r}{adaptive})",
             f"run = sl.steer(model, {asked!r}, steering, "
             f"max_new_tokens={trial.max_new_tokens}{marked}{decoded})",
             "",

@@ -33,7 +33,7 @@ __all__ = ["Explorer", "explore"]
 
 GivenTask = Task | str | os.PathLike[str]
 # Widgets whose value is the field of `Trial` with the same name.
-_CONTROLS = ("source", "layer", "operation", "strength", "scope", "max_new_tokens")
+_CONTROLS = ("source", "layer", "operation", "strength", "scope", "adaptive", "max_new_tokens")
 
 
 def explore(
@@ -131,6 +131,9 @@ class Explorer:
             continuous_update=False,
             **narrow,
         )
+        self.adaptive = w.BoundedFloatText(
+            0.0, min=0, max=1, step=0.05, description="adaptive", **narrow
+        )
         self.max_new_tokens = w.BoundedIntText(48, min=1, max=512, description="tokens", **narrow)
         self.baseline, self.steered, self.message = w.HTML(), w.HTML(), w.HTML()
         self.strips, self.details, self.pinned = w.VBox(), w.HTML(), w.HTML()
@@ -167,7 +170,7 @@ class Explorer:
             [
                 self.source,
                 self.conversation.view,
-                w.Box([self.layer, self.strength], layout=wrapped),
+                w.Box([self.layer, self.strength, self.adaptive], layout=wrapped),
                 w.Box([self.operation, self.scope, self.max_new_tokens], layout=wrapped),
                 self.decoding.view,
                 w.Box([*buttons, self.file], layout=wrapped),

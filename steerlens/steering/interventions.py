@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -24,6 +25,7 @@ from steerlens.errors import FileFormatError, SteeringError
 from steerlens.errors.arguments import arguments
 from steerlens.files import read_tensors, write_tensors
 from steerlens.models.exclusion import exclusively
+from steerlens.steering.adaptive import adapted_output
 from steerlens.steering.operations import GENERAL, Intervention, Role
 from steerlens.steering.roles import TokenRoles, observed_roles
 from steerlens.steering.rows import RowSteering
@@ -48,6 +50,11 @@ class Steering:
     def layers(self) -> tuple[int, ...]:
         """The layers touched, ascending."""
         return tuple(sorted({each.layer for each in self.interventions}))
+
+    @property
+    def adaptive(self) -> float:
+        """Threshold of its strength; 0 for a fixed one. See `steerlens.steering.adaptive`."""
+        return max((each.adaptive for each in self.interventions), default=0.0)
 
     @arguments
     def scaled(self, factor: float) -> "Steering":
@@ -154,8 +161,13 @@ def applied_to_rows(
     for steering in {id(each): each for each in steerings if each is not None}.values():
         steering.check_model(model)
     rows = RowSteering(steerings, device=model.cfg.device)
+    thresholds = [0.0 if each is None else each.adaptive for each in steerings]
     # Other threads wait: their forward passes would be steered as well.
-    with exclusively(model), observed_roles(model, prompt_lengths) as observed:
+    with (
+        exclusively(model),
+        observed_roles(model, prompt_lengths) as observed,
+        adapted_output(model, thresholds) as unsteered_now,
+    ):
 
         def roles() -> TokenRoles:
             current = observed()
@@ -164,6 +176,8 @@ def applied_to_rows(
                     f"one steering per row is needed: got {len(steerings)} for a batch of "
                     f"{len(current.prompt)} rows"
                 )
+            if unsteered_now:
+                return current.where(torch.zeros_like(current.prompt))
             return current
 
         with model.hooks(fwd_hooks=rows.hooks(roles)):

@@ -48,7 +48,16 @@ from torch import Tensor
 from steerlens.errors import SteeringError, unknown_name
 from steerlens.errors.arguments import finite_number, unit_direction, whole_number
 
-__all__ = ["GENERAL", "SCOPES", "Gate", "Intervention", "Operation", "Role", "check_scope"]
+__all__ = [
+    "GENERAL",
+    "SCOPES",
+    "Gate",
+    "Intervention",
+    "Operation",
+    "Role",
+    "check_scope",
+    "check_threshold",
+]
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -83,6 +92,9 @@ class Intervention:
         bias: a, in units of w·x.
         gate: ``identity`` or ``relu``.
         only_above: ``set_projection`` only where the projection is above the target.
+        adaptive: Threshold, 0 to 1, of a strength that is lowered token by token while decoding
+            (`steerlens.steering.adaptive`); 0 for a fixed one. The highest threshold of
+            interventions applied together holds for all of them.
 
     Raises:
         SteeringError: A layer that is not a whole number, a direction that is not a unit vector
@@ -107,6 +119,7 @@ class Intervention:
     bias: float = 0.0
     gate: str = "identity"
     only_above: bool = False
+    adaptive: float | int = 0.0
 
     def __post_init__(self) -> None:
         if self.gate not in get_args(Gate):
@@ -118,13 +131,14 @@ class Intervention:
         check_scope(self.scope)
         object.__setattr__(self, "layer", whole_number("layer", self.layer, error=SteeringError))
         unit_direction(f"the direction of {self.label}", self.direction, SteeringError)
-        for name in ("strength", "gap", "target", "baseline", "bias"):
+        for name in ("strength", "gap", "target", "baseline", "bias", "adaptive"):
             value = getattr(self, name)
             if value is not None or name != "baseline":
                 number = finite_number(name, value, error=SteeringError)
                 if abs(number) > _LARGEST:
                     raise SteeringError(f"{name} must fit float32; got {number:g}")
                 object.__setattr__(self, name, number)
+        check_threshold(self.adaptive)
         if self.gap < 0:
             raise SteeringError(
                 f"gap is a length and cannot be negative; got {self.gap:g}; negate the direction "
@@ -264,6 +278,7 @@ class Intervention:
             operation = f"{'relu' if self.gate == 'relu' else ''}({inside}) z"
         side = ", only below its target" if self.only_below else ""
         side = ", only above its target" if self.only_above else side
+        side += f", adaptive {self.adaptive:g}" if self.adaptive else ""
         return (
             f"{self.label}: {operation} ×{self.strength:g} at layer {self.layer} on {self.scope}"
             f"{side}"
@@ -287,3 +302,9 @@ def check_scope(scope: str) -> None:
             )
     elif scope not in SCOPES[:3]:
         raise unknown_name("scope", scope, SCOPES)
+
+
+def check_threshold(adaptive: float | int) -> None:
+    """`SteeringError` unless it is 0 to 1."""
+    if not 0 <= adaptive <= 1:
+        raise SteeringError(f"adaptive must be 0 (a fixed strength) to 1; got {adaptive:g}")

@@ -337,6 +337,7 @@ def _joint(interventions: Sequence[Intervention], cutoff: float) -> list[Interve
                 label=f"{label} ({j + 1} of {rank})" if rank > 1 else label,
                 n_layers=next((each.n_layers for each in here if each.n_layers is not None), None),
                 baseline=baselines[j] if known else None,
+                adaptive=max(each.adaptive for each in here),
             )
             for j in range(rank)
         ]

@@ -119,7 +119,7 @@ class Condition(Result):
 
         Raises:
             SteeringError: The condition or the steering does not fit the model, or the steering
-                acts below the condition's layer.
+                acts below the condition's layer or is adaptive.
         """
         self.check_model(model)
         steering.check_model(model)
@@ -127,6 +127,10 @@ class Condition(Result):
             raise SteeringError(
                 f"the condition is known at layer {self.layer}, after layer {steering.layers[0]} "
                 "would be steered; decide beforehand with Condition.choose"
+            )
+        if steering.adaptive:
+            raise SteeringError(
+                "an adaptive strength is for decoding; decide beforehand with Condition.choose"
             )
         held: list[Bool[Tensor, row]] = []
         direction = self.direction.float().to(model.cfg.device)

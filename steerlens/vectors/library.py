@@ -40,7 +40,7 @@ from steerlens.vectors import SteeringVector
 from steerlens.vectors.formats.index import INDEX_NAME, INDEX_SCHEMA, read_index
 from steerlens.vectors.formats.loading import load_vector
 from steerlens.vectors.model_cards import (
-    ONE_SIDED,
+    OPTIONAL,
     SETTINGS,
     LibraryItem,
     Rate,
@@ -107,7 +107,7 @@ class Library(Result):
                 f"the index of {self.folder} has no settings for {name!r}; take the vector and "
                 "choose them: library.load(name).at(layer=…)"
             )
-        return vector.at(**{key: best[key] for key in (*SETTINGS, *ONE_SIDED) if key in best})
+        return vector.at(**{key: best[key] for key in (*SETTINGS, *OPTIONAL) if key in best})
 
     def plot(self, layer: int | None = None) -> "go.Figure":
         """Cosines of the vectors' directions at a layer (by default the middle of the best)."""

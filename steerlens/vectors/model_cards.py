@@ -25,7 +25,7 @@ from steerlens.vectors import SteeringVector
 __all__ = ["LibraryItem", "Rate", "file_stem", "library_page", "vector_card"]
 
 SETTINGS = ("layer", "operation", "strength", "scope")
-ONE_SIDED = ("only_below", "only_above")
+OPTIONAL = ("only_below", "only_above", "adaptive")
 _TEMPLATE = Path(__file__).with_name("vector_card.md.jinja")
 
 
@@ -87,7 +87,7 @@ class LibraryItem:
 
 def settings_of(intervention: Intervention) -> dict[str, Any]:
     """Arguments of `SteeringVector.at` that give this intervention."""
-    kept = [*SETTINGS, *(name for name in ONE_SIDED if getattr(intervention, name))]
+    kept = [*SETTINGS, *(name for name in OPTIONAL if getattr(intervention, name))]
     return {name: getattr(intervention, name) for name in kept}
 
 

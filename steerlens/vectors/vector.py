@@ -144,25 +144,23 @@ class SteeringVector(Result):
         scope: str = "all",
         only_below: bool = False,
         only_above: bool = False,
+        adaptive: float | int = 0.0,
     ) -> Steering:
         """The intervention that applies this vector at one layer.
 
         Args:
             layer: The block whose output is changed.
-            operation: ``"add"``, ``"set_projection"`` or ``"ablate"``, or ``"general"`` for a
-                vector with read directions; see `steerlens.steering.operations`.
-            strength: Multiplies the change; 1 adds the mean difference, meets the projection
-                target, or removes the direction; 0 changes nothing.
-            scope: Tokens touched: ``"all"``, ``"prompt"``, ``"response"``, or ``"first:8"`` for the
-                first 8 tokens of the response; never padding. The last two leave the first token
-                of the response as it is.
+            operation: ``"add"``, ``"set_projection"``, ``"ablate"``, or with read directions
+                ``"general"``; see `steerlens.steering.operations`.
+            strength: Multiplies the change; 1 adds the mean difference or meets the target.
+            scope: Tokens touched: ``"all"``, ``"prompt"``, ``"response"`` or the first of the
+                response, ``"first:8"``. The last two leave its first token as it is.
             only_below: With ``set_projection``: only raise projections below the target.
             only_above: With ``set_projection``: only lower projections above the target.
+            adaptive: Threshold of a strength that decoding lowers; see `Intervention`.
 
         Raises:
-            SteeringError: The vector has no such layer, no targets for ``set_projection`` or no
-                read directions for ``general``; a strength that is not finite; `only_below` or
-                `only_above` with another operation.
+            SteeringError: No such layer, not what the operation needs, or a number out of range.
             UnknownNameError: An operation or scope that does not exist.
         """
         row = self.layer_index(layer)
@@ -174,6 +172,7 @@ class SteeringVector(Result):
             "n_layers": self.metadata.get("n_layers"),
             "only_below": only_below,
             "only_above": only_above,
+            "adaptive": adaptive,
         }
         if operation == GENERAL:
             if self.reads is None:

@@ -19,7 +19,7 @@ from steerlens.vectors import SteeringVector
 
 __all__ = ["SavedCalibration", "calibrated"]
 
-_INTERVENTION = ("layer", "operation", "scope", "only_below", "only_above")
+_INTERVENTION = ("layer", "operation", "scope", "only_below", "only_above", "adaptive")
 _AT = (*_INTERVENTION, "strength")
 _QUESTION = (*_INTERVENTION, "target_kl", "quantile", "instruction", "target_rate")
 
@@ -57,8 +57,9 @@ class SavedCalibration:
         if len(parts) != 1 or not _is_of(vector, parts[0]):
             raise SteeringError(f"{self.steering!r} is not {vector!r} at one layer")
         new = {**self.record, **{name: getattr(parts[0], name) for name in _AT}}
-        if not new["only_above"]:  # calibrations of earlier versions do not have it
-            del new["only_above"]
+        for name in ("only_above", "adaptive"):  # earlier versions' calibrations lack them
+            if not new[name]:
+                del new[name]
         kept = [
             old
             for old in _records(vector)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 from steerlens.errors import FileFormatError, SteeringError, unknown_name
-from steerlens.steering.operations import GENERAL, Operation, check_scope
+from steerlens.steering.operations import GENERAL, Operation, check_scope, check_threshold
 
 __all__ = [
     "NO_STEERING",
@@ -42,10 +42,11 @@ class InterventionSpec:
         scope: ``all``, ``prompt``, ``response`` or ``first:N``.
         only_below: Act only on tokens whose projection is below the target (``set_projection``).
         only_above: Act only on tokens whose projection is above it.
+        adaptive: Threshold of a strength lowered while decoding; 0 for a fixed one.
 
     Raises:
         UnknownNameError: An operation or scope that does not exist.
-        SteeringError: A layer below 0.
+        SteeringError: A layer below 0, a scope ``first:0``, or `adaptive` out of range.
     """
 
     estimator: str
@@ -55,12 +56,14 @@ class InterventionSpec:
     scope: str
     only_below: bool = False
     only_above: bool = False
+    adaptive: float = 0.0
 
     def __post_init__(self) -> None:
         operations = (*get_args(Operation), GENERAL)
         if self.operation not in operations:
             raise unknown_name("operation", self.operation, operations)
         check_scope(self.scope)
+        check_threshold(self.adaptive)
         if self.layer < 0:
             raise SteeringError(f"a layer counts from 0; got {self.layer}")
 
@@ -82,6 +85,7 @@ def describe(candidate: Candidate) -> str:
 def _phrase(spec: InterventionSpec) -> str:
     sides = {"below": spec.only_below, "above": spec.only_above}
     only = [f", only {side} its target" for side, is_set in sides.items() if is_set]
+    only += [f", adaptive {spec.adaptive:g}"] if spec.adaptive else []
     return (
         f"{spec.estimator}: {spec.operation} ×{spec.strength:g} at layer {spec.layer} "
         f"on {spec.scope}{''.join(only)}"
@@ -89,9 +93,10 @@ def _phrase(spec: InterventionSpec) -> str:
 
 
 def to_json(candidate: Candidate) -> list[dict[str, Any]]:
-    """Its parts' fields; `only_below` and `only_above` where they are set."""
+    """Its parts' fields; `only_below`, `only_above` and `adaptive` where they are set."""
+    optional = ("only_below", "only_above", "adaptive")
     return [
-        {name: value for name, value in asdict(spec).items() if value or "only" not in name}
+        {name: value for name, value in asdict(spec).items() if value or name not in optional}
         for spec in candidate
     ]
 
@@ -112,6 +117,7 @@ def candidate_from_json(parts: Sequence[Mapping[str, Any]]) -> Candidate:
                 scope=str(part["scope"]),
                 only_below=bool(part.get("only_below", False)),
                 only_above=bool(part.get("only_above", False)),
+                adaptive=float(part.get("adaptive", 0.0)),
             )
             for part in parts
         )

@@ -183,6 +183,7 @@ class VectorBook:
                 spec.scope,
                 only_below=spec.only_below,
                 only_above=spec.only_above,
+                adaptive=spec.adaptive,
             )
             for spec in candidate
         ]
