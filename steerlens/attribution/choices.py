@@ -42,7 +42,7 @@ import pandas as pd
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.attribution.log_odds import steered_log_odds
+from steerlens.attribution.log_odds import ANSWER, engine_scope, steered_log_odds
 from steerlens.errors import PairsError, SteeringError, unknown_name
 from steerlens.errors.arguments import arguments, layer_numbers, whole_number
 from steerlens.stats.queries import mean_interval, numbered_queries
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 Array = np.ndarray
-SCOPES = ("answer", "all", "prompt")
+SCOPES = (ANSWER, "all", "prompt")
 STRENGTHS = (-2, -1, 0, 1, 2)
 
 
@@ -206,11 +206,10 @@ def items_curve(
         for kind, layer, strength in product(range(len(vectors)), layers, strengths)
         if strength
     ]
-    # To the engine the tokens at which the answer is predicted are a response of their own.
-    touched = "response" if scope == "answer" else scope
+    touched = engine_scope(scope)
     steerings = [None, *(vectors[k].at(layer, operation, s, touched) for k, layer, s in settings)]
     log_odds, neither = steered_log_odds(
-        model, items, steerings, batch_size, chat_format, show_progress, scope == "answer"
+        model, items, steerings, batch_size, chat_format, show_progress, scope == ANSWER
     )
     if not (np.isfinite(log_odds).all() and np.isfinite(neither).all()):
         raise SteeringError("a setting gives logits that are not numbers; try smaller strengths")

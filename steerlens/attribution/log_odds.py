@@ -2,6 +2,11 @@
 
 After the question the two answers share what they begin with and differ in one token; its
 probabilities are read where it is predicted (`steerlens.attribution.choices`).
+
+**Scope.** ``answer`` touches the tokens at which the answer is predicted: the question's last token
+and what both answers begin with. To the engine these are a response of their own
+(`engine_scope`), so the question is read once for all settings. In a text that the model writes
+freely it touches the tokens of the response.
 """
 
 from collections.abc import Sequence
@@ -25,9 +30,19 @@ from steerlens.steering.interventions import Steering
 from steerlens.tasks.choices import ChoiceItem
 from steerlens.tasks.texts import excerpt
 
-__all__ = ["steered_log_odds"]
+__all__ = ["ANSWER", "engine_scope", "steered_log_odds"]
 
 Array = np.ndarray
+ANSWER = "answer"
+
+
+def engine_scope(scope: str) -> str:
+    """The scope of the engine that a scope of choices is.
+
+    >>> engine_scope("answer"), engine_scope("all")
+    ('response', 'all')
+    """
+    return "response" if scope == ANSWER else scope
 
 
 def steered_log_odds(

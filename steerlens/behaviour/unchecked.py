@@ -224,6 +224,9 @@ def _log_odds(
     with answerer.alone:
         prompts = tokenize_prompts(model, [continued(before, item.question) for item in items])
     steerings = [None, *(steering for _, steering in settings)]
+    # Only prompts' own scope tells the question's last token from those after it.
+    scopes = {each.scope for _, steering in settings if steering for each in steering.interventions}
+    is_response = "prompt" not in scopes
     content = {
         "what": "log odds",
         "tokens": digest_of_rows(prompts),
@@ -233,7 +236,12 @@ def _log_odds(
 
     def compare() -> Records:
         log_odds, neither = steered_log_odds(
-            model, items, steerings, show_progress=False, before=before
+            model,
+            items,
+            steerings,
+            show_progress=False,
+            answer_is_response=is_response,
+            before=before,
         )
         means = np.nan_to_num(neither, nan=1.0).mean(-1)
         return [

@@ -121,4 +121,5 @@ def _print(records: list[dict[str, Any]], table: Any) -> None:
     columns = [f"{name}{end}" for name in _SHOWN for end in ("", "_low", "_high")]
     shown = table[["task", "steerable", "layer", *columns, "wrong_way", "neither"]]
     print(shown.to_string(index=False, float_format="{:.3f}".format))
-    print("slopes in nats of log odds per unit of strength, on held-out items")
+    scope = records[0]["metadata"]["scope"]
+    print(f"slopes in nats of log odds per unit of strength, on held-out items; scope {scope}")

@@ -9,6 +9,12 @@ from steerlens.views.numbers import finite
 
 __all__ = ["choices_section"]
 
+_WHERE = {
+    "answer": "where the answer is predicted: at the question's last token and at what both "
+    "answers begin with",
+    "all": "at every token",
+    "prompt": "at every token before the one that tells the answers apart",
+}
 _HEADS = ["layer", "slope", "placebo", "above placebo", "wrong way", "on select"]
 
 
@@ -53,7 +59,8 @@ def _verdict(data: Mapping[str, Any], best: Mapping[str, Any]) -> str:
         f"{moved}: at layer {data['best_layer']} ({data['best_layer_rule']}) the log odds of the "
         f"matching answer change by {interval(best, 'slope')} nats per unit of strength on "
         f"{data['n_items']} other items, the placebo's by {interval(best, 'placebo_slope')}; "
-        f"{percent(best['wrong_way'])} of the items move the wrong way. Neither answer has "
+        f"{percent(best['wrong_way'])} of the items move the wrong way. The vector is added "
+        f"{_WHERE[data['metadata']['scope']]}. Neither answer has "
         f"{percent(unsteered)} of the probability without steering, and up to "
         f"{percent(max(neither))} with it."
     )

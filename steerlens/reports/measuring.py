@@ -16,6 +16,7 @@ from steerlens.attribution import (
     rank_layers,
 )
 from steerlens.attribution.choice_evidence import ChoiceEvidence, measure_choices
+from steerlens.attribution.log_odds import ANSWER
 from steerlens.reports.samples import SteeredTask
 from steerlens.reports.settings import ReportSettings
 from steerlens.tasks import Task
@@ -47,13 +48,14 @@ class MeasuredTask:
         """Where its samples are steered without a plan."""
         vectors = self.vector, self.placebo
         if self.choices is not None:
-            # Choices are steered as they are measured, by adding.
+            # Choices are steered as they are measured, by adding where the answer is predicted.
             layer, rule = self.choices.best_layer, self.choices.best_layer_rule
             caveat = None if self.choices.is_steerable else _NOT_STEERABLE
-            return SteeredTask(self.task, layer, caveat, *vectors, "add", rule)
+            return SteeredTask(self.task, layer, caveat, *vectors, "add", rule, ANSWER)
         assert self.recovery is not None  # one of the two is there
         layer, caveat = self.recovery.best_layer, self.recovery.caveat
-        return SteeredTask(self.task, layer, caveat, *vectors, settings.operation, _RECOVERY_RULE)
+        options = (settings.operation, _RECOVERY_RULE, settings.scope)
+        return SteeredTask(self.task, layer, caveat, *vectors, *options)
 
 
 def check_sizes(task: Task, settings: ReportSettings) -> None:

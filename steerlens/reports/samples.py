@@ -8,6 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from steerlens.attribution.log_odds import engine_scope
 from steerlens.behaviour.answers import Answerer
 from steerlens.behaviour.plans.candidates import describe
 from steerlens.behaviour.plans.fitting import VectorBook
@@ -34,6 +35,7 @@ class SteeredTask:
     placebo: SteeringVector
     operation: str
     rule: str
+    scope: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +119,7 @@ def _steer(
     settings: ReportSettings,
 ) -> tuple[dict[str, Any], list[_Sample]]:
     """How a task is steered, as a record and for each prompt."""
-    options = (steered.layer, steered.operation, settings.strength, settings.scope)
+    options = (steered.layer, steered.operation, settings.strength, steered.scope)
     rule, read_at = steered.rule, _read_at(steered.vector)
     if plan is not None and book is not None:
         candidate = plan.candidate(steered.task.id)
@@ -134,7 +136,8 @@ def _steer(
                 samples.append(_Sample(prompt, kwargs, vector, placebo, read_at))
             return record, samples
         rule = f"the plan chose no steering, so this is the layer with the {steered.rule}"
-    vector, placebo = steered.vector.at(*options), steered.placebo.at(*options)
+    touched = (*options[:3], engine_scope(steered.scope))
+    vector, placebo = steered.vector.at(*touched), steered.placebo.at(*touched)
     samples = [_Sample(prompt, kwargs, vector, placebo, read_at) for prompt, kwargs in prompts]
     return _steering_record(*options, rule, steered.caveat), samples
 

@@ -25,7 +25,7 @@ class ReportSettings:
         recovery_every: Recovery is measured at every so many layers, except the last.
         operation: Operation of recovery and samples.
         strength: Its strength.
-        scope: Its scope.
+        scope: Its scope; choices are steered where the answer is predicted.
         max_new_tokens: Longest sample response, in tokens.
         batch_size: Prompts per forward pass.
         seed: Seed of everything random.

@@ -128,20 +128,26 @@ def test_an_evaluation_without_a_check_reports_recovery_beside_its_placebo(
     assert f"{shown['value']:.2f}".replace("-", "−") in page
 
 
-def test_choices_are_searched_and_evaluated_by_the_change_of_their_log_odds(tiny_model, tmp_path):
+@pytest.mark.parametrize("scope", ["answer", "all", "prompt"])
+def test_choices_are_searched_and_evaluated_by_the_change_of_their_log_odds(
+    tiny_model, tmp_path, scope
+):
     task = Task.from_choices(LIKES, id="likes")
     plan = sl.search(tiny_model, [task], tmp_path / "plan", SMALL, show_progress=False)
     record = plan.data["instructions"]["likes"]
     assert record["measure"] == "log_odds_change" and record["vectors"] == ["answer"]
-    spec = {"estimator": "answer", "layer": 1, "operation": "add", "strength": 2.0, "scope": "all"}
+    # A search tries the scope that `rank` shows; a plan may name another.
+    assert {part["scope"] for row in record["table"] for part in row["parts"]} == {"answer"}
+    spec = {"estimator": "answer", "layer": 1, "operation": "add", "strength": 2.0, "scope": scope}
     plan = steered(plan, "likes", spec)
+    assert f"on {scope}" in plan.described("likes")
     settings = EvaluationSettings(max_new_tokens=4)
     result = sl.evaluate(
         tiny_model, catalogue_prompts([task], 3), tmp_path / "out", plan, settings,
         show_progress=False,
     )  # fmt: skip
     vector = plan.vectors["likes", "answer"]
-    measured = sl.choice_curve(tiny_model, task, vector, [1], [2], scope="all", show_progress=False)
+    measured = sl.choice_curve(tiny_model, task, vector, [1], [2], scope=scope, show_progress=False)
     curve = measured.table
     expected = curve[curve["strength"] == 2].iloc[0]
     by_condition = result.summary["conditions"]

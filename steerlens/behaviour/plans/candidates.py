@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
+from steerlens.attribution.log_odds import engine_scope
 from steerlens.errors import FileFormatError, SteeringError, unknown_name
 from steerlens.steering.operations import GENERAL, Operation, check_scope, check_threshold
 
@@ -39,7 +40,8 @@ class InterventionSpec:
         operation: ``add``, ``set_projection``, ``ablate``, or ``general`` for a vector with read
             directions.
         strength: Multiplier of the change; 1 adds the mean difference or meets the target.
-        scope: ``all``, ``prompt``, ``response`` or ``first:N``.
+        scope: ``all``, ``prompt``, ``response`` or ``first:N``; of choices also ``answer``
+            (`steerlens.attribution.log_odds`).
         only_below: Act only on tokens whose projection is below the target (``set_projection``).
         only_above: Act only on tokens whose projection is above it.
         adaptive: Threshold of a strength lowered while decoding; 0 for a fixed one.
@@ -62,7 +64,7 @@ class InterventionSpec:
         operations = (*get_args(Operation), GENERAL)
         if self.operation not in operations:
             raise unknown_name("operation", self.operation, operations)
-        check_scope(self.scope)
+        check_scope(engine_scope(self.scope))
         check_threshold(self.adaptive)
         if self.layer < 0:
             raise SteeringError(f"a layer counts from 0; got {self.layer}")

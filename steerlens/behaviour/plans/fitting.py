@@ -41,6 +41,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import ResidualCache
 from steerlens.activations.grids import residual_grid
+from steerlens.attribution.log_odds import engine_scope
 from steerlens.behaviour.answers import Answerer, LostPiecesError, Question
 from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.candidates import Candidate
@@ -180,7 +181,7 @@ class VectorBook:
                 spec.layer,
                 spec.operation,
                 spec.strength,
-                spec.scope,
+                engine_scope(spec.scope),
                 only_below=spec.only_below,
                 only_above=spec.only_above,
                 adaptive=spec.adaptive,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
+from steerlens.attribution.log_odds import ANSWER
 from steerlens.behaviour.plans.candidates import Candidate, InterventionSpec, scaled
 
 __all__ = ["combinations", "first_candidates", "instructed_candidates", "neighbours", "spaced_best"]
@@ -28,7 +29,8 @@ _DEPTHS = (0.47, 0.6, 0.67, 0.74, 0.84, 0.9)
 _RESPONSE = ((1.0, False), (1.5, True))
 # One vector for all lengths: added, answers end sooner; taken away, later.
 _ENDING = (2.0, 1.0, 0.5, 0.25, -1.0)
-# For choices a vector is added, at the strengths of contrastive activation addition.
+# For choices a vector is added where the answer is predicted, at the strengths of contrastive
+# activation addition.
 _CHOICE = (0.5, 1.0, 2.0)
 # Words to be avoided: how often the vector of using them is taken away.
 _SUBTRACTED = (-1.0, -2.0)
@@ -88,7 +90,7 @@ def first_candidates(
             for layer, strength in product(spread[1:], _SUBTRACTED)
         ],
         "answer": [
-            InterventionSpec("answer", layer, "add", strength, "all")
+            InterventionSpec("answer", layer, "add", strength, ANSWER)
             for layer, strength in product(range(0, max(n_layers - 1, 1), _EVERY), _CHOICE)
         ],
     }
