@@ -119,7 +119,7 @@ def calibrate_rate(
     Args:
         model: A hooked model.
         steering: What to apply; its strengths are multiplied by one number.
-        task: Whose check decides: an id of the catalogue, or a task.
+        task: Whose check decides: a task, its id in the catalogue, or its file.
         target_rate: Share of successes to reach; the most by default.
         strengths: What to try, besides 0.
         n_prompts: Prompts without the instruction; by default 24, or all of a split with fewer.
