@@ -49,7 +49,7 @@ def steerings(vector: sl.SteeringVector) -> dict[str, sl.Steering]:
 
 
 def main() -> None:
-    """One table over the tasks, one per task, and the shares of the strength."""
+    """One table over all tasks, and one of each."""
     model = sl.load_model(MODEL, dtype="float32")
     verdicts: dict[str, dict[str, list[tuple[bool, bool]]]] = {}
     lowered: dict[str, list[float]] = {}
@@ -79,8 +79,9 @@ def main() -> None:
             loops = [is_degenerate(fluency(text)) for text in texts]
             verdict = list(zip(passed, loops, strict=True))
             verdicts.setdefault(condition, {})[name] = verdict
-            lowered.setdefault(condition, []).extend(s for row in answers.shares[part] for s in row)
-            kept.append({"task": name, "condition": condition, "texts": texts, "passed": passed})
+            shares = answers.shares[part]
+            lowered.setdefault(condition, []).extend(value for row in shares for value in row)
+            kept.append({"task": name, "condition": condition, "texts": texts, "shares": shares})
     print("| steering | n | pass | pass, no loop | loop | no loop, minus `all` | tokens lowered |")
     print("|---|---|---|---|---|---|---|")
     clean = {
@@ -90,13 +91,13 @@ def main() -> None:
     for condition, by_task in verdicts.items():
         passed, loops = zip(*(pair for rows in by_task.values() for pair in rows), strict=True)
         gain = paired_difference(clean[condition], clean["all"])
-        shares = lowered[condition]
+        less = np.array(lowered[condition]) < 1
         cells = [
             condition,
             f"{len(passed)}",
             *map(share, (list(passed), clean[condition].tolist(), list(loops))),
             f"{gain.value:+.0%} [{gain.low:+.0%}, {gain.high:+.0%}]",
-            f"{np.mean(np.array(shares) < 1):.0%}" if shares else "–",
+            f"{less.mean():.0%}" if len(less) else "–",
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
     print("\n| steering | " + " | ".join(f"{name}: pass / no loop / loop" for name in TASKS) + " |")
