@@ -16,13 +16,13 @@ from tqdm.auto import tqdm
 import steerlens as sl
 from analyses import behaviour
 from steerlens.behaviour.answers import Answerer, Question
-from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans import FitRecipe, VectorBook
 from steerlens.models.loading import model_info
 from steerlens.runs import Run
 from steerlens.stats.rates import wilson
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task
+from steerlens.tasks.fluency import fluency, is_degenerate
 from steerlens.tasks.task_files import unique_tasks
 from steerlens.vectors import SteeringVector
 from steerlens.vectors.composition import joint_projection

@@ -13,10 +13,10 @@ import os
 from pathlib import Path
 
 import steerlens as sl
-from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.files import write_text
 from steerlens.stats.rates import wilson
 from steerlens.tasks.checks import follows
+from steerlens.tasks.fluency import fluency, is_degenerate
 
 MODEL = "smollm2-135m-instruct"
 TASK = "detectable_format:title"

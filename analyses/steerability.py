@@ -21,12 +21,12 @@ from steerlens.attribution import (
     gather_evidence,
 )
 from steerlens.behaviour.answers import Answerer, Question
-from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans import FitRecipe, VectorBook
 from steerlens.errors import ActivationError
 from steerlens.models.loading import available_models, model_info
 from steerlens.runs import Run, piece_name
 from steerlens.tasks import Task
+from steerlens.tasks.fluency import fluency, is_degenerate
 from steerlens.tasks.pairs import ContrastPair
 
 __all__ = [

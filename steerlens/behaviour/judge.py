@@ -16,7 +16,7 @@ be 4.3 GB. The blocks run once over the batch; the unembedding runs over chunks 
 reduced to one log-probability per position, in float32 whatever the model's dtype. With Gemma in
 bfloat16 the perplexities of 24 responses were within 2 % of those in float32.
 
-Caveat: perplexity rewards loops; read it beside `steerlens.behaviour.fluency`. It also rises with
+Caveat: perplexity rewards loops; read it beside `steerlens.tasks.fluency`. It also rises with
 short texts and unusual form (all capitals, JSON), so compare conditions over the same instruction,
 never across instructions.
 

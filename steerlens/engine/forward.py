@@ -46,7 +46,7 @@ from steerlens.steering.interventions import Steering
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
 
-__all__ = ["Observe", "Pass", "PassRow", "Steers", "run_blocks", "run_rows"]
+__all__ = ["Observe", "Pass", "PassRow", "Steers", "gradients", "run_blocks", "run_rows"]
 
 Observe = Callable[[int, Float[Tensor, "row pos d_model"], Float[Tensor, "row pos d_model"]], None]
 """Called with a layer and its residuals before and after the steering there."""
@@ -190,7 +190,7 @@ def run_rows(
     cache = PassCache([row.before for row in rows], remember)
     held: dict[int, Tensor] = {}
 
-    with _gradients(model) if keep_gradients else nullcontext():
+    with gradients(model) if keep_gradients else nullcontext():
         if steer is None:
             steer = RowSteering([row.steering for row in rows], device=device, per_row=True)
         steered = set(steer.layers)
@@ -273,7 +273,7 @@ def _touched(rows: Sequence[PassRow], width: int, device: torch.device) -> Bool[
 
 
 @contextmanager
-def _gradients(model: TransformerBridge) -> Iterator[None]:
+def gradients(model: TransformerBridge) -> Iterator[None]:
     """Gradients are recorded, whatever the caller set, but not those of weights."""
     wanting = [p for p in model.original_model.parameters() if p.requires_grad]
     try:

@@ -8,7 +8,7 @@ checked as lm-eval checks them, or the catalogue's.
 A blank response follows nothing. Words and sentences are counted as IFEval's own checks count them.
 
 Caveat: a check sees the form only, not whether the question was answered; read verdicts beside
-perplexity and `steerlens.behaviour.fluency`.
+perplexity and `steerlens.tasks.fluency`.
 
 >>> both = verdict("no pauses here", ["punctuation:no_comma", "length:brief"], [{}, {}])
 >>> both.strict, both.all_loose, both.n_words

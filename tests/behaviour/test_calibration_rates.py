@@ -7,8 +7,8 @@ from steering_examples import random_vector
 import steerlens as sl
 from steerlens.behaviour.calibration import calibrate_rate, calibrated
 from steerlens.behaviour.calibration.rates import _chosen
-from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.errors import PairsError, SteeringError, UnknownNameError
+from steerlens.tasks.fluency import fluency, is_degenerate
 
 TITLE = "detectable_format:title"
 

@@ -2,7 +2,7 @@
 
 Prompts of a split that the result is not reported on (``select`` by default) are answered at
 several strengths. A response **succeeds** when it passes the task's loose check and is not
-degenerate (`steerlens.behaviour.fluency`). The strength chosen is
+degenerate (`steerlens.tasks.fluency`). The strength chosen is
 
 * with a target: the smallest at which the share of successes reaches it;
 * without one: the smallest of those with the most successes.
@@ -24,7 +24,6 @@ from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.behaviour.calibration.saved import SavedCalibration
-from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.engine.generation import generate
 from steerlens.errors import SteeringError
 from steerlens.errors.arguments import arguments
@@ -34,6 +33,7 @@ from steerlens.stats.rates import Interval, best_of_many, wilson
 from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task
 from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.fluency import fluency, is_degenerate
 from steerlens.tasks.task_files import load_task
 from steerlens.views.result import Result
 

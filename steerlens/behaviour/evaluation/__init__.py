@@ -12,9 +12,9 @@
 from steerlens.behaviour.evaluation.drawing import catalogue_prompts, several
 from steerlens.behaviour.evaluation.prompts import EvaluationPrompt, PromptFile, read_prompts
 from steerlens.behaviour.evaluation.run import Evaluation, EvaluationSettings, evaluate
-from steerlens.behaviour.fluency import Fluency, fluency, is_degenerate, why_degenerate
 from steerlens.behaviour.judge import DEFAULT_JUDGE, Judge, load_judge
 from steerlens.tasks.checks import Verdict, is_known, verdict
+from steerlens.tasks.fluency import Fluency, fluency, is_degenerate, why_degenerate
 
 __all__ = [
     "DEFAULT_JUDGE",

@@ -23,7 +23,6 @@ from steerlens.behaviour.evaluation.prompts import (
 )
 from steerlens.behaviour.evaluation.summary import summarise
 from steerlens.behaviour.evaluation.unchecked import unchecked_values
-from steerlens.behaviour.fluency import fluency, why_degenerate
 from steerlens.behaviour.judge import load_judge
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
@@ -41,6 +40,7 @@ from steerlens.models.loading import model_info, tokenize_prompts
 from steerlens.runs import piece_name
 from steerlens.runs.executors import Workers, check_workers
 from steerlens.tasks.checks import verdict
+from steerlens.tasks.fluency import fluency, why_degenerate
 from steerlens.tasks.ifeval import count_sentences, count_words
 from steerlens.views.numbers import show_interval
 from steerlens.views.result import Result

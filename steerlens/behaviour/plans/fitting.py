@@ -28,7 +28,9 @@ Everything is fitted on the ``fit`` split. A task whose arguments are words (a k
 phrase; `Task.wording`) has no vector of its own: one is fitted for the words at hand, on fewer
 pairs, when it is needed. An estimator that a task cannot have (no rewrite, too few compliant
 answers) is left out, and `VectorBook.available` says why. The last three are tried where the recipe
-names them: their candidates cost a search half as much again.
+names them: their candidates cost a search half as much again. So are ``trained_comply``,
+``trained_prefer``, ``trained_imitate`` and ``trained_regress``: gated directions found by training
+(`steerlens.behaviour.plans.trained`), minutes for each.
 """
 
 import json
@@ -43,8 +45,8 @@ from steerlens.activations.cache import ResidualCache
 from steerlens.activations.grids import residual_grid
 from steerlens.attribution.log_odds import engine_scope
 from steerlens.behaviour.answers import Answerer, LostPiecesError, Question
-from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.candidates import Candidate
+from steerlens.behaviour.plans.trained import TRAINED, gated_placebo, trained_vector
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.models.conversations import Prompt
 from steerlens.models.loading import token_counter
@@ -52,10 +54,12 @@ from steerlens.steering.interventions import Steering
 from steerlens.tasks import Task, base_queries, catalogue
 from steerlens.tasks.contrasts import contrasted
 from steerlens.tasks.drawing import contrast_pairs
+from steerlens.tasks.fluency import fluency, is_degenerate
 from steerlens.tasks.grids import task_grid
 from steerlens.tasks.ifeval import sentence_spans
 from steerlens.tasks.notices import warn_of_pairs
 from steerlens.tasks.pairs import ContrastPair, ContrastSet
+from steerlens.training import TrainingSettings
 from steerlens.vectors import SteeringVector, difference_of_means, own_part, random_direction
 
 __all__ = ["CONTRASTS", "SPECIFIC", "FitRecipe", "VectorBook"]
@@ -73,6 +77,8 @@ SPECIFIC = ("prompt_neutral", "prompt_others", "prompt_own")
 _N_ENDING = 96
 # Prompts per forward pass.
 _BATCH_SIZE = 32
+# Held-out loss stops falling after about 16 steps of 4 examples.
+_TRAINING = TrainingSettings(n_steps=16, batch_size=4, look_every=8)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class FitRecipe:
         ending_tokens: Longest answer looked at for where it ends, for ``response_end``, in tokens.
         least_own: Fewest pairs of answers for a response estimator.
         seed: Draws pairs and placebo directions.
-        estimators: Those that are tried, of `CONTRASTS` and `SPECIFIC`.
+        estimators: Those that are tried, of `CONTRASTS`, `SPECIFIC` and `TRAINED`.
+        training: How directions are trained, for `TRAINED`.
 
     Raises:
         UnknownNameError: An estimator that does not exist.
@@ -101,10 +108,13 @@ class FitRecipe:
     least_own: int = 8
     seed: int = 0
     estimators: tuple[str, ...] = CONTRASTS
+    training: TrainingSettings = _TRAINING
 
     def __post_init__(self) -> None:
-        # JSON has lists only.
+        # JSON has lists and objects only.
         object.__setattr__(self, "estimators", tuple(self.estimators))
+        if isinstance(self.training, Mapping):
+            object.__setattr__(self, "training", TrainingSettings(**self.training))
         for name in self.estimators:
             _check_estimator(name)
 
@@ -194,6 +204,9 @@ class VectorBook:
         self, task: Task, wording: Mapping[str, Any], estimator: str
     ) -> tuple[SteeringVector, SteeringVector]:
         key = (task.id, json.dumps(wording, sort_keys=True), estimator)
+        if key not in self._fitted and estimator in TRAINED:
+            vector = self._trained(task, wording, estimator)
+            self._fitted[key] = vector, gated_placebo(vector, self.recipe.seed)
         if key not in self._fitted:
             cache = self._residuals(task, wording, estimator)
             vector = difference_of_means(cache)
@@ -203,6 +216,17 @@ class VectorBook:
             placebo = random_direction(cache, seed=self.recipe.seed, like=vector)
             self._fitted[key] = replace(vector, metadata=metadata), placebo
         return self._fitted[key]
+
+    def _trained(self, task: Task, wording: Mapping[str, Any], estimator: str) -> SteeringVector:
+        if wording:
+            raise SteerlensError(
+                f"a direction is not trained for each wording of {task.id}: it takes minutes"
+            )
+        settings = self.recipe.training
+        pairs = self._pairs(task, min(settings.n_examples, len(task.queries("fit"))), wording)
+        vector = trained_vector(self.answerer, task, pairs, estimator, settings)
+        metadata = {**vector.metadata, "instruction": task.id, "contrast": estimator}
+        return replace(vector, metadata=metadata)
 
     def _residuals(self, task: Task, wording: Mapping[str, Any], estimator: str) -> ResidualCache:
         """Residuals of the two sides that an estimator compares."""
@@ -316,8 +340,9 @@ class VectorBook:
 
 
 def _check_estimator(name: str) -> None:
-    if name not in (*CONTRASTS, *SPECIFIC):
-        raise unknown_name("estimator", name, (*CONTRASTS, *SPECIFIC))
+    known = (*CONTRASTS, *SPECIFIC, *TRAINED)
+    if name not in known:
+        raise unknown_name("estimator", name, known)
 
 
 def joined(steerings: Sequence[Steering]) -> Steering | None:

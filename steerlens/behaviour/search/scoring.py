@@ -23,12 +23,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from steerlens.behaviour.answers import Answer
-from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.behaviour.plans.candidates import Candidate, describe, to_json
 from steerlens.models.conversations import asked_text
 from steerlens.stats.rates import Interval, best_of_many, score_interval
 from steerlens.tasks import Task
 from steerlens.tasks.checks import follows
+from steerlens.tasks.fluency import fluency, is_degenerate
 from steerlens.tasks.pairs import ContrastPair
 
 __all__ = [

@@ -12,6 +12,8 @@ from itertools import product
 
 from steerlens.attribution.log_odds import ANSWER
 from steerlens.behaviour.plans.candidates import Candidate, InterventionSpec, scaled
+from steerlens.behaviour.plans.trained import TRAINED, trained_layers
+from steerlens.steering.operations import GENERAL
 
 __all__ = ["combinations", "first_candidates", "instructed_candidates", "neighbours", "spaced_best"]
 
@@ -34,6 +36,7 @@ _ENDING = (2.0, 1.0, 0.5, 0.25, -1.0)
 _CHOICE = (0.5, 1.0, 2.0)
 # Words to be avoided: how often the vector of using them is taken away.
 _SUBTRACTED = (-1.0, -2.0)
+_TRAINED_STRENGTHS = (1.0, 1.4)
 _SPECIFIC = ("prompt_neutral", "prompt_others", "prompt_own")
 
 
@@ -66,6 +69,13 @@ def first_candidates(
                 for layer, strength in product(layers, _TARGETS)
             ]
             for name in _SPECIFIC
+        },
+        **{
+            name: [
+                InterventionSpec(name, layer, GENERAL, strength, "all")
+                for layer, strength in product(trained_layers(n_layers), _TRAINED_STRENGTHS)
+            ]
+            for name in TRAINED
         },
         "last_prompt": [
             *(
@@ -105,7 +115,8 @@ def neighbours(candidate: Candidate, n_layers: int) -> list[Candidate]:
     near = [
         replace(spec, layer=spec.layer + step)
         for step in (-_APART, _APART)
-        if 0 <= spec.layer + step < n_layers - 1
+        # Directions are trained at some layers only.
+        if 0 <= spec.layer + step < n_layers - 1 and spec.estimator not in TRAINED
     ]
     near += [*scaled(candidate, _FINER), *scaled(candidate, 1 / _FINER)]
     if spec.estimator.startswith("response"):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlens.behaviour.fluency import fluency, is_degenerate, why_degenerate
+from steerlens.tasks.fluency import fluency, is_degenerate, why_degenerate
 
 PROSE = (
     "The sea covers most of the planet, and its colour changes with the light. Near the coast the "

@@ -1,0 +1,112 @@
+"""Trained directions for the search: gated, at several layers, remembered in the run.
+
+Estimator ``trained_comply`` is `steerlens.training`'s objective ``comply``, and likewise for the
+others. Directions of all layers are trained side by side, and a resumed search reads them from its
+run, to the bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from steerlens.activations.cache import cache_residuals
+from steerlens.behaviour.answers import Answerer, Question
+from steerlens.tasks import Task
+from steerlens.tasks.pairs import ContrastSet
+from steerlens.training import Slot, TrainingSettings
+from steerlens.training.directions import train_on
+from steerlens.training.examples import DECODING, training_examples
+from steerlens.training.objectives import OBJECTIVES
+from steerlens.vectors import SteeringVector, difference_of_means
+
+__all__ = ["TRAINED", "gated_placebo", "trained_layers", "trained_vector"]
+
+PREFIX = "trained_"
+TRAINED = tuple(PREFIX + objective for objective in OBJECTIVES)
+# Trained directions work lower than means do: what they write has blocks left to act through.
+_DEPTHS = (0.27, 0.47, 0.67)
+
+
+def trained_layers(n_layers: int) -> tuple[int, ...]:
+    """Where directions are trained."""
+    return tuple(sorted({min(round(depth * n_layers), n_layers - 1) for depth in _DEPTHS}))
+
+
+def trained_vector(
+    answerer: Answerer, task: Task, pairs: ContrastSet, estimator: str, settings: TrainingSettings
+) -> SteeringVector:
+    """A gated direction at each of `trained_layers`.
+
+    Args:
+        answerer: Gives the model's answers, and remembers.
+        task: The task.
+        pairs: Contrast pairs of the ``fit`` split.
+        estimator: One of `TRAINED`.
+        settings: How it is trained.
+
+    Raises:
+        SteeringError: As `steerlens.train_direction`.
+    """
+    model = answerer.model
+    layers = trained_layers(model.cfg.n_layers)
+    slots = [Slot((layer,), estimator.removeprefix(PREFIX), gate=True) for layer in layers]
+
+    def answers(prompts: Sequence[Prompt]) -> list[tuple[str, bool]]:
+        questions = [Question(prompt) for prompt in prompts]
+        given = answerer.ask(questions, settings.max_tokens, "answers to train on", DECODING)
+        return [(answer.text, answer.finish_reason == "stop") for answer in given]
+
+    examples = training_examples(model, task, pairs, settings.max_tokens, answers)
+
+    def train() -> list[dict[str, Any]]:
+        start = difference_of_means(
+            cache_residuals(model, pairs, layers=layers, show_progress=False)
+        )
+        trained = train_on(model, examples, slots, start, {}, settings, show_progress=False)
+        return [
+            {
+                "direction": vector.directions[0].tolist(),
+                "gap": float(vector.gaps[0]),
+                "read": [] if vector.reads is None else vector.reads[0].tolist(),
+                "bias": 0.0 if vector.biases is None else float(vector.biases[0]),
+            }
+            for vector in trained.vectors
+        ]
+
+    content = {
+        "estimator": estimator,
+        "task": task.hash,
+        "pairs": pairs.data_hash,
+        "layers": layers,
+        "training": asdict(settings),
+    }
+    records = answerer.remembered(content, train)
+    gaps = torch.tensor([record["gap"] for record in records])
+    return SteeringVector(
+        directions=torch.tensor([record["direction"] for record in records]),
+        gaps=gaps,
+        targets=torch.zeros_like(gaps),
+        baselines=torch.zeros_like(gaps),
+        layers=layers,
+        metadata={
+            "n_layers": model.cfg.n_layers,
+            "estimator": estimator,
+            "data_hash": pairs.data_hash,
+            "training": asdict(settings),
+            "targets_known": False,
+            "targets_unknown_because": "it was trained, not read off two means",
+        },
+        reads=torch.tensor([record["read"] for record in records]),
+        biases=torch.tensor([record["bias"] for record in records]),
+        gate="relu",
+    )
+
+
+def gated_placebo(vector: SteeringVector, seed: int) -> SteeringVector:
+    """Random directions that push the same tokens as far: gates and norms are the vector's."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(vector.directions.shape, generator=generator, dtype=torch.float32)
+    metadata = {**vector.metadata, "instruction": f"placebo of {vector.name}", "placebo_seed": seed}
+    return replace(vector, directions=noise / noise.norm(dim=-1, keepdim=True), metadata=metadata)
