@@ -7,7 +7,8 @@ in the prompt and without. The *compliant* response is, in this order,
 2. the task's rewrite of the uninstructed answer;
 
 and the *plain* response the uninstructed answer, where that does not comply. A response that was
-cut at its longest is ended at its last full sentence, and all responses are trained on to the end
+cut (at five eighths of the longest trained on, so that what a rewrite adds still fits) is ended at
+its last full sentence, and all responses are trained on to the end
 of their turn: a direction that learns from answers without an end learns to go on for ever. A task
 without a check takes the instructed answers as they are.
 """
@@ -29,7 +30,7 @@ from steerlens.tasks import Task
 from steerlens.tasks.fluency import fluency, is_degenerate
 from steerlens.tasks.pairs import ContrastPair, ContrastSet
 
-__all__ = ["DECODING", "Answers", "TrainingExample", "training_examples"]
+__all__ = ["DECODING", "Answers", "TrainingExample", "answer_tokens", "training_examples"]
 
 Answers = Callable[[Sequence[Prompt]], Sequence[tuple[str, bool]]]
 """Answers prompts: the text, and whether it ended by itself."""
@@ -85,7 +86,7 @@ def training_examples(
             generations = generate(
                 model,
                 prompts,
-                max_new_tokens=max_tokens,
+                max_new_tokens=answer_tokens(max_tokens),
                 decoding=DECODING,
                 chat_format=chat_format,
                 show_progress=show_progress,
@@ -117,6 +118,11 @@ def training_examples(
             )
         )
     return tuple(examples)
+
+
+def answer_tokens(max_tokens: int) -> int:
+    """How long an answer may be for its compliant version to fit: capitals take more tokens."""
+    return max(1, max_tokens * 5 // 8)
 
 
 def finished(text: str, ended: bool) -> str:

@@ -13,11 +13,12 @@ import torch
 
 from steerlens.activations.cache import cache_residuals
 from steerlens.behaviour.answers import Answerer, Question
+from steerlens.models.conversations import Prompt
 from steerlens.tasks import Task
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.training import Slot, TrainingSettings
 from steerlens.training.directions import train_on
-from steerlens.training.examples import DECODING, training_examples
+from steerlens.training.examples import DECODING, answer_tokens, training_examples
 from steerlens.training.objectives import OBJECTIVES
 from steerlens.vectors import SteeringVector, difference_of_means
 
@@ -26,7 +27,7 @@ __all__ = ["TRAINED", "gated_placebo", "trained_layers", "trained_vector"]
 PREFIX = "trained_"
 TRAINED = tuple(PREFIX + objective for objective in OBJECTIVES)
 # Trained directions work lower than means do: what they write has blocks left to act through.
-_DEPTHS = (0.27, 0.47, 0.67)
+_DEPTHS = (0.4, 0.67)
 
 
 def trained_layers(n_layers: int) -> tuple[int, ...]:
@@ -35,7 +36,12 @@ def trained_layers(n_layers: int) -> tuple[int, ...]:
 
 
 def trained_vector(
-    answerer: Answerer, task: Task, pairs: ContrastSet, estimator: str, settings: TrainingSettings
+    answerer: Answerer,
+    task: Task,
+    pairs: ContrastSet,
+    estimator: str,
+    settings: TrainingSettings,
+    loop_weight: float = 0.0,
 ) -> SteeringVector:
     """A gated direction at each of `trained_layers`.
 
@@ -45,17 +51,20 @@ def trained_vector(
         pairs: Contrast pairs of the ``fit`` split.
         estimator: One of `TRAINED`.
         settings: How it is trained.
+        loop_weight: Weight of the term against loops.
 
     Raises:
         SteeringError: As `steerlens.train_direction`.
     """
     model = answerer.model
     layers = trained_layers(model.cfg.n_layers)
-    slots = [Slot((layer,), estimator.removeprefix(PREFIX), gate=True) for layer in layers]
+    objective = estimator.removeprefix(PREFIX)
+    slots = [Slot((layer,), objective, gate=True, loop_weight=loop_weight) for layer in layers]
 
     def answers(prompts: Sequence[Prompt]) -> list[tuple[str, bool]]:
         questions = [Question(prompt) for prompt in prompts]
-        given = answerer.ask(questions, settings.max_tokens, "answers to train on", DECODING)
+        longest = answer_tokens(settings.max_tokens)
+        given = answerer.ask(questions, longest, "answers to train on", DECODING)
         return [(answer.text, answer.finish_reason == "stop") for answer in given]
 
     examples = training_examples(model, task, pairs, settings.max_tokens, answers)
@@ -81,6 +90,7 @@ def trained_vector(
         "pairs": pairs.data_hash,
         "layers": layers,
         "training": asdict(settings),
+        "loop_weight": loop_weight,
     }
     records = answerer.remembered(content, train)
     gaps = torch.tensor([record["gap"] for record in records])
@@ -95,6 +105,7 @@ def trained_vector(
             "estimator": estimator,
             "data_hash": pairs.data_hash,
             "training": asdict(settings),
+            "loop_weight": loop_weight,
             "targets_known": False,
             "targets_unknown_because": "it was trained, not read off two means",
         },
