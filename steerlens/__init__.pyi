@@ -9,6 +9,7 @@ from .attribution import (
     rank_layers,
     specificity,
 )
+from .attribution.ceiling import Ceiling, ceiling
 from .attribution.choices import choice_curve
 from .behaviour.calibration import calibrate, calibrate_rate
 from .behaviour.evaluation.run import Evaluation, EvaluationSettings, evaluate
@@ -26,12 +27,14 @@ from .steering.operations import Intervention
 from .tasks import Task, base_queries, catalogue
 from .tasks.drawing import contrast_pairs
 from .tasks.task_files import load_task
+from .training import train_direction
 from .vectors import SteeringVector, difference_of_means, linear_probe, random_direction
 from .vectors.formats import load_vector
 from .vectors.transfer import transfer_vector
 
 __version__: str
 __all__ = [
+    "Ceiling",
     "Decoding",
     "Evaluation",
     "EvaluationSettings",
@@ -56,6 +59,7 @@ __all__ = [
     "calibrate_rate",
     "catalogue",
     "causal_recovery",
+    "ceiling",
     "choice_curve",
     "contrast_pairs",
     "difference_of_means",
@@ -75,5 +79,6 @@ __all__ = [
     "specificity",
     "steer",
     "token_effects",
+    "train_direction",
     "transfer_vector",
 ]

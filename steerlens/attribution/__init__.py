@@ -23,6 +23,7 @@ from steerlens.attribution.components import ComponentWriting, writing_component
 from steerlens.attribution.downstream_components import ComponentReading, reading_components
 from steerlens.attribution.evidence import (
     ALL_EVIDENCE,
+    EVIDENCE_KINDS,
     Evidence,
     applicable_evidence,
     gather_evidence,
@@ -44,6 +45,7 @@ from steerlens.attribution.vocabulary import VocabularyReadout, vocabulary_reado
 
 __all__ = [
     "ALL_EVIDENCE",
+    "EVIDENCE_KINDS",
     "ComponentReading",
     "ComponentWriting",
     "Evidence",

@@ -110,7 +110,7 @@ def ceiling(
     seeds: Sequence[int] = (0,),
     n_pairs: int = 16,
     horizon: int = 32,
-    training: TrainingSettings = CEILING_TRAINING,
+    training: TrainingSettings | None = None,
     seed: int = 0,
     chat_format: str = "auto",
     show_progress: bool | None = None,
@@ -125,7 +125,7 @@ def ceiling(
         seeds: Directions are trained from each.
         n_pairs: Pairs of the ``select`` split that recovery is measured on.
         horizon: Tokens of the response that recovery is summed over.
-        training: How directions are trained.
+        training: How directions are trained; by default `CEILING_TRAINING`.
         seed: Of pairs and examples, and of the random direction.
         chat_format: As for `steerlens.generate`.
         show_progress: Show progress bars on standard error; by default only in a terminal.
@@ -140,7 +140,9 @@ def ceiling(
         Slot((layer,), "imitate", gate, at) for layer, gate, at in product(chosen, gates, seeds)
     ]
     rendered: dict[str, Any] = {"chat_format": chat_format, "show_progress": show_progress}
-    trained = train_directions(model, task, slots, settings=training, seed=seed, **rendered)
+    trained = train_directions(
+        model, task, slots, settings=training or CEILING_TRAINING, seed=seed, **rendered
+    )
     losses = trained.table["loss"].to_numpy()
     best = {
         layer: min(

@@ -22,6 +22,9 @@ asked for           columns of the table
 ``vocabulary``      ``vocabulary_z``: how far the direction stands out through the unembedding
 ``reading``         ``reading``: share of the effect of steering that each later layer makes
 ``patching``        ``patching``: recovery by the whole residual of the last prompt token
+``ceiling``         ``ceiling``: recovery by a direction trained at the layer, and ``ceiling_share``
+                    of it that the difference of means reaches, at every second layer
+                    (`steerlens.attribution.ceiling`); minutes, so not among ``all``
 =================== ===============================================================================
 
 **The rule of `best_layer`**: with ``causal`` it is the layer of the highest first-token recovery,
@@ -56,6 +59,7 @@ from steerlens.attribution.causal import causal_recovery
 from steerlens.attribution.components import ComponentWriting, writing_components
 from steerlens.attribution.generalisation import generalise, pair_labels
 from steerlens.attribution.more_evidence import (
+    with_ceiling,
     with_geometry,
     with_patching,
     with_reading,
@@ -83,9 +87,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL_EVIDENCE",
+    "BESIDE_A_TASK",
     "BESIDE_OTHERS",
     "COMPARED",
     "DEFAULT_EVIDENCE",
+    "EVIDENCE_KINDS",
     "ON_HELD_OUT",
     "Evidence",
     "applicable_evidence",
@@ -106,6 +112,7 @@ COMPARED = (
     "specific_recovery",
     "response_recovery_prompt",
     "response_recovery_all",
+    "ceiling",
     "patching",
 )
 # Shown over layers, but no measure of how good a layer is.
@@ -121,6 +128,8 @@ ALL_EVIDENCE = (
     "reading",
     "patching",
 )
+EVIDENCE_KINDS = (*ALL_EVIDENCE, "ceiling")
+BESIDE_A_TASK = (*BESIDE_OTHERS, "ceiling")
 ON_HELD_OUT = ("causal", "components", "other_task", "reading", "patching")
 _LABELS = ("phrasing", "kind")
 _HORIZONS = (1, 32)
@@ -204,12 +213,12 @@ def gather_evidence(
         cache: Residuals at the last prompt token, of consecutive layers from 0 for ``components``.
         held_out: Pairs that are not in the cache, for ``causal``, ``components``, ``other_task``,
             ``reading`` and ``patching``.
-        evidence: Kinds from `ALL_EVIDENCE`; separability is always there.
+        evidence: Kinds from `EVIDENCE_KINDS`; separability is always there.
         seed: Of everything random.
         show_progress: Show progress bars on standard error; by default only in a terminal.
         fitted_on: The pairs in the cache, for ``generalisation``.
-        task: Their task, for ``specificity`` and ``other_task``; by default the one that the cache
-            names, if the catalogue has it.
+        task: Their task, for ``specificity``, ``other_task`` and ``ceiling``; by default the one
+            that the cache names, if the catalogue has it.
 
     Raises:
         UnknownNameError: A kind of evidence that does not exist.
@@ -218,8 +227,8 @@ def gather_evidence(
         SteeringError: The instruction changes nothing that could be recovered.
     """
     for name in evidence:
-        if name not in ALL_EVIDENCE:
-            raise unknown_name("kind of evidence", name, ALL_EVIDENCE)
+        if name not in EVIDENCE_KINDS:
+            raise unknown_name("kind of evidence", name, EVIDENCE_KINDS)
     wanted = [name for name in ON_HELD_OUT if name in evidence]
     if wanted and held_out is None:
         raise ActivationError(
@@ -277,20 +286,22 @@ def gather_evidence(
         )
     if "patching" in evidence and held_out is not None:
         ranking, details["patching"] = with_patching(ranking, model, held_out, **rendered)
+    if "ceiling" in evidence and task is not None:
+        ranking, details["ceiling"] = with_ceiling(ranking, model, task, seed=seed, **rendered)
     return Evidence(ranking, recovery, writing, details)
 
 
 def _task_of(
     cache: ResidualCache, task: Task | str | os.PathLike[str] | None, evidence: Sequence[str]
 ) -> Task | None:
-    """The task that other tasks are compared with."""
-    wanted = [name for name in BESIDE_OTHERS if name in evidence]
+    """The task, where more than its pairs is needed."""
+    wanted = [name for name in BESIDE_A_TASK if name in evidence]
     if not wanted:
         return None
     named = cache.metadata.get("instruction") if task is None else task
     if named is None or (task is None and named not in catalogue):
         raise ActivationError(
-            f"{' and '.join(wanted)} compare the task with other tasks; give it as task="
+            f"{' and '.join(wanted)} need more of the task than these pairs; give it as task="
         )
     return load_task(named)
 
@@ -302,7 +313,7 @@ def applicable_evidence(evidence: Sequence[str], pairs: ContrastSet) -> tuple[st
     """
     phrasings = {pair.phrasing for pair in pairs}
     unfit = set() if None not in phrasings and len(phrasings) > 1 else {"generalisation"}
-    unfit |= set(BESIDE_OTHERS) if pairs.same_prompts else set()
+    unfit |= set(BESIDE_A_TASK) if pairs.same_prompts else set()
     return tuple(kind for kind in evidence if kind not in unfit)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.activations.cache import ResidualCache
+from steerlens.attribution.ceiling import Ceiling, ceiling
 from steerlens.attribution.downstream_components import ComponentReading, reading_components
 from steerlens.attribution.geometry import LayerGeometry, layer_geometry
 from steerlens.attribution.patching import PatchingMap, activation_patching
@@ -24,6 +25,7 @@ from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector
 
 __all__ = [
+    "with_ceiling",
     "with_geometry",
     "with_patching",
     "with_reading",
@@ -53,6 +55,27 @@ def with_specificity(
     ranking = replace(ranking, metadata={**ranking.metadata, "notices": notices})
     p_values = ranking.table[["layer"]].merge(table[["layer", "specific_p"]], how="left")
     return ranking.with_columns(p_values), result
+
+
+def with_ceiling(
+    ranking: LayerRanking,
+    model: TransformerBridge,
+    task: Task,
+    seed: int,
+    chat_format: str,
+    show_progress: bool | None,
+) -> tuple[LayerRanking, Ceiling]:
+    """``ceiling``, with the share of it that the difference of means reaches, as a column."""
+    layers = [layer for layer in ranking.table["layer"] if layer % 2 == 0]
+    layers = [layer for layer in layers if layer < model.cfg.n_layers - 1] or [layers[0]]
+    result = ceiling(
+        model, task, layers, seed=seed, chat_format=chat_format, show_progress=show_progress
+    )
+    ranking = ranking.with_evidence(
+        "ceiling", result.table, "ceiling", low="ceiling_low", high="ceiling_high"
+    )
+    shares = result.table[["layer", "share"]].rename(columns={"share": "ceiling_share"})
+    return ranking.with_columns(ranking.table[["layer"]].merge(shares, how="left")), result
 
 
 def with_geometry(

@@ -43,6 +43,10 @@ _MORE = (
     "specific_recovery",
     "response_recovery_prompt",
     "response_recovery_all",
+    "ceiling",
+    "ceiling_low",
+    "ceiling_high",
+    "ceiling_share",
     "patching",
     "writing",
     "reading",
@@ -85,7 +89,7 @@ def rank(
     refuse_unused({"--scope": scope, "--resume": resume or None}, "is for --evidence choices")
     sets = pairs.sets()  # before the slow imports: a mistyped name is refused at once
     from steerlens.attribution.evidence import (
-        BESIDE_OTHERS,
+        BESIDE_A_TASK,
         ON_HELD_OUT,
         applicable_evidence,
         gather_evidence,
@@ -135,7 +139,7 @@ def rank(
                 seed=seed_of(pairs.seed),
                 chat_format=model.chat_format,
                 fitted_on=fit,
-                task=pairs.task_of(fit) if set(BESIDE_OTHERS) & set(kinds) else None,
+                task=pairs.task_of(fit) if set(BESIDE_A_TASK) & set(kinds) else None,
             )
 
         result = every.attempt(fit.instruction_id, gather)

@@ -71,8 +71,8 @@ Json = Annotated[bool, option("print machine-readable JSON", "--json")]
 Seed = Annotated[int, option("seed of everything that is drawn")]
 Evidence = option(
     "comma-separated: separability, probes, null, dimension, generalisation, causal, components, "
-    "specificity, other_task, geometry, vocabulary, reading, patching; or all (for rank also: "
-    "choices)"
+    "specificity, other_task, geometry, vocabulary, reading, patching, ceiling; or all, without "
+    "ceiling (for rank also: choices)"
 )
 
 
@@ -101,14 +101,14 @@ def seed_of(seed: int | None, unused: str | None = None) -> int:
 
 def evidence_kinds(names: str) -> tuple[str, ...]:
     """The kinds of evidence asked for, checked before any model is loaded."""
-    from steerlens.attribution.evidence import ALL_EVIDENCE
+    from steerlens.attribution.evidence import ALL_EVIDENCE, EVIDENCE_KINDS
 
     if names == "all":
         return ALL_EVIDENCE
     kinds = tuple(name.strip() for name in names.split(","))
     for kind in kinds:
-        if kind not in ALL_EVIDENCE:
-            raise unknown_name("kind of evidence", kind, ALL_EVIDENCE)
+        if kind not in EVIDENCE_KINDS:
+            raise unknown_name("kind of evidence", kind, EVIDENCE_KINDS)
     return kinds
 
 

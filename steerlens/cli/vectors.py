@@ -53,12 +53,27 @@ def vector(
     out: Annotated[
         Path, local_path("the file to write; the library's folder with several tasks or --all")
     ],
-    estimator: Annotated[str, option("see steerlens.vectors")] = "difference_of_means",
+    estimator: Annotated[str | None, option("see steerlens.vectors")] = None,
+    objective: Annotated[
+        str | None,
+        option("train a direction instead: comply, prefer, imitate or regress (minutes)"),
+    ] = None,
+    layer: Annotated[
+        list[int] | None, option("where it is trained (repeats); by default at two thirds")
+    ] = None,
+    gate: Annotated[bool, option("train it with a ReLU gate", "--gate")] = False,
     form: Format = "steerlens",
     as_json: Json = False,
 ) -> None:
     """Make a steering vector, or a library of them."""
     _check_format(form)
+    if objective is None:
+        refuse_unused({"--layer": layer, "--gate": gate or None}, "is for --objective")
+    else:
+        refuse_unused({"--estimator": estimator}, "is another way than --objective")
+        from steerlens.training.objectives import check_objective
+
+        check_objective(objective)
     sets = pairs.sets()
     if pairs.pairs is not None:
         seed_of(pairs.seed, unused="with --pairs FILE: no pair is drawn")
@@ -71,13 +86,29 @@ def vector(
     from steerlens.files import check_writable
     from steerlens.vectors import ESTIMATORS
 
+    estimator = estimator or "difference_of_means"
     if estimator not in ESTIMATORS:
         raise unknown_name("estimator", estimator, ESTIMATORS)
     check_writable(out / "README.md" if is_library else out)
     loaded = model.load()
-    vectors = [
-        ESTIMATORS[estimator](pairs.cache(loaded, group, model.chat_format)) for group in sets
-    ]
+    if objective is None:
+        make = ESTIMATORS[estimator]
+        vectors = [make(pairs.cache(loaded, group, model.chat_format)) for group in sets]
+    else:
+        from steerlens.training import train_direction
+
+        vectors = [
+            train_direction(
+                loaded,
+                pairs.task_of(group),
+                layer or (2 * loaded.cfg.n_layers // 3,),
+                objective,
+                gate,
+                seed=seed_of(pairs.seed),
+                chat_format=model.chat_format,
+            )
+            for group in sets
+        ]
     if is_library:
         _write_library(out, vectors, form, as_json)
         return

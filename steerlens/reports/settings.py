@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from steerlens.attribution import ALL_EVIDENCE
+from steerlens.attribution import EVIDENCE_KINDS
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.steering.operations import check_scope
 
@@ -29,7 +29,7 @@ class ReportSettings:
         max_new_tokens: Longest sample response, in tokens.
         batch_size: Prompts per forward pass.
         seed: Seed of everything random.
-        evidence: Further kinds of evidence to show (`steerlens.attribution.ALL_EVIDENCE`); each
+        evidence: Further kinds of evidence to show (`steerlens.attribution.EVIDENCE_KINDS`); each
             task then takes most of a minute.
 
     Raises:
@@ -57,8 +57,8 @@ class ReportSettings:
                 raise SteerlensError(f"{name} must be at least 1; got {value}")
         check_scope(self.scope)
         for kind in self.evidence:
-            if kind not in ALL_EVIDENCE:
-                raise unknown_name("kind of evidence", kind, ALL_EVIDENCE)
+            if kind not in EVIDENCE_KINDS:
+                raise unknown_name("kind of evidence", kind, EVIDENCE_KINDS)
         if not 0 <= self.seed < 2**32:
             raise SteerlensError(f"seed must be between 0 and {2**32 - 1}; got {self.seed}")
 

@@ -1,10 +1,12 @@
 """Claims about `steerlens rank` for several tasks, and for kinds that compare tasks."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from steerlens.attribution.ceiling import CEILING_TRAINING
 from steerlens.cli.main import main
 
 SHORT = """
@@ -49,3 +51,25 @@ def test_kinds_beside_other_tasks_are_columns_and_files(roomy_folder, loud, tmp_
     ranking = pd.read_csv(tmp_path / "o" / "ranking.csv")
     pd.testing.assert_series_equal(ranking.specific_auroc, table.specific_auroc, rtol=1e-9)
     assert (tmp_path / "o" / "geometry.csv").is_file()
+
+
+def test_the_ceiling_is_a_kind_of_evidence(roomy_folder, loud, tmp_path, capsys, monkeypatch):
+    short = replace(CEILING_TRAINING, n_examples=12, max_tokens=6, n_steps=2, look_every=1)
+    monkeypatch.setattr("steerlens.attribution.ceiling.CEILING_TRAINING", short)
+    command = ["rank", "--model", str(roomy_folder), "--device", "cpu", "--task", loud, "--n", "8"]
+    assert main([*command, "--evidence", "ceiling", "--out", str(tmp_path / "o")]) == 0
+    assert "ceiling_share" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "o" / "ceiling.csv")
+    assert {"mean_difference_low", "other_task", "placebo", "share", "cosine"} <= set(table)
+    ranking = pd.read_csv(tmp_path / "o" / "ranking.csv").dropna(subset="ceiling")
+    assert ranking.ceiling.tolist() == pytest.approx(table.ceiling.tolist(), rel=1e-9)
+
+
+def test_a_trained_vector_steers_on_the_command_line(roomy_folder, loud, tmp_path, capsys):
+    model, path = ["--model", str(roomy_folder), "--device", "cpu"], tmp_path / "v.safetensors"
+    trained = ["--objective", "regress", "--gate", "--layer", "0", "--layer", "1"]
+    assert main(["vector", *model, "--task", loud, *trained, "--out", str(path)]) == 0
+    steered = ["--vector", str(path), "--layer", "1", "--operation", "general", "--prompt", "Hi"]
+    assert main(["steer", *model, *steered, "--max-new-tokens", "2", "--json"]) == 0
+    assert main(["vector", *model, "--task", loud, "--gate", "--out", str(path)]) == 2
+    assert "--gate is for --objective" in capsys.readouterr().err
