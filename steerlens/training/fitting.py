@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
@@ -22,6 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.batches import PASS_TOKENS, packs
 from steerlens.engine.forward import PassRow, run_rows
 from steerlens.engine.modules import unembed
+from steerlens.engine.rows import out_of_memory
 from steerlens.errors import SteeringError
 from steerlens.training.examples import TrainingExample
 from steerlens.training.objectives import (
@@ -247,12 +248,7 @@ class _Passes:
         n_examples = np.bincount([item.slot for item in items], minlength=len(self.slots))
         sums = np.zeros(len(self.slots))
         for chunk in packs(items, self._share, most_tokens=_WHOLE_PASS):
-            with torch.set_grad_enabled(penalty is not None):
-                losses, pushes = self._chunk(chunk)
-                if penalty is not None:
-                    counts = torch.tensor([float(n_examples[item.slot]) for item in chunk])
-                    torch.autograd.backward(((losses + penalty * pushes) / counts.to(losses)).sum())
-            np.add.at(sums, [item.slot for item in chunk], losses.detach().double().cpu().numpy())
+            self._add(chunk, n_examples, penalty, sums)
         broken = np.flatnonzero(~np.isfinite(sums))
         if len(broken):
             raise SteeringError(
@@ -260,6 +256,39 @@ class _Passes:
                 "learning rate may help"
             )
         return np.where(n_examples > 0, sums / np.maximum(n_examples, 1), np.inf)
+
+    def _add(
+        self,
+        chunk: Sequence[_Item],
+        n_examples: Int[np.ndarray, "slot"],
+        penalty: float | None,
+        sums: Float[np.ndarray, "slot"],
+    ) -> None:
+        """Losses of some examples, and their gradients; in two halves where memory runs out."""
+        trained = [self.parameters.write, self.parameters.read, self.parameters.bias]
+        try:
+            with torch.set_grad_enabled(penalty is not None):
+                losses, pushes = self._chunk(chunk)
+                counts = torch.tensor([float(n_examples[item.slot]) for item in chunk])
+                whole = ((losses + (penalty or 0.0) * pushes) / counts.to(losses)).sum()
+                # Not `backward`, which may have added a part when memory runs out.
+                parts = torch.autograd.grad(whole, trained) if penalty is not None else ()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if len(chunk) == 1:
+                raise SteeringError(
+                    f"one example of a direction ({self.slots[chunk[0].slot]}) needs more memory "
+                    "than there is; use a smaller max_tokens, or layers further up"
+                ) from error
+        else:
+            for values, gradient in zip(trained if parts else (), parts, strict=True):
+                values.grad = gradient if values.grad is None else values.grad + gradient
+            np.add.at(sums, [item.slot for item in chunk], losses.detach().double().cpu().numpy())
+            return
+        middle = len(chunk) // 2
+        for half in (chunk[:middle], chunk[middle:]):
+            self._add(half, n_examples, penalty, sums)
 
     def _share(self, item: _Item) -> int:
         """How much of a pass an example takes, in thousandths."""

@@ -251,3 +251,25 @@ def test_too_few_examples_name_what_can_be_had():
     bare = [replace(example, compliant=()) for example in EXAMPLES]
     with pytest.raises(SteeringError, match=r"0 of 2 base queries.*imitate, regress can be had"):
         usable(bare, "comply", 2)
+
+
+def test_memory_that_runs_out_halves_the_pass_and_changes_nothing(tiny_model, monkeypatch):
+    slots = SLOTS[:2]
+    whole, _ = trained(tiny_model, slots)
+    run, sizes = _Passes._chunk, []
+
+    def small(passes, chunk):
+        sizes.append(len(chunk))
+        if len(chunk) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(passes, chunk)
+
+    monkeypatch.setattr(_Passes, "_chunk", small)
+    halved, _ = trained(tiny_model, slots)
+    assert max(sizes) > 1
+    # The same sums in another order, through Adam's division by a square root.
+    torch.testing.assert_close(halved.write, whole.write, rtol=1e-3, atol=1e-5)
+
+    monkeypatch.setattr(_Passes, "_chunk", lambda *_: small(None, (0, 0)))
+    with pytest.raises(SteeringError, match=r"one example of a direction .* needs more memory"):
+        trained(tiny_model, slots)
