@@ -67,7 +67,9 @@ RULES = (
 # What tells of layers of equal AUROC, as in `steerlens.rank_layers`.
 _TIES = {"auroc": "d_prime_held_out", "specific_auroc": "specific_d_prime"}
 _LONGEST = 100
-_N_PROMPTS, _N_TOKENS = 10, 64
+_N_PROMPTS, _N_TOKENS = 12, 64
+# Loops hide what steering does (docs/results.md, "Loops"); with this penalty few answers loop.
+DECODING = sl.Decoding(repetition_penalty=1.1)
 _GRID: dict[str, Any] = {}
 if behaviour.SMALL:
     _N_PROMPTS, _N_TOKENS = 2, 8
@@ -91,14 +93,22 @@ def tasks_of_half(half: int) -> list[str]:
 
 
 def layers_of(model: Any) -> list[int]:
-    """Every third layer from the first."""
-    return list(range(0, model.cfg.n_layers, 10 if behaviour.SMALL else 3))
+    """Nine or ten layers, evenly spaced from the first."""
+    n_layers = model.cfg.n_layers
+    return list(range(0, n_layers, 10 if behaviour.SMALL else round(n_layers / 10)))
 
 
 def behaviour_of(model: Any, tasks: Sequence[str], name: str) -> pd.DataFrame:
-    """`steerability.behaviour_by_layer` at these layers, with every token steered."""
+    """`steerability.behaviour_by_layer` at these layers, every token steered, with `DECODING`."""
     return behaviour_by_layer(
-        model, tasks, _N_PROMPTS, _N_TOKENS, name, scopes=("all",), layers=layers_of(model)
+        model,
+        tasks,
+        _N_PROMPTS,
+        _N_TOKENS,
+        f"{name}-behaviour",
+        scopes=("all",),
+        layers=layers_of(model),
+        decoding=DECODING,
     )
 
 
@@ -250,7 +260,7 @@ def compared(
 ) -> EvidenceComparison:
     """Rules against behaviour; a response that loops does not pass.
 
-    A task counts as steerable if its best layer passes at least 2 more of 10 prompts than no
+    A task counts as steerable if its best layer passes at least 3 more of 12 prompts than no
     steering. Of layers with the same AUROC, held-out d′ decides.
     """
     passed, unsteered = outcomes(frame, "all", clean=True)

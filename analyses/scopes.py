@@ -18,10 +18,10 @@ import numpy as np
 
 import steerlens as sl
 from analyses.loops import share
-from steerlens.behaviour.fluency import fluency, is_degenerate
 from steerlens.files import write_text
 from steerlens.stats.rates import paired_difference
 from steerlens.tasks.checks import follows
+from steerlens.tasks.fluency import fluency, is_degenerate
 
 MODEL = "smollm2-135m-instruct"
 TASKS = {

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,12 @@ from steerlens.attribution import (
 )
 from steerlens.behaviour.answers import Answerer, Question
 from steerlens.behaviour.plans import FitRecipe, VectorBook
+from steerlens.engine.sampling import GREEDY
 from steerlens.errors import ActivationError
 from steerlens.models.loading import available_models, model_info
 from steerlens.runs import Run, piece_name
 from steerlens.tasks import Task
 from steerlens.tasks.fluency import fluency, is_degenerate
-from steerlens.tasks.pairs import ContrastPair
 
 __all__ = [
     "GEMMA",
@@ -79,6 +80,7 @@ def behaviour_by_layer(
     name: str = "which-evidence",
     scopes: Sequence[str] = _SCOPES,
     layers: Sequence[int] | None = None,
+    decoding: sl.Decoding = GREEDY,
 ) -> pd.DataFrame:
     """Prompts of the report split answered under ``set_projection`` at each layer, strength 1.
 
@@ -99,6 +101,7 @@ def behaviour_by_layer(
         "instructions": list(instructions),
         "n_prompts": n_prompts,
         "n_tokens": n_tokens,
+        "decoding": decoding.describe(),
     }
     folder = behaviour.run_folder(name)
     tried = [("none", -1)]
@@ -109,25 +112,29 @@ def behaviour_by_layer(
         answerer = Answerer(model, run)
         book = VectorBook(answerer, FitRecipe(n_pairs=4) if behaviour.SMALL else FitRecipe())
         for instruction in tqdm(instructions, desc="behaviour by layer", unit="instruction"):
-            task = sl.catalogue[instruction]
-            pairs = list(sl.contrast_pairs(task, n=n_prompts, split="report"))
-            vector = book.vector(task, {}, "last_prompt")
-            needed = max(task.tokens_to_tell(pair.kwargs) or 0 for pair in pairs)
-            longest = n_tokens if behaviour.SMALL else max(n_tokens, needed)
-            rows += _answered(answerer, task, pairs, vector, tried, longest)
+            rows += answerer.remembered(
+                {"behaviour by layer": instruction, "tried": tried, **settings},
+                partial(
+                    _of_task, answerer, book, sl.catalogue[instruction], tried, settings, decoding
+                ),
+            )
         run.conclude()
     return pd.DataFrame(rows)
 
 
-def _answered(
+def _of_task(
     answerer: Answerer,
+    book: VectorBook,
     task: Task,
-    pairs: Sequence[ContrastPair],
-    vector: sl.SteeringVector,
     tried: Sequence[tuple[str, int]],
-    n_tokens: int,
+    settings: Mapping[str, Any],
+    decoding: sl.Decoding,
 ) -> list[dict[str, Any]]:
     """Every prompt under each scope and layer; without steering at layer −1."""
+    pairs = list(sl.contrast_pairs(task, n=settings["n_prompts"], split="report"))
+    vector = book.vector(task, {}, "last_prompt")
+    needed = max(task.tokens_to_tell(pair.kwargs) or 0 for pair in pairs)
+    n_tokens = settings["n_tokens"] if behaviour.SMALL else max(settings["n_tokens"], needed)
     asked = [
         Question(
             pair.uninstructed,
@@ -137,7 +144,7 @@ def _answered(
         for scope, layer in tried
         for pair in pairs
     ]
-    answers = answerer.ask(asked, n_tokens)
+    answers = answerer.ask(asked, n_tokens, decoding)
     rows = []
     for i, (scope, layer) in enumerate(tried):
         for j, pair in enumerate(pairs):
