@@ -135,7 +135,7 @@ def test_samples_stand_side_by_side_and_the_first_do_not_depend_on_how_many(tiny
 
 
 def test_each_row_keeps_its_decoding_when_memory_runs_out(tiny_model, monkeypatch):
-    from steerlens.engine import decoding as module
+    from steerlens.engine import steps as module
 
     decodings = [Decoding(1.0, seed=i, repetition_penalty=1 + i / 4) for i in range(4)]
     ask = {"decoding": decodings, "max_new_tokens": 6}

@@ -5,7 +5,7 @@ import torch
 from architectures import write_family
 
 import steerlens as sl
-from steerlens.engine import choosing, decoding, forward, verification
+from steerlens.engine import choosing, decoding, forward, steps, verification
 from steerlens.engine.choosing import choose_path
 from steerlens.engine.memory import attention_masks
 from steerlens.engine.modules import device_of, only_blocks
@@ -56,7 +56,7 @@ def test_a_window_that_the_engine_forgot_is_found_however_long_the_window_is(
         return attention_masks(Plain, *args)
 
     monkeypatch.setattr(forward, "attention_masks", without_window)
-    monkeypatch.setattr(decoding, "attention_masks", without_window)
+    monkeypatch.setattr(steps, "attention_masks", without_window)
     assert "differ from the bridge's" in choose_path(model).reason
 
 
