@@ -177,6 +177,8 @@ class VectorBook:
 
     def placebo(self, task: Task, kwargs: Mapping[str, Any], estimator: str) -> SteeringVector:
         """Random directions that push as far as the vector."""
+        if estimator in TRAINED:
+            return gated_placebo(self.vector(task, kwargs, estimator), self.recipe.seed)
         return self._fit(task, task.wording(kwargs), estimator)[1]
 
     def steering(
@@ -206,20 +208,25 @@ class VectorBook:
         self, task: Task, wording: Mapping[str, Any], estimator: str
     ) -> tuple[SteeringVector, SteeringVector]:
         key = (task.id, json.dumps(wording, sort_keys=True), estimator)
-        if key not in self._fitted and estimator in TRAINED:
-            vector = self._trained(task, wording, estimator)
-            self._fitted[key] = vector, gated_placebo(vector, self.recipe.seed)
         if key not in self._fitted:
-            cache = self._residuals(task, wording, estimator)
-            vector = difference_of_means(cache)
-            if estimator == "prompt_own":
-                vector = self._own_part(task, cache)
-            metadata = {**vector.metadata, "instruction": task.id, "contrast": estimator}
-            placebo = random_direction(cache, seed=self.recipe.seed, like=vector)
-            self._fitted[key] = replace(vector, metadata=metadata), placebo
+            make = self._trained if estimator in TRAINED else self._from_means
+            self._fitted[key] = make(task, wording, estimator)
         return self._fitted[key]
 
-    def _trained(self, task: Task, wording: Mapping[str, Any], estimator: str) -> SteeringVector:
+    def _from_means(
+        self, task: Task, wording: Mapping[str, Any], estimator: str
+    ) -> tuple[SteeringVector, SteeringVector]:
+        cache = self._residuals(task, wording, estimator)
+        vector = difference_of_means(cache)
+        if estimator == "prompt_own":
+            vector = self._own_part(task, cache)
+        metadata = {**vector.metadata, "instruction": task.id, "contrast": estimator}
+        placebo = random_direction(cache, seed=self.recipe.seed, like=vector)
+        return replace(vector, metadata=metadata), placebo
+
+    def _trained(
+        self, task: Task, wording: Mapping[str, Any], estimator: str
+    ) -> tuple[SteeringVector, SteeringVector]:
         if wording:
             raise SteerlensError(
                 f"a direction is not trained for each wording of {task.id}: it takes minutes"
@@ -230,7 +237,8 @@ class VectorBook:
             self.answerer, task, pairs, estimator, settings, self.recipe.loop_weight
         )
         metadata = {**vector.metadata, "instruction": task.id, "contrast": estimator}
-        return replace(vector, metadata=metadata)
+        vector = replace(vector, metadata=metadata)
+        return vector, gated_placebo(vector, self.recipe.seed)
 
     def _residuals(self, task: Task, wording: Mapping[str, Any], estimator: str) -> ResidualCache:
         """Residuals of the two sides that an estimator compares."""
