@@ -29,6 +29,7 @@ from steerlens.models.loading import available_models, model_info
 from steerlens.runs import Run, piece_name
 from steerlens.tasks import Task
 from steerlens.tasks.fluency import fluency, is_degenerate
+from steerlens.tasks.task_files import load_task
 
 __all__ = [
     "GEMMA",
@@ -165,9 +166,9 @@ def _of_task(
 
 def evidence_by_layer(
     model: Any,
-    instructions: Sequence[str],
+    tasks: Sequence[Task | str],
     name: str = "which-evidence",
-    evidence: Callable[[Any, str, int, int], pd.DataFrame] | None = None,
+    evidence: Callable[[Any, Any, int, int], pd.DataFrame] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Separability from ``fit``, causal recovery on ``select``: never the report's prompts.
 
@@ -175,13 +176,13 @@ def evidence_by_layer(
 
     Args:
         model: A hooked model.
-        instructions: The tasks.
+        tasks: Tasks, ids of the catalogue or files.
         name: Of the run.
         evidence: Computes other columns instead, from the model, a task, and how many pairs to fit
             on and to hold out.
 
     Returns:
-        For each instruction `LayerRanking.table` as numbers: ``layer`` and every kind.
+        For each task's id `LayerRanking.table` as numbers: ``layer`` and every kind.
     """
     evidence = evidence or _evidence
     n_fit, n_held_out = (8, 2) if behaviour.SMALL else (64, 16)
@@ -195,19 +196,19 @@ def evidence_by_layer(
     folder = behaviour.run_folder(f"{name}-layers")
     tables = {}
     with Run.open(folder, kind="analysis", settings=settings, resume=folder.exists()) as run:
-        for instruction in tqdm(instructions, desc="evidence", unit="instruction"):
-            piece = piece_name({"instruction": instruction})
+        for given in tqdm(tasks, desc="evidence", unit="task"):
+            task = load_task(given)
+            piece = piece_name({"instruction": task.id, **behaviour.definition(task)})
             rows = run.finished(piece)
             if rows is None:
-                found = evidence(model, instruction, n_fit, n_held_out)
+                found = evidence(model, given, n_fit, n_held_out)
                 rows = run.finish(piece, [row.to_dict() for _, row in found.iterrows()])
-            tables[instruction] = pd.DataFrame(rows).astype(float).astype({"layer": int})
+            tables[task.id] = pd.DataFrame(rows).astype(float).astype({"layer": int})
         run.conclude()
     return tables
 
 
-def _evidence(model: Any, instruction: str, n_fit: int, n_held_out: int) -> pd.DataFrame:
-    task = sl.catalogue[instruction]
+def _evidence(model: Any, task: Task | str, n_fit: int, n_held_out: int) -> pd.DataFrame:
     pairs = sl.contrast_pairs(task, n=n_fit, split="fit")
     held_out = sl.contrast_pairs(task, n=n_held_out, split="select")
     cache = sl.cache_residuals(model, pairs, show_progress=False)
@@ -303,9 +304,9 @@ def rule_verdict(
 
 
 def evidence_costs(
-    model: Any, instruction: str, n_prompts: int = 12, n_tokens: int = 96
+    model: Any, task: Task | str, n_prompts: int = 12, n_tokens: int = 96
 ) -> pd.DataFrame:
-    """What each kind of evidence costs for one instruction, counted while it is made.
+    """What each kind of evidence costs for one task, counted while it is made.
 
     Returns:
         One row a kind: ``passes``, token positions through the whole model (positions × blocks
@@ -315,7 +316,6 @@ def evidence_costs(
     n_fit, n_held_out = (8, 2) if behaviour.SMALL else (64, 16)
     if behaviour.SMALL:
         n_prompts, n_tokens = 2, 8
-    task = sl.catalogue[instruction]
     pairs = sl.contrast_pairs(task, n=n_fit, split="fit")
     held_out = sl.contrast_pairs(task, n=n_held_out, split="select")
     prompts = [p.uninstructed for p in sl.contrast_pairs(task, n=n_prompts, split="report")]

@@ -35,10 +35,12 @@ CHAIN = [
 ]
 
 HELPERS = [
-    "import steerlens as sl\nfrom analyses import behaviour",
+    "import steerlens as sl\nfrom analyses import behaviour, steerability",
     DEFINED,
     'plan = behaviour.planned(model, [task], "even")',
     'result = behaviour.evaluated(model, behaviour.report_prompts([task]), "report", plan)',
+    'table = steerability.evidence_by_layer(model, [task], "own")["even"]',
+    "costs = steerability.evidence_costs(model, task)",
 ]
 
 
@@ -92,3 +94,5 @@ def test_the_helpers_of_the_notebooks_take_it(notebook, tiny_model, tmp_path, mo
     # then each has taken the task
     assert names["plan"].instructions == ("even",)
     assert {tuple(row["instruction_id_list"]) for row in names["result"].responses} == {("even",)}
+    assert names["table"]["layer"].tolist() == [0, 1, 2]
+    assert (names["costs"]["passes"] > 0).any()
