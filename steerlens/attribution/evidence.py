@@ -42,7 +42,8 @@ share (11), d′ (19) and AUROC (21 [−7, 50]). Only five of the 14 tasks are m
 none of these differences is shown by itself. An earlier measurement on all 31 tasks
 (``analyses/07-which-evidence.ipynb``; the 15 that some layer moves when loops may pass) is more
 certain of the last: 16 points [1, 31] between first-token recovery and AUROC. On the other half one
-of ten tasks is moved, too few for a test (``docs/results.md``).
+of ten tasks is moved, too few for a test, and under a repetition penalty none
+(``docs/results.md``).
 """
 
 import os
