@@ -16,10 +16,11 @@
 #
 # Behaviour is the judge: `set_projection` with strength 1 (Stolfo et al. 2025, eq. 2) of the
 # `last_prompt` vector at every third layer, every token steered, on twelve prompts of the `report`
-# split per task, decoded with a repetition penalty of 1.1. A response that falls into a loop counts as a failure. The rules saw none of these
-# prompts: each is one number per layer, from the `fit` split, from `select`, or from nothing at all
-# (the middle layer), and takes the layer with the highest. Its regret is what is lost against the
-# best layer, which is chosen on all prompts but one and read from that one.
+# split per task, decoded with a repetition penalty of 1.1. A response that falls into a loop counts
+# as a failure. The rules saw none of these prompts: each is one number per layer, from the `fit`
+# split, from `select`, or from nothing at all (the middle layer), and takes the layer with the
+# highest. Its regret is what is lost against the best layer, which is chosen on all prompts but one
+# and read from that one.
 #
 # A rule is chosen on half of the tasks, by a hash of their id, and then measured once on the other
 # half.
