@@ -94,7 +94,7 @@ def train_direction(
     objective: str = "comply",
     gate: bool = False,
     jointly: bool = False,
-    loop_weight: float = 0.0,
+    loop_weight: float = 0.5,
     scope: str = "all",
     kwargs: Mapping[str, Any] | None = None,
     settings: TrainingSettings | None = None,
@@ -112,7 +112,8 @@ def train_direction(
             `steerlens.training.objectives`.
         gate: Train ``x + ReLU(a + w·x) z`` (operation ``general``) instead of ``x + z`` (``add``).
         jointly: Train the layers as one direction, to be used at all of them at once.
-        loop_weight: Weight of the term against loops; see `steerlens.training.objectives`.
+        loop_weight: Weight of the term against loops (`steerlens.training.objectives`); 0 for the
+            objective alone.
         scope: Tokens steered: ``"all"``, ``"prompt"`` or ``"response"``; steer the same later.
         kwargs: Arguments of the task that are the same in every example.
         settings: How it is trained.

@@ -45,7 +45,9 @@ _WHOLE_PASS = 1000
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How directions are trained.
+    """How directions are trained; by default about three minutes per layer on two CPU cores.
+
+    On SmolLM2 the held-out loss stops falling after 10 to 20 steps of 4 examples.
 
     Attributes:
         n_examples: Base queries of the ``fit`` split.
@@ -64,13 +66,13 @@ class TrainingSettings:
     n_examples: int = 48
     max_tokens: int = 64
     held_out: float = 0.25
-    n_steps: int = 60
-    batch_size: int = 8
+    n_steps: int = 24
+    batch_size: int = 4
     learning_rate: float = 0.1
     read_rate: float = 1.0
     push_penalty: float = 0.02
-    patience: int = 3
-    look_every: int = 10
+    patience: int = 2
+    look_every: int = 6
 
 
 @dataclass(frozen=True)
