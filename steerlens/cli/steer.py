@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from steerlens.cli.decoding import DecodingOptions
 from steerlens.cli.options import InterventionOptions, ModelOptions
@@ -12,11 +12,15 @@ from steerlens.cli.values import (
     count,
     local_path,
     option,
+    parse_token_ids,
     print_json,
     refuse_unused,
     seed_of,
 )
 from steerlens.errors import SteerlensError
+
+if TYPE_CHECKING:
+    from steerlens.models.conversations import Prompt
 
 __all__ = ["calibrate", "steer"]
 
@@ -30,6 +34,9 @@ def steer(
         str | None,
         option("the prompt to answer; without one, --messages ends with what is answered"),
     ] = None,
+    token_ids: Annotated[
+        str | None, option("instead of --prompt: comma-separated token ids, read as they are")
+    ] = None,
     strength: Annotated[float, option("how hard to steer")] = 1.0,
     max_new_tokens: Annotated[int, count("longest response")] = 64,
     seed: Annotated[int | None, option("seed of sampling (default: 0)")] = None,
@@ -41,14 +48,20 @@ def steer(
     from steerlens.models.conversations import continued, conversation_of
 
     before = decoding.conversation()
-    if prompt is None:
+    asked: Prompt
+    if token_ids is not None:
+        if prompt is not None or before:
+            raise SteerlensError("--token-ids are the whole prompt; leave out --prompt, --messages")
+        asked = parse_token_ids(token_ids)
+    elif prompt is not None:
+        asked = continued(before, prompt)
+    else:
         if not before:
             raise SteerlensError(
                 "give --prompt TEXT, or --messages FILE that ends with a user's message, or an "
                 "assistant's to go on with"
             )
-        conversation_of(before, str(decoding.messages))
-    asked = before if prompt is None else continued(before, prompt)
+        asked = conversation_of(before, str(decoding.messages))
     _, steering = intervention.steering(strength)
     greedy = None if decoding.temperature else "at --temperature 0: no token is drawn"
     run = run_steer(

@@ -112,6 +112,23 @@ def evidence_kinds(names: str) -> tuple[str, ...]:
     return kinds
 
 
+def parse_token_ids(value: str) -> list[int]:
+    """Token ids from one text.
+
+    >>> parse_token_ids("1, 9690")
+    [1, 9690]
+    """
+    try:
+        ids = [int(part) for part in value.split(",")]
+    except ValueError:
+        ids = []
+    if not ids or min(ids) < 0:
+        raise SteerlensError(
+            f"--token-ids takes whole numbers of at least 0, separated by commas; got {value!r}"
+        )
+    return ids
+
+
 def parse_device_map(name: str, value: str | None) -> Any:
     """A strategy by name, or devices by module as JSON."""
     return _json_object(name, value) if value is not None and value.startswith("{") else value

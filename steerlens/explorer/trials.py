@@ -1,6 +1,7 @@
 """What the explorer tries: the vector of a task, of a file or of your own words, and its use."""
 
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Trial:
 
     Attributes:
         source: Where the vector comes from; see `kind_of`.
-        prompt: The user's message.
+        prompt: The user's message; token ids where it is a list of whole numbers, ``[1, 9690]``.
         layer: Block whose output is steered.
         operation: ``"add"``, ``"set_projection"`` or ``"ablate"``.
         strength: Multiplies the change; see `SteeringVector.at`.
@@ -62,7 +63,7 @@ class Trial:
     def asked(self) -> Prompt:
         """The prompt, after the system message and the earlier turns."""
         system = [{"role": "system", "content": self.system}] if self.system.strip() else []
-        return continued((*system, *self.turns), self.prompt)
+        return continued((*system, *self.turns), _token_ids(self.prompt) or self.prompt)
 
     def steering(self, vector: SteeringVector) -> Steering:
         """The vector, steered as this trial says.
@@ -81,6 +82,16 @@ class Trial:
             f"{self.scope}{adaptive}, {shown(self.asked)!r}"
         )
         return words if self.decoding == GREEDY else f"{words}; {self.decoding.describe()}"
+
+
+def _token_ids(text: str) -> list[int]:
+    """Token ids that a text spells; none for any other text.
+
+    >>> _token_ids("[1, 9690]"), _token_ids("[1, a]"), _token_ids("[]")
+    ([1, 9690], [], [])
+    """
+    match = re.fullmatch(r"\s*\[([\d\s,]+)\]\s*", text)
+    return [int(part) for part in match[1].split(",") if part.strip()] if match else []
 
 
 def kind_of(source: str, tasks: Tasks = catalogue) -> Literal["task", "file", "words"]:

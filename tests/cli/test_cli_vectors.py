@@ -71,6 +71,13 @@ def test_a_vector_in_any_format_steers_on_the_command_line(
     )  # fmt: skip
     assert code == 0, err
     assert json.loads(out)["effects"]
+    steered = ["steer", "--model", tiny_folder, "--vector", path, "--layer", 1, "--json"]
+    code, out, err = run(capsys, *steered, "--token-ids", "3, 4, 5", "--max-new-tokens", 2)
+    assert code == 0, err
+    rows = [row for row in json.loads(out)["effects"] if row["role"] == "prompt"]
+    assert [row["token"] for row in rows] == ["!", '"', "#"]
+    for given in (["--token-ids", "3,x"], ["--token-ids", "3", "--prompt", "Hi"]):
+        assert run(capsys, *steered, *given)[0] == 2
 
 
 def test_a_vector_without_targets_is_added_unless_told_otherwise(capsys, tmp_path, tiny_folder):
