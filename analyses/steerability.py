@@ -75,7 +75,7 @@ def steered_layers(model: Any) -> list[int]:
 
 def behaviour_by_layer(
     model: Any,
-    instructions: Sequence[str],
+    instructions: Sequence[str | Task],
     n_prompts: int = 12,
     n_tokens: int = 96,
     name: str = "which-evidence",
@@ -95,11 +95,11 @@ def behaviour_by_layer(
     """
     if behaviour.SMALL:
         n_prompts, n_tokens = 2, 8
-    info = model_info(model)
+    info, tasks = model_info(model), [load_task(given) for given in instructions]
     settings = {
         "model": info.weights_hash,
         "dtype": info.dtype,
-        "instructions": list(instructions),
+        "instructions": {task.id: task.hash for task in tasks},
         "n_prompts": n_prompts,
         "n_tokens": n_tokens,
         "decoding": decoding.describe(),
@@ -112,12 +112,10 @@ def behaviour_by_layer(
     with Run.open(folder, kind="analysis", settings=settings, resume=folder.exists()) as run:
         answerer = Answerer(model, run)
         book = VectorBook(answerer, FitRecipe(n_pairs=4) if behaviour.SMALL else FitRecipe())
-        for instruction in tqdm(instructions, desc="behaviour by layer", unit="instruction"):
+        for task in tqdm(tasks, desc="behaviour by layer", unit="instruction"):
             rows += answerer.remembered(
-                {"behaviour by layer": instruction, "tried": tried, **settings},
-                partial(
-                    _of_task, answerer, book, sl.catalogue[instruction], tried, settings, decoding
-                ),
+                {"behaviour by layer": task.id, "tried": tried, **settings},
+                partial(_of_task, answerer, book, task, tried, settings, decoding),
             )
         run.conclude()
     return pd.DataFrame(rows)
