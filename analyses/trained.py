@@ -87,25 +87,18 @@ def evaluated(
 
 
 def table(result: Evaluation, title: str) -> None:
-    """Clean passes of each task and of all, and how much steering adds."""
+    """Clean passes of each task and of all under every condition, and loops under steering."""
     conditions = result.summary["conditions"]
     print(f"\n{title}\n\n| task | {' | '.join(CONDITIONS)} | loops, steered |")
     print(f"|---|{'---:|' * (len(CONDITIONS) + 1)}")
     for name in ("all", *conditions["uninstructed"]["instructions"]):
-        cells = []
-        for condition in CONDITIONS:
-            record = conditions[condition]
-            rates = record["all"] if name == "all" else record["instructions"][name]
-            cells.append(behaviour.percent(rates["clean"]))
-        cells.append(behaviour.percent(rates_of(conditions, "uninstructed+steering", name)))
+        rates = {
+            condition: record["all"] if name == "all" else record["instructions"][name]
+            for condition, record in conditions.items()
+        }
+        cells = [behaviour.percent(rates[condition]["clean"]) for condition in CONDITIONS]
+        cells.append(behaviour.percent(rates["uninstructed+steering"]["degenerate"]))
         print(f"| {name} | {' | '.join(cells)} |")
-
-
-def rates_of(conditions: dict, condition: str, name: str) -> dict:  # type: ignore[type-arg]
-    """Share of degenerate answers."""
-    record = conditions[condition]
-    rates = record["all"] if name == "all" else record["instructions"][name]
-    return dict(rates["degenerate"])
 
 
 def moved(result: Evaluation) -> list[str]:

@@ -43,7 +43,7 @@ from hypothesis import settings
 from small_search import SMALL, TITLE
 from tiny_models import write_tiny_folder, write_tiny_gpt2
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import LlamaForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from steerlens.behaviour.search import search
 from steerlens.models.loading import load_model, model_info
@@ -114,3 +114,17 @@ def hf_model(model: TransformerBridge) -> LlamaForCausalLM:
     """
     folder = cache_folder() / "weights" / model_info(model).weights_hash.removeprefix("sha256:")
     return load_plain(folder)
+
+
+@pytest.fixture(scope="session")
+def wide_model(gpt2_folder: Path) -> TransformerBridge:
+    """A tiny model in float64, for finite differences; its norms do not go through float32."""
+    model = load_model(gpt2_folder, device="cpu")
+    model.original_model.double()
+    return model
+
+
+@pytest.fixture(scope="session")
+def plain_model(gpt2_folder: Path) -> GPT2LMHeadModel:
+    """The same weights in plain Hugging Face modules."""
+    return GPT2LMHeadModel.from_pretrained(gpt2_folder).double().eval()

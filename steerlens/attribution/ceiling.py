@@ -19,6 +19,7 @@ loss on held-out examples of ``fit`` is taken. Recovery measures likelihood of t
 answer, not whether a greedy answer complies.
 """
 
+import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -104,7 +105,7 @@ class Ceiling(Result):
 @arguments
 def ceiling(
     model: TransformerBridge,
-    task: str | Task,
+    task: Task | str | os.PathLike[str],
     layers: Sequence[int] | None = None,
     gates: Sequence[bool] = (True,),
     seeds: Sequence[int] = (0,),

@@ -13,6 +13,7 @@ form and length as well. Its loss says nothing about greedy answers, which may l
 it was trained on does not; measure them (`steerlens.evaluate`).
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ from steerlens.views.result import Result
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["TrainedDirections", "train_direction", "train_directions"]
+__all__ = ["TrainedDirections", "one_vector", "train_direction", "train_directions", "train_on"]
 
 # Fewer examples than this leave nothing to learn from, or to stop by.
 _LEAST = 8
@@ -89,7 +90,7 @@ class TrainedDirections(Result):
 @arguments
 def train_direction(
     model: TransformerBridge,
-    task: str | Task,
+    task: Task | str | os.PathLike[str],
     layers: Sequence[int] = (20,),
     objective: str = "comply",
     gate: bool = False,
@@ -141,12 +142,12 @@ def train_direction(
         chat_format=chat_format,
         show_progress=show_progress,
     )
-    return _one_vector(trained.vectors)
+    return one_vector(trained.vectors)
 
 
 def train_directions(
     model: TransformerBridge,
-    task: str | Task,
+    task: Task | str | os.PathLike[str],
     slots: Sequence[Slot],
     scope: str = "all",
     kwargs: Mapping[str, Any] | None = None,
@@ -351,7 +352,7 @@ def _table(
     return pd.DataFrame(rows)
 
 
-def _one_vector(vectors: Sequence[SteeringVector]) -> SteeringVector:
+def one_vector(vectors: Sequence[SteeringVector]) -> SteeringVector:
     """The layers of several vectors as one, lowest first."""
     ordered = sorted(vectors, key=lambda vector: vector.layers)
     names = ("directions", "gaps", "targets", "baselines", "reads", "biases")

@@ -107,11 +107,6 @@ class DirectionParameters:
             gated=torch.tensor([slots[i].gate for i, _ in sites], device=device),
         )
 
-    @property
-    def layers(self) -> list[int]:
-        """Every layer with a site, ascending."""
-        return sorted({layer for _, layer in self.sites})
-
     def snapshot(self) -> "DirectionParameters":
         """A copy of the values."""
         values = {name: getattr(self, name).detach().clone() for name in ("write", "read", "bias")}

@@ -4,28 +4,12 @@ import pytest
 import torch
 from hf_reference import Change, one_pass
 from steering_examples import random_vector
-from transformers import GPT2LMHeadModel
 
 from steerlens.engine.forward import PassRow, run_rows
 from steerlens.engine.modules import fast_modules, unembed
 from steerlens.engine.reading import read
-from steerlens.models.loading import load_model
 
 ROW, N_PROMPT = [3, 4, 5, 6, 7, 8], 4
-
-
-@pytest.fixture(scope="module")
-def wide_model(gpt2_folder):
-    """A tiny model in float64, for finite differences; its norms do not go through float32."""
-    model = load_model(gpt2_folder, device="cpu")
-    model.original_model.double()
-    return model
-
-
-@pytest.fixture(scope="module")
-def plain_model(gpt2_folder):
-    """The same weights in plain Hugging Face modules."""
-    return GPT2LMHeadModel.from_pretrained(gpt2_folder).double().eval()
 
 
 class Push:

@@ -7,12 +7,10 @@ import pytest
 import torch
 from hf_reference import Change, one_pass
 from steering_examples import random_vector
-from transformers import GPT2LMHeadModel
 
 from steerlens.engine.forward import gradients
 from steerlens.engine.modules import fast_modules
 from steerlens.errors import SteeringError
-from steerlens.models.loading import load_model
 from steerlens.training.examples import TrainingExample
 from steerlens.training.fitting import TrainingSettings, Trunks, _Passes, descend, read_trunks
 from steerlens.training.objectives import Forced, forced_texts, usable
@@ -29,20 +27,6 @@ SLOTS = (
     Slot((0, 2), "prefer", gate=True),
     Slot((1,), "imitate", gate=True),
 )
-
-
-@pytest.fixture(scope="module")
-def wide_model(gpt2_folder):
-    """A tiny model in float64, for finite differences; its norms do not go through float32."""
-    model = load_model(gpt2_folder, device="cpu")
-    model.original_model.double()
-    return model
-
-
-@pytest.fixture(scope="module")
-def plain_model(gpt2_folder):
-    """The same weights in plain Hugging Face modules."""
-    return GPT2LMHeadModel.from_pretrained(gpt2_folder).double().eval()
 
 
 def trunks_of(model, slots, examples=EXAMPLES):

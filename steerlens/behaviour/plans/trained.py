@@ -17,7 +17,7 @@ from steerlens.models.conversations import Prompt
 from steerlens.tasks import Task
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.training import Slot, TrainingSettings
-from steerlens.training.directions import train_on
+from steerlens.training.directions import one_vector, train_on
 from steerlens.training.examples import DECODING, answer_tokens, training_examples
 from steerlens.training.objectives import OBJECTIVES
 from steerlens.vectors import SteeringVector, difference_of_means
@@ -28,6 +28,7 @@ PREFIX = "trained_"
 TRAINED = tuple(PREFIX + objective for objective in OBJECTIVES)
 # Trained directions work lower than means do: what they write has blocks left to act through.
 _DEPTHS = (0.4, 0.67)
+_TENSORS = ("directions", "gaps", "targets", "baselines", "reads", "biases")
 
 
 def trained_layers(n_layers: int) -> tuple[int, ...]:
@@ -69,50 +70,25 @@ def trained_vector(
 
     examples = training_examples(model, task, pairs, settings.max_tokens, answers)
 
-    def train() -> list[dict[str, Any]]:
-        start = difference_of_means(
-            cache_residuals(model, pairs, layers=layers, show_progress=False)
-        )
-        trained = train_on(model, examples, slots, start, {}, settings, show_progress=False)
-        return [
-            {
-                "direction": vector.directions[0].tolist(),
-                "gap": float(vector.gaps[0]),
-                "read": [] if vector.reads is None else vector.reads[0].tolist(),
-                "bias": 0.0 if vector.biases is None else float(vector.biases[0]),
-            }
-            for vector in trained.vectors
-        ]
-
-    content = {
+    about = {
+        "n_layers": model.cfg.n_layers,
         "estimator": estimator,
-        "task": task.hash,
-        "pairs": pairs.data_hash,
-        "layers": layers,
+        "data_hash": pairs.data_hash,
         "training": asdict(settings),
-        "loop_weight": loop_weight,
     }
-    records = answerer.remembered(content, train)
-    gaps = torch.tensor([record["gap"] for record in records])
-    return SteeringVector(
-        directions=torch.tensor([record["direction"] for record in records]),
-        gaps=gaps,
-        targets=torch.zeros_like(gaps),
-        baselines=torch.zeros_like(gaps),
-        layers=layers,
-        metadata={
-            "n_layers": model.cfg.n_layers,
-            "estimator": estimator,
-            "data_hash": pairs.data_hash,
-            "training": asdict(settings),
-            "loop_weight": loop_weight,
-            "targets_known": False,
-            "targets_unknown_because": "it was trained, not read off two means",
-        },
-        reads=torch.tensor([record["read"] for record in records]),
-        biases=torch.tensor([record["bias"] for record in records]),
-        gate="relu",
-    )
+
+    def train() -> list[dict[str, Any]]:
+        cache = cache_residuals(model, pairs, layers=layers, show_progress=False)
+        start = difference_of_means(cache)
+        trained = train_on(model, examples, slots, start, about, settings, show_progress=False)
+        vector = one_vector(trained.vectors)
+        tensors = {name: getattr(vector, name).tolist() for name in _TENSORS}
+        return [{"metadata": dict(vector.metadata), **tensors}]
+
+    content = {**about, "task": task.hash, "layers": layers, "loop_weight": loop_weight}
+    [record] = answerer.remembered(content, train)
+    tensors: dict[str, Any] = {name: torch.tensor(record[name]) for name in _TENSORS}
+    return SteeringVector(layers=layers, metadata=record["metadata"], gate="relu", **tensors)
 
 
 def gated_placebo(vector: SteeringVector, seed: int) -> SteeringVector:
