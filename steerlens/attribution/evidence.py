@@ -129,7 +129,9 @@ ALL_EVIDENCE = (
     "reading",
     "patching",
 )
+"""What ``all`` stands for: every kind but the ceiling, which takes minutes."""
 EVIDENCE_KINDS = (*ALL_EVIDENCE, "ceiling")
+"""Every kind of evidence that `gather_evidence` can be asked for."""
 BESIDE_A_TASK = (*BESIDE_OTHERS, "ceiling")
 ON_HELD_OUT = ("causal", "components", "other_task", "reading", "patching")
 _LABELS = ("phrasing", "kind")

@@ -56,6 +56,7 @@ from steerlens.runs import piece_name
 __all__ = ["DEFAULT_JUDGE", "Judge", "JudgePiece", "load_judge"]
 
 DEFAULT_JUDGE = "gemma-3-270m"
+"""The model that judges fluency where no other is named."""
 # Logits held at once: 2^25 float32 are 134 MB, 128 positions of Gemma's vocabulary.
 _LOGITS = 2**25
 # Nats a token by which the same sums, taken in other shapes, may differ in half precision.

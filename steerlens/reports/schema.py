@@ -19,6 +19,7 @@ from steerlens.views.layers import LAYER_COLUMNS, RECOVERY_COLUMNS
 __all__ = ["SCHEMA", "check"]
 
 SCHEMA = REPORT_SCHEMA
+"""The name and version of the report's JSON."""
 
 _ANY = object
 _RESPONSE = {"text": str, "passed": _ANY}

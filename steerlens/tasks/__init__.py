@@ -114,3 +114,4 @@ def _load() -> Catalogue:
 
 
 catalogue: Catalogue = _load()
+"""The tasks of the package, by id."""

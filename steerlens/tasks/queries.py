@@ -20,6 +20,7 @@ from steerlens.models.conversations import Prompt
 __all__ = ["SPLITS", "BaseQuery", "base_queries"]
 
 SPLITS = ("fit", "select", "report")
+"""Vectors are fitted on the first, choices made on the second, results taken from the third."""
 
 
 @dataclass(frozen=True)

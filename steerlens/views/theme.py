@@ -82,6 +82,9 @@ def _template(background: str, text: str, lines: str, middle: str, cool: str, wa
 
 _ON_LIGHT = ("#ececec", "#7db4d8", "#eaa36f")
 TEMPLATE = _template("rgba(0,0,0,0)", GREY, GREY, *_ON_LIGHT)
+"""Transparent, with mid-grey text."""
 LIGHT = _template("#ffffff", "#24292f", GREY, *_ON_LIGHT)
+"""Dark text on white."""
 DARK = _template("#15181c", "#d5dae1", "#9aa1ab", "#2c3138", "#1d5c86", "#8a4713")
+"""Light text on near-black."""
 THEMES = {"page": TEMPLATE, "light": LIGHT, "dark": DARK}

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from browser import artefacts, chromium, faults_of
+from browser import artefacts, chromium, faults_of, serious_findings
 from evaluation_example import HOSTILE_RESPONSE, evaluation_example
 from report_example import HOSTILE, evidence_example, hostile_report, report_example
 
@@ -21,19 +21,6 @@ def all_drawn(page):
     # The page's policy forbids eval, which Playwright's own waiting for a condition needs.
     for figure in page.locator("figure").all():
         figure.locator(".main-svg").first.wait_for(state="attached")
-
-
-def serious_findings(page):
-    """What axe finds serious or critical on a page."""
-    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe is not installed")
-    # The page's own policy keeps other scripts out, axe too: it comes in past the policy.
-    session = page.context.new_cdp_session(page)
-    session.send("Runtime.evaluate", {"expression": axe.Axe().axe_script})
-    return [
-        (one["id"], [(node["html"][:80], node["failureSummary"]) for node in one["nodes"][:3]])
-        for one in page.evaluate("axe.run()")["violations"]
-        if one["impact"] in ("serious", "critical")
-    ]
 
 
 @pytest.fixture(scope="module")

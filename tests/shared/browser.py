@@ -45,3 +45,16 @@ def faults_of(page: Any) -> list[str]:
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
     return faults
+
+
+def serious_findings(page: Any) -> list[Any]:
+    """What axe finds serious or critical on a page."""
+    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe is not installed")
+    # The page's own policy keeps other scripts out, axe too: it comes in past the policy.
+    session = page.context.new_cdp_session(page)
+    session.send("Runtime.evaluate", {"expression": axe.Axe().axe_script})
+    return [
+        (one["id"], [(node["html"][:80], node["failureSummary"]) for node in one["nodes"][:3]])
+        for one in page.evaluate("axe.run()")["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]

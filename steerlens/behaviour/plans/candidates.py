@@ -71,7 +71,10 @@ class InterventionSpec:
 
 
 Candidate = tuple[InterventionSpec, ...]
+"""Interventions that are applied together."""
+
 NO_STEERING: Candidate = ()
+"""The candidate without an intervention."""
 
 
 def scaled(candidate: Candidate, factor: float) -> Candidate:
