@@ -15,6 +15,7 @@ from .behaviour.calibration import calibrate, calibrate_rate
 from .behaviour.evaluation.run import Evaluation, EvaluationSettings, evaluate
 from .behaviour.plans import Plan
 from .behaviour.search import SearchSettings, search
+from .behaviour.side_effects import SideEffects, side_effects
 from .effects import SteeredRun, steer, token_effects
 from .engine.generation import Generations, generate
 from .engine.sampling import Decoding
@@ -44,6 +45,7 @@ __all__ = [
     "Plan",
     "ResidualCache",
     "SearchSettings",
+    "SideEffects",
     "Specificity",
     "SteeredRun",
     "Steering",
@@ -76,6 +78,7 @@ __all__ = [
     "rank_layers",
     "report",
     "search",
+    "side_effects",
     "specificity",
     "steer",
     "token_effects",
