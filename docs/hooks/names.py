@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 # Rooms whose names users import; what other rooms export is for the package itself.
 ROOMS = (
     "attribution", "behaviour.calibration", "behaviour.evaluation", "behaviour.plans",
-    "behaviour.search", "effects", "errors", "explorer", "reports", "runs", "tasks", "training",
-    "vectors", "vectors.formats", "vectors.transfer", "views", "workers",
+    "behaviour.search", "effects", "errors", "explorer", "harness", "reports", "runs", "tasks",
+    "training", "vectors", "vectors.formats", "vectors.transfer", "views", "workers",
 )  # fmt: skip
 _LIST = "<!-- public names -->"
 # Inline code that is, or begins with, a name: `sl.steer(…)`, `steerlens.attribution.causal`.

@@ -13,6 +13,7 @@ import typer
 
 import steerlens
 from steerlens.cli.catalogue import models, tasks
+from steerlens.cli.harness import harness
 from steerlens.cli.options import spread
 from steerlens.cli.rank import rank
 from steerlens.cli.runs import evaluate, report, search
@@ -25,6 +26,7 @@ __all__ = ["application", "main"]
 
 _COMMANDS = (
     models, tasks, rank, vector, steer, calibrate, convert, transfer, search, evaluate, report,
+    harness,
 )  # fmt: skip
 
 

@@ -251,12 +251,10 @@ class InterventionOptions:
 
     def steering(self, strength: float = 1.0) -> "tuple[SteeringVector, Steering]":
         """The vector from its file, and the steering asked for."""
-        from steerlens.vectors.formats import load_vector
+        from steerlens.vectors.formats.loading import load_vector, usual_operation
 
         vector = load_vector(self.vector)
-        default = "add" if vector.metadata.get("targets_known") is False else "set_projection"
-        default = "general" if vector.reads is not None else default
-        operation = self.operation or default
+        operation = self.operation or usual_operation(vector)
         return vector, vector.at(
             self.layer, operation, strength, self.scope, adaptive=self.adaptive
         )

@@ -6,7 +6,8 @@ import torch
 from hf_reference import Push, logits_along
 
 import steerlens as sl
-from steerlens.behaviour.side_effects import PlainText, described_cost, random_push
+from steerlens.behaviour.plain_text import PlainText
+from steerlens.behaviour.side_effects import described_cost, random_push
 from steerlens.errors import SteeringError, SteerlensError
 from steerlens.models.loading import tokenize_prompts
 from steerlens.tasks.plain import CommonQuestion, common_questions, plain_passages

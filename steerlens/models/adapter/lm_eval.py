@@ -1,6 +1,7 @@
-"""Private names of lm-eval: the files of its IFEval task."""
+"""Private names of lm-eval: the files of its IFEval task, and task files as it reads them."""
 
 import builtins
+import importlib
 import importlib.util
 from collections.abc import Mapping
 from importlib.machinery import SourceFileLoader
@@ -9,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from steerlens.errors import SteerlensError
-from steerlens.models.adapter import missing
+from steerlens.models.adapter import missing, private
 
-__all__ = ["ifeval_module"]
+__all__ = ["ifeval_module", "task_file"]
 
 
 def ifeval_module(stem: str, answers: Mapping[str, Any]) -> ModuleType:
@@ -43,3 +44,17 @@ def ifeval_module(stem: str, answers: Mapping[str, Any]) -> ModuleType:
     assert code is not None
     exec(code, module.__dict__)
     return module
+
+
+def task_file(path: Path) -> dict[str, Any]:
+    """The configuration in a task file, with what it includes; its functions are not imported.
+
+    Raises:
+        SteerlensError: The installed lm-eval has no such reader.
+    """
+    try:
+        module = importlib.import_module("lm_eval.tasks._yaml_loader")
+    except ImportError as error:
+        raise missing("lm-eval", "module tasks._yaml_loader") from error
+    read = private("lm-eval", module, "load_yaml")
+    return dict(read(path, resolve_func=False))

@@ -21,13 +21,14 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.errors import FileFormatError
 from steerlens.files import HEADER_KEY
+from steerlens.steering.operations import GENERAL
 from steerlens.vectors import SteeringVector
 from steerlens.vectors.formats.gguf import read_gguf
 from steerlens.vectors.formats.index import verify_file
 from steerlens.vectors.formats.plain import PLAIN_KIND, read_header_of_tensors, read_plain
 from steerlens.vectors.formats.record import MAX_BYTES, MAX_LAYER, check_claims, parse_json
 
-__all__ = ["load_vector", "vector_format"]
+__all__ = ["load_vector", "usual_operation", "vector_format"]
 
 _KNOWN = "a steerlens vector, a control vector (GGUF), or plain safetensors"
 _RUN_CODE = {
@@ -70,6 +71,13 @@ def load_vector(
     if model is not None:
         vector.check_model(model)
     return vector
+
+
+def usual_operation(vector: SteeringVector) -> str:
+    """The operation a vector is made for: by its parts, to its targets, or else by adding."""
+    if vector.reads is not None:
+        return GENERAL
+    return "add" if vector.metadata.get("targets_known") is False else "set_projection"
 
 
 def vector_format(path: str | Path) -> str:
