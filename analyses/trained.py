@@ -30,29 +30,9 @@ from steerlens.engine.scoring import ForcedRow, score_rows
 from steerlens.stats.queries import mean_interval
 from steerlens.stats.rates import paired_difference
 
-TASKS = (
-    "change_case:english_capital",
-    "change_case:english_lowercase",
-    "change_case:capital_word_frequency",
-    "punctuation:no_comma",
-    "detectable_format:json_format",
-    "detectable_format:title",
-    "startend:quotation",
-    "detectable_format:number_bullet_lists",
-    "detectable_format:number_highlighted_sections",
-    "detectable_format:multiple_sections",
-    "detectable_format:constrained_response",
-    "startend:end_checker",
-    "detectable_content:postscript",
-    "detectable_content:number_placeholders",
-    "combination:two_responses",
-    "language:response_language_de",
-    "language:response_language_fr",
-    "language:response_language_es",
-    "language:response_language_it",
-    "length:extremely_brief",
-    "length:brief",
-)
+TASKS = tuple(sl.catalogue)
+# Training takes answers of 64 tokens; a task that needs longer ones has means.
+_LONG = 100
 CONDITIONS = (
     "uninstructed",
     "uninstructed+placebo",
@@ -70,8 +50,10 @@ def plan_for(model: Any, task: str) -> Plan:
     if (folder / "plan.json").exists():
         return Plan.load(folder)
     settings = SearchSettings.quick(decoding=DECODINGS["penalty"])
-    recipe = replace(settings.recipe, estimators=("trained_comply",))
-    settings = replace(settings, recipe=recipe)
+    drawn = sl.contrast_pairs(task, n=8, split="select")
+    if max(sl.catalogue[task].tokens_to_tell(pair.kwargs) or 0 for pair in drawn) <= _LONG:
+        recipe = replace(settings.recipe, estimators=("trained_comply",))
+        settings = replace(settings, recipe=recipe)
     return sl.search(model, [task], folder, settings, resume=folder.exists())
 
 

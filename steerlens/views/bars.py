@@ -24,7 +24,7 @@ from steerlens.views.tables import Rows, table_of
 from steerlens.views.theme import BLUE, GREEN, GREY, VERMILLION, plain_text, translucent
 from steerlens.views.tokens import one_line
 
-__all__ = ["projection_histogram", "ranked_tokens", "response_lengths"]
+__all__ = ["projection_histogram", "ranked_tokens", "relevance_histogram", "response_lengths"]
 
 _BAR_PIXELS = 19
 _SPACE = "␣"
@@ -140,6 +140,27 @@ def projection_histogram(
     figure.update_xaxes(title_text=axis)
     figure.update_yaxes(title_text="share of prompts", tickformat=".0%", rangemode="tozero")
     return themed(figure, height=340, title=title)
+
+
+def relevance_histogram(table: pd.DataFrame) -> go.Figure:
+    """Responses by ``relevance``, in nats per token, and whether they are ``on_topic``."""
+    numbers = table.dropna(subset="relevance")
+    bins = go.histogram.XBins(size=0.1)
+    figure = Picture(
+        [
+            go.Histogram(
+                x=numbers.loc[numbers["on_topic"] == on_topic, "relevance"].tolist(),
+                name=name,
+                marker_color=colour,
+                xbins=bins,
+            )
+            for on_topic, name, colour in ((True, "on topic", GREEN), (False, "off topic", GREY))
+        ]
+    )
+    figure.update_layout(barmode="stack")
+    figure.update_xaxes(title_text="relevance, nats per token")
+    figure.update_yaxes(title_text="responses")
+    return themed(figure, height=340)
 
 
 def _outline(values: np.ndarray, edges: np.ndarray, name: str, colour: str) -> go.Scatter:

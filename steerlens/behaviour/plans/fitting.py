@@ -30,7 +30,8 @@ pairs, when it is needed. An estimator that a task cannot have (no rewrite, too 
 answers) is left out, and `VectorBook.available` says why. The last three are tried where the recipe
 names them: their candidates cost a search half as much again. So are ``trained_comply``,
 ``trained_prefer``, ``trained_imitate`` and ``trained_regress``: gated directions found by training
-(`steerlens.behaviour.plans.trained`), minutes for each.
+(`steerlens.behaviour.plans.trained`), minutes for each, and about one for each wording of a task
+about words.
 """
 
 import json
@@ -88,7 +89,7 @@ class FitRecipe:
     Attributes:
         n_pairs: Contrast pairs for ``last_prompt``.
         n_responses: Answers for the response estimators.
-        n_wording: Pairs, and answers, for a vector of given words.
+        n_wording: Pairs, and answers, for a vector of given words; twice as many to train one.
         response_tokens: Longest answer fitted on, in tokens.
         ending_tokens: Longest answer looked at for where it ends, for ``response_end``, in tokens.
         least_own: Fewest pairs of answers for a response estimator.
@@ -227,14 +228,12 @@ class VectorBook:
     def _trained(
         self, task: Task, wording: Mapping[str, Any], estimator: str
     ) -> tuple[SteeringVector, SteeringVector]:
-        if wording:
-            raise SteerlensError(
-                f"a direction is not trained for each wording of {task.id}: it takes minutes"
-            )
-        settings = self.recipe.training
-        pairs = self._pairs(task, min(settings.n_examples, len(task.queries("fit"))), wording)
+        recipe = self.recipe
+        settings = recipe.training
+        n = 2 * recipe.n_wording if wording else settings.n_examples
+        pairs = self._pairs(task, min(n, len(task.queries("fit"))), wording)
         vector = trained_vector(
-            self.answerer, task, pairs, estimator, settings, self.recipe.loop_weight
+            self.answerer, task, pairs, estimator, settings, recipe.loop_weight, bool(wording)
         )
         metadata = {**vector.metadata, "instruction": task.id, "contrast": estimator}
         vector = replace(vector, metadata=metadata)

@@ -31,9 +31,10 @@ _DEPTHS = (0.4, 0.67)
 _TENSORS = ("directions", "gaps", "targets", "baselines", "reads", "biases")
 
 
-def trained_layers(n_layers: int) -> tuple[int, ...]:
-    """Where directions are trained."""
-    return tuple(sorted({min(round(depth * n_layers), n_layers - 1) for depth in _DEPTHS}))
+def trained_layers(n_layers: int, by_words: bool = False) -> tuple[int, ...]:
+    """Where directions are trained; for given words only the upper layer, the cheaper one."""
+    depths = _DEPTHS[-1:] if by_words else _DEPTHS
+    return tuple(sorted({min(round(depth * n_layers), n_layers - 1) for depth in depths}))
 
 
 def trained_vector(
@@ -43,6 +44,7 @@ def trained_vector(
     estimator: str,
     settings: TrainingSettings,
     loop_weight: float = 0.0,
+    by_words: bool = False,
 ) -> SteeringVector:
     """A gated direction at each of `trained_layers`.
 
@@ -53,12 +55,13 @@ def trained_vector(
         estimator: One of `TRAINED`.
         settings: How it is trained.
         loop_weight: Weight of the term against loops.
+        by_words: Whether the pairs are about given words.
 
     Raises:
         SteeringError: As `steerlens.train_direction`.
     """
     model = answerer.model
-    layers = trained_layers(model.cfg.n_layers)
+    layers = trained_layers(model.cfg.n_layers, by_words)
     objective = estimator.removeprefix(PREFIX)
     slots = [Slot((layer,), objective, gate=True, loop_weight=loop_weight) for layer in layers]
 

@@ -119,7 +119,7 @@ class _Search:
         vectors, problems = self.book.available(self.task, self.pairs[0].kwargs)
         if not self.by_words:  # a vector of words has none of its own
             self.recovery = layer_recovery(self.book, self.task, vectors, settings)
-        first = first_candidates(list(vectors), self.n_layers, self.recovery)
+        first = first_candidates(list(vectors), self.n_layers, self.recovery, self.by_words)
         kept = leading(self._stage("broad", first, settings.broad), settings.broad.n_kept)
         near = [near for best in kept[:_N_REFINED] for near in neighbours(best, self.n_layers)]
         narrow = self._stage("narrow", list(dict.fromkeys([*kept, *near])), settings.narrow)

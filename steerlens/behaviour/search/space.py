@@ -54,11 +54,18 @@ def spaced_best(scores: Mapping[int, float], n: int) -> list[int]:
 
 
 def first_candidates(
-    estimators: Sequence[str], n_layers: int, recovery: Mapping[int, float] | None
+    estimators: Sequence[str],
+    n_layers: int,
+    recovery: Mapping[int, float] | None,
+    by_words: bool = False,
 ) -> list[Candidate]:
-    """Where the search starts, given the estimators that have a vector.
+    """Where the search starts.
 
-    `recovery` is the first-token causal recovery of ``last_prompt`` by layer, where measured.
+    Args:
+        estimators: Those that have a vector.
+        n_layers: The model's depth.
+        recovery: First-token causal recovery of ``last_prompt`` by layer, where measured.
+        by_words: Whether each wording has vectors of its own.
     """
     spread = sorted({min(round(d * n_layers), max(n_layers - 2, 0)) for d in _DEPTHS})
     layers = spaced_best(recovery, 3) if recovery else spread[-3:]
@@ -73,7 +80,9 @@ def first_candidates(
         **{
             name: [
                 InterventionSpec(name, layer, GENERAL, strength, "all")
-                for layer, strength in product(trained_layers(n_layers), _TRAINED_STRENGTHS)
+                for layer, strength in product(
+                    trained_layers(n_layers, by_words), _TRAINED_STRENGTHS
+                )
             ]
             for name in TRAINED
         },

@@ -90,7 +90,7 @@ class _Search:
         recovery: dict[int, float] = {}
         if self.measure == "recovery" and not by_words:
             recovery = layer_recovery(self.book, task, vectors, settings)
-        first = first_candidates(list(vectors), self.n_layers, recovery)
+        first = first_candidates(list(vectors), self.n_layers, recovery, by_words)
         kept = leading(self._stage("broad", first, settings.broad), settings.broad.n_kept)
         near = [near for best in kept[:_N_REFINED] for near in neighbours(best, self.n_layers)]
         narrow = self._stage("narrow", list(dict.fromkeys([*kept, *near])), settings.narrow)
