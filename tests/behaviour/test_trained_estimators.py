@@ -8,8 +8,10 @@ import torch
 from small_search import SMALL, TITLE
 
 import steerlens as sl
-from steerlens.behaviour.plans import Plan
+from steerlens.behaviour.answers import Answerer
+from steerlens.behaviour.plans import Plan, VectorBook
 from steerlens.behaviour.plans.trained import gated_placebo, trained_layers
+from steerlens.behaviour.search.space import first_candidates
 from steerlens.training import TrainingSettings, directions
 
 RECIPE = replace(
@@ -85,3 +87,16 @@ def test_words_have_no_trained_direction(roomy_model, tmp_path):
     )
     problem = plan.data["instructions"]["keywords:existence"]["problems"]["trained_comply"]
     assert "not trained for each wording" in problem
+
+
+def test_given_words_have_a_direction_each_at_the_upper_layer(roomy_model):
+    book = VectorBook(Answerer(roomy_model), replace(RECIPE, n_wording=8))
+    task = sl.catalogue["keywords:existence"]
+    sea, wood = (
+        book.vector(task, {"keywords": words}, "trained_comply")
+        for words in (["sea", "ship"], ["wood", "fire"])
+    )
+    assert sea.layers == wood.layers == trained_layers(3, by_words=True) == trained_layers(3)[-1:]
+    assert not torch.equal(sea.directions, wood.directions)
+    layers = {c[0].layer for c in first_candidates(["trained_comply"], 30, None, by_words=True)}
+    assert layers == set(trained_layers(30, by_words=True))
