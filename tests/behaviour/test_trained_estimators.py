@@ -81,14 +81,6 @@ def test_the_placebo_pushes_the_same_tokens_as_far(searched):
     assert abs(float(vector.directions[0] @ placebo.directions[0])) < 0.99
 
 
-def test_words_have_no_trained_direction(roomy_model, tmp_path):
-    plan = sl.search(
-        roomy_model, ["keywords:existence"], tmp_path / "p", SETTINGS, show_progress=False
-    )
-    problem = plan.data["instructions"]["keywords:existence"]["problems"]["trained_comply"]
-    assert "not trained for each wording" in problem
-
-
 def test_given_words_have_a_direction_each_at_the_upper_layer(roomy_model):
     book = VectorBook(Answerer(roomy_model), replace(RECIPE, n_wording=8))
     task = sl.catalogue["keywords:existence"]
