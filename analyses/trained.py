@@ -7,8 +7,8 @@ that were trained to comply (for tasks that need longer answers than are trained
 differences of means), decoded with a repetition penalty of 1.1; then, once, prompts of the
 ``report`` split under all five conditions, greedily. Then how many answers are about their question
 (`steerlens.behaviour.relevance`), what each setting does to plain text and common questions
-(`steerlens.side_effects`), and, where ``STEERLENS_DATA`` names the folder, IFEval's prompts with
-one format instruction, greedily and with the penalty.
+(`steerlens.side_effects`), several instructions at once, and, where ``STEERLENS_DATA`` names the
+folder, IFEval's prompts with one format instruction, greedily and with the penalty.
 A degenerate answer is a failure. Plans and answers are kept among the runs, in ``trained``, and a
 killed run goes on from them; several processes may take different tasks. The tables go to standard
 output as Markdown.
@@ -22,9 +22,9 @@ from typing import Any
 import pandas as pd
 
 import steerlens as sl
-from analyses import behaviour
+from analyses import behaviour, together
 from steerlens.behaviour.answers import Answerer
-from steerlens.behaviour.evaluation import Evaluation, catalogue_prompts
+from steerlens.behaviour.evaluation import Evaluation, catalogue_prompts, several
 from steerlens.behaviour.evaluation.run import EvaluationSettings
 from steerlens.behaviour.evaluation.summary import summarise
 from steerlens.behaviour.plans import Plan, VectorBook
@@ -41,6 +41,16 @@ CONDITIONS = (
     "instructed",
     "uninstructed+steering",
     "instructed+steering",
+)
+TITLE, LOWER = "detectable_format:title", "change_case:english_lowercase"
+NO_COMMA, BRIEF = "punctuation:no_comma", "length:extremely_brief"
+# Those of `analyses/06-several-instructions.py`.
+COMBINATIONS = (
+    (TITLE, LOWER),
+    (TITLE, NO_COMMA),
+    (LOWER, NO_COMMA),
+    (TITLE, LOWER, NO_COMMA),
+    (TITLE, BRIEF),
 )
 DECODINGS = {"penalty": sl.Decoding(repetition_penalty=1.1), "greedy": sl.Decoding()}
 N_PROMPTS, N_TOKENS = 16, 256
@@ -161,6 +171,14 @@ def costs(model: Any, plan: Plan, tasks: Sequence[str]) -> None:
     print("\n" + effects.table.to_markdown(index=False, floatfmt=".2f"))
 
 
+def at_once(model: Any, plan: Plan) -> None:
+    """Several instructions at once, each at its own setting, beside each alone."""
+    prompts = several(COMBINATIONS, N_PROMPTS)
+    both = evaluated(model, prompts, "at-once", plan, "greedy")
+    alone = evaluated(model, together.one_by_one(prompts), "one-by-one", plan, "greedy")
+    print("\n" + together.table(both, alone).to_markdown(index=False, floatfmt=".2f"))
+
+
 def main() -> None:
     """Search, evaluate, print."""
     tasks = sys.argv[1:] or TASKS
@@ -180,6 +198,8 @@ def main() -> None:
     topics(model, rows)
     whole = behaviour.joined(*plans)
     costs(model, whole, tasks)
+    if {task for combination in COMBINATIONS for task in combination} <= set(tasks):
+        at_once(model, whole)
     given = behaviour.given_prompts("ifeval_single_format.jsonl")
     for decoding in DECODINGS if given is not None else ():
         result = evaluated(model, given, "ifeval", whole, decoding)
