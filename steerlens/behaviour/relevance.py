@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from steerlens.engine.scoring import ForcedRow, score_rows
+from steerlens.engine.likelihood import log_likelihoods
+from steerlens.engine.scoring import ForcedRow
 from steerlens.errors import SteerlensError
 from steerlens.models.control_tokens import literal_ids
 from steerlens.models.conversations import Prompt
@@ -123,18 +123,7 @@ def relevance(
         others = rng.sample([prompt for prompt in different if prompt != own], n_others)
         for prompt in (own, *others) if text else ():
             rows.append(ForcedRow(len(rows), prompt, tuple(text[:max_tokens]), None))
-    totals = np.zeros(len(rows))
-
-    def visit(indices: list[int], steps: list[int], logits: torch.Tensor) -> None:
-        logprobs = torch.log_softmax(logits.float(), -1)
-        ids = torch.tensor(
-            [rows[i].continuation[step] for i, step in zip(indices, steps, strict=True)],
-            device=logits.device,
-        )
-        scores = logprobs.gather(-1, ids[:, None])[:, 0].double().cpu().numpy()
-        np.add.at(totals, indices, scores)
-
-    score_rows(model, rows, visit)
+    totals, _ = log_likelihoods(model, rows)
     scored = iter(totals.reshape(-1, n_others + 1))
     table = []
     for text in texts:
