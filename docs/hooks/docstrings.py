@@ -8,6 +8,7 @@ from latex2mathml.converter import convert
 
 _INLINE = re.compile(r":math:`([^`]+)`")
 _DISPLAY = re.compile(r"^( *)\.\. math:: *(.*(?:\n\1 +\S.*)*)", re.MULTILINE)
+_TERM = re.compile(r"^( *)(``.*``)\n((?:\1    .*\n?)+)", re.MULTILINE)
 _DOCTEST = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
 _DIRECTIVE = re.compile(r" *# doctest: .*")
 _TABLE = re.compile(r"^( *)(=+(?: +=+)+)\n((?:.*\n)*?)\1\2$(?!\n\S)", re.MULTILINE)
@@ -27,6 +28,7 @@ def as_markdown(text: str) -> str:
     text = _DISPLAY.sub(_display, text)
     text = _INLINE.sub(lambda found: _mathml(found[1], "inline"), text)
     text = _TABLE.sub(_table, text)
+    text = _TERM.sub(_definition, text)
     text = _DOCTEST.sub(_doctest, text)
     text = re.sub(r"^::\n", "", text, flags=re.MULTILINE)
     return re.sub(r"::$", ":", text, flags=re.MULTILINE)
@@ -39,6 +41,12 @@ def _mathml(formula: str, display: str) -> str:
 
 def _display(found: re.Match[str]) -> str:
     return f"{found[1]}<div>{_mathml(found[2], 'block')}</div>\n"
+
+
+def _definition(found: re.Match[str]) -> str:
+    indent, term, body = found.groups()
+    first, _, rest = body.partition("\n")
+    return f"\n{indent}{term}\n{indent}:   {first.strip()}\n{rest}"
 
 
 def _doctest(found: re.Match[str]) -> str:

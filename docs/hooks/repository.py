@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import commands
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from notebooks import as_markdown
@@ -40,6 +41,7 @@ def on_files(files: Files, *, config: Any) -> Files:
         place = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, place, content=path.read_bytes()))
     files.append(File.generated(config, "examples.md", content=_examples()))
+    files.append(File.generated(config, "reference/commands.md", content=commands.as_markdown()))
     for path in sorted(ROOT.glob("analyses/*.ipynb")):
         text, pictures = as_markdown(path)
         files.append(File.generated(config, f"tutorials/{path.stem}.md", content=text))
