@@ -67,6 +67,7 @@ types: $(INSTALLED)
 # same as a page to hover over. Needs Chromium.
 figures: $(INSTALLED)
 	STEERLENS_FIGURES=1 $(BIN)/python -m analyses 00-quickstart 01-choose-a-layer 02-token-effects
+	STEERLENS_FIGURES=1 $(BIN)/python -m pytest -q tests/project/test_browser_explorer.py -k notebook_7
 
 # The documentation site, into site/; it opens from the file system. A broken link, or a public name
 # that is not documented, fails.

@@ -60,6 +60,7 @@ from steerlens.attribution.ranking import LayerRanking
 from steerlens.attribution.sensitivity import sensitivity
 from steerlens.errors import SteerlensError, unknown_name
 from steerlens.errors.arguments import whole_number
+from steerlens.errors.cancellation import check_cancelled
 from steerlens.stats.queries import PERCENTILES, query_draws
 from steerlens.stats.separability import (
     auroc_of,
@@ -130,6 +131,7 @@ def rank_layers(
     draws = query_draws(cache.groups, n_resamples, seed)
     rows, aurocs, d_primes = [], [], []
     for layer, residuals in zip(cache.layers, raw_runs(cache), strict=True):
+        check_cancelled()
         norm = np.mean([np.linalg.norm(side.astype(np.float64), axis=1) for side in residuals])
         runs = in_span(centred(residuals))
         rows.append(

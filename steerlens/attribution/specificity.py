@@ -49,6 +49,7 @@ from steerlens.attribution.shared_part import corrected_cosines, own_shares
 from steerlens.attribution.specific_null import crossed_scores, permuted_aurocs, permuted_labels
 from steerlens.errors import SteerlensError
 from steerlens.errors.arguments import arguments
+from steerlens.errors.cancellation import check_cancelled
 from steerlens.stats.separability import fit_noise_share, held_out_measures
 from steerlens.stats.support import caveat
 from steerlens.tasks import Task
@@ -240,6 +241,7 @@ def _layers(
 ) -> Iterator[tuple[int, Float[Array, "task query d"], Float[Array, "query d"]]]:
     """Runs of every layer and those without instruction, from their common mean, in float64."""
     for place, layer in enumerate(grid.layers):
+        check_cancelled()
         runs = grid.instructed[:, :, place].double().numpy()
         mean = runs.mean(axis=(0, 1))
         yield layer, runs - mean, grid.uninstructed[:, place].double().numpy() - mean

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.attention import READ, attention_chosen
+from steerlens.errors.cancellation import check_cancelled, is_cancellable
 from steerlens.models.adapter.bridge import block_list, component_places, own_module
 from steerlens.models.adapter.hugging_face import (
     supports_custom_attention,
@@ -100,11 +101,21 @@ def fast_modules(model: TransformerBridge) -> Iterator[None]:
         try:
             for parent, name, component in swaps:
                 children_of(parent)[name] = own_module(component)
-            with attention_chosen(root, fused_attention(model) or FUSED):
+            with attention_chosen(root, fused_attention(model) or FUSED), _cancellable(model):
                 _look_at_blocks(model)
                 yield
         finally:
             to_its_end(put_back)
+
+
+@contextmanager
+def _cancellable(model: TransformerBridge) -> Iterator[None]:
+    """Look before each block whether the work was cancelled, where it can be."""
+    with ExitStack() as stack:
+        for block in blocks_of(model) if is_cancellable() else ():
+            hook = block.register_forward_pre_hook(lambda _module, _args: check_cancelled())
+            stack.callback(hook.remove)
+        yield
 
 
 class _Pass(nn.Module):

@@ -20,6 +20,7 @@ from steerlens.engine.modules import on_blocks
 from steerlens.engine.paths import BRIDGE, FastPath, length_switch
 from steerlens.engine.rows import Choose, Row, advance
 from steerlens.engine.steps import adapt_rows
+from steerlens.errors.cancellation import check_cancelled
 from steerlens.steering.roles import TokenRoles
 from steerlens.steering.rows import RowSteering
 
@@ -51,6 +52,7 @@ def bridge_pass(
         stop: How many blocks to run; by default all. With fewer, logits mean nothing.
         n_logits: At how many last positions logits are wanted.
     """
+    check_cancelled()
     tokens, mask = left_padded(rows, device=model.cfg.device)
     lengths = None if n_prompt is None else torch.tensor(n_prompt, device=tokens.device)
     roles = TokenRoles.of_mask(mask, tokens.shape[1], lengths)

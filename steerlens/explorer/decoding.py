@@ -1,26 +1,31 @@
-"""The explorer's row of decoding controls: one widget for each part of a `Decoding`."""
+"""The explorer's decoding controls: one widget for each part of a `Decoding`."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
-from steerlens.engine.sampling import GREEDY, Decoding
+import ipywidgets as w
 
-__all__ = ["DecodingControls", "changes"]
+from steerlens.engine.sampling import Decoding
+from steerlens.explorer.elements import row, section
+
+__all__ = ["DecodingControls"]
 
 
 class DecodingControls:
     """Widgets for a decoding.
 
     Attributes:
-        view: The row.
+        view: The section.
         widgets: By the part of `Decoding` that each sets; ``stop`` takes a text per line.
+        max_new_tokens: Longest answer.
     """
 
-    def __init__(self, ipywidgets: Any, changed: Callable[[Any], None]) -> None:
-        w = ipywidgets
-        number: dict[str, Any] = {"layout": w.Layout(width="12em")}
-        number["style"] = {"description_width": "6.5em"}
+    def __init__(self, changed: Callable[[Any], None]) -> None:
+        number: dict[str, Any] = {
+            "layout": {"width": "12em"},
+            "style": {"description_width": "6.5em"},
+        }
+        self.max_new_tokens = w.BoundedIntText(48, min=1, max=512, description="tokens", **number)
         self.widgets: dict[str, Any] = {
             "temperature": w.BoundedFloatText(0.0, min=0, max=10, step=0.1, **number),
             "top_p": w.BoundedFloatText(1.0, min=0.01, max=1, step=0.05, **number),
@@ -34,10 +39,9 @@ class DecodingControls:
         for name, widget in self.widgets.items():
             widget.description = "repetition" if name == "repetition_penalty" else name
             widget.observe(changed, "value")
-        self.widgets["stop"].layout = w.Layout(width="20em", height="2.5em")
-        layout = w.Layout(flex_flow="row wrap", width="50em", max_width="98%")
-        self.view = w.Accordion([w.Box(list(self.widgets.values()), layout=layout)])
-        self.view.set_title(0, "decoding")
+        self.max_new_tokens.observe(changed, "value")
+        self.widgets["stop"].layout = {"width": "20em", "height": "2.5em"}
+        self.view = section("decoding", [row([self.max_new_tokens, *self.widgets.values()])])
 
     @property
     def value(self) -> Decoding:
@@ -49,13 +53,3 @@ class DecodingControls:
         values = {name: widget.value for name, widget in self.widgets.items()}
         values["stop"] = tuple(line for line in values["stop"].split("\n") if line)
         return Decoding(**values)
-
-
-def changes(decoding: Decoding) -> dict[str, Any]:
-    """The parts of a decoding that are not the default.
-
-    >>> changes(Decoding(repetition_penalty=1.1))
-    {'repetition_penalty': 1.1}
-    """
-    values = {field.name: getattr(decoding, field.name) for field in fields(decoding)}
-    return {name: value for name, value in values.items() if value != getattr(GREEDY, name)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steerlens.effects.run import SteeredRun
-from steerlens.explorer.trials import Trial
+from steerlens.explorer.trials import Setting
 from steerlens.views.numbers import show
 from steerlens.views.tokens import strip_css, strip_legend, strip_limit, token_strip
 
@@ -22,10 +22,11 @@ _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
 
 @dataclass(frozen=True)
 class Pin:
-    """A trial kept with what it gave.
+    """A setting kept with what it gave.
 
     Attributes:
-        trial: What was run.
+        setting: How the model was steered.
+        asked: The question in words.
         baseline: The unsteered response.
         steered: The steered response.
         tokens: Rows of `TokenEffects.table`, those of the steered response.
@@ -33,7 +34,8 @@ class Pin:
         mean_kl: `TokenEffects.mean_kl`; ``None`` where it is not known.
     """
 
-    trial: Trial
+    setting: Setting
+    asked: str
     baseline: str
     steered: str
     tokens: tuple[dict[str, Any], ...] = ()
@@ -41,17 +43,17 @@ class Pin:
     mean_kl: float | None = None
 
     @classmethod
-    def of(cls, trial: Trial, run: SteeredRun) -> "Pin":
-        """The trial with what its run gave."""
+    def of(cls, setting: Setting, asked: str, run: SteeredRun) -> "Pin":
+        """The setting with what its run gave."""
         table = run.effects.table
         rows = table[table["role"] == "response"].to_dict("records")
         tokens = tuple({str(name): value for name, value in row.items()} for row in rows)
         texts = (run.baseline, run.steered)
-        return cls(trial, *texts, tokens, run.parts_at, run.effects.mean_kl)
+        return cls(setting, asked, *texts, tokens, run.parts_at, run.effects.mean_kl)
 
 
 def pins_table(pins: Sequence[Pin]) -> str:
-    """One row per pin: its trial, its baseline, and its steered response as a strip of KL."""
+    """One row per pin: its setting, its baseline, and its steered response as a strip of KL."""
     if not pins:
         return ""
     limit = max(strip_limit(pin.tokens) for pin in pins)
@@ -69,7 +71,7 @@ def _row(number: int, pin: Pin, limit: float) -> str:
     steered = token_strip(
         pin.tokens, limit=limit, parts_at=pin.parts_at, styled=False, legend=False
     )
-    about = html.escape(f"{number}. {pin.trial.describe()}")
+    about = html.escape(f"{number}. {pin.setting.describe()}, {pin.asked}")
     if pin.mean_kl is not None:
         about += f"<br>mean KL over the response {show(pin.mean_kl, 3)} nats"
     return (

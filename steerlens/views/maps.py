@@ -4,7 +4,7 @@
 measured, evenly spaced even where layers were skipped; a cell without a value is left out.
 `cosine_matrix` compares unit directions at one layer: near 1, two tasks share a direction there,
 and steering one is likely to move the other. `layer_token_map` shows one quantity over layers × the
-tokens of a text.
+tokens of a text, `setting_map` one over layers × strengths.
 
 >>> rows = [{"instruction": "title", "layer": 3, "auroc": 0.75}]
 >>> figure = instruction_layer_heatmap(rows, "auroc")
@@ -25,7 +25,13 @@ from steerlens.views.tables import Rows, layer_table, table_of
 from steerlens.views.theme import plain_text
 from steerlens.views.tokens import one_line
 
-__all__ = ["HEATMAP_VALUES", "cosine_matrix", "instruction_layer_heatmap", "layer_token_map"]
+__all__ = [
+    "HEATMAP_VALUES",
+    "cosine_matrix",
+    "instruction_layer_heatmap",
+    "layer_token_map",
+    "setting_map",
+]
 
 # The quantities a heat map can show: name on the colour bar, and the range it spans. A range with
 # zero inside takes the two-sided colours of the theme, any other the one-sided ones.
@@ -135,6 +141,50 @@ def cosine_matrix(
     # The slanted names below the map take height too, about 6 pixels a character.
     names = 6 * max((len(name) for name in ids), default=0)
     return themed(figure, height=80 + names + _ROW_PIXELS * max(size, 4), title=title)
+
+
+def setting_map(
+    table: Rows,
+    layers: Sequence[int],
+    strengths: Sequence[float],
+    name: str,
+    *,
+    highest: float | None = None,
+    mark: str = "",
+    title: str | None = None,
+) -> go.Figure:
+    """One quantity over strengths (rows) and layers (columns); cells not yet known are left out.
+
+    Args:
+        table: one row per cell with `layer`, `strength`, `value`, and `marked`, whether `mark` is
+            written in it.
+        layers: the columns.
+        strengths: the rows, from below.
+        name: what is shown, for the colour bar.
+        highest: the value of the strongest colour; by default the largest in the table.
+        mark: what is written in marked cells.
+        title: above the map.
+
+    Raises:
+        SteerlensError: a column is missing.
+    """
+    rows = table_of(table, ["layer", "strength", "value", "marked"], "setting map")
+    cells = {(r["strength"], r["layer"]): r for r in rows.to_dict("records")}
+    known = [finite(cell["value"]) or 0.0 for cell in cells.values()]
+    places = [[(strength, layer) for layer in layers] for strength in strengths]
+    figure = _heatmap(
+        [str(layer) for layer in layers],
+        [f"{strength:g}" for strength in strengths],
+        [compact(cells[p]["value"] if p in cells else None for p in row) for row in places],
+        (0.0, max([*known, 1e-6]) if highest is None else highest),
+        name,
+        f"layer %{{x}}, strength %{{y}}: {plain_text(name)} %{{z:.3g}}",
+    )
+    texts = [[mark if p in cells and cells[p]["marked"] else "" for p in row] for row in places]
+    figure.update_traces(text=texts, texttemplate="%{text}")
+    figure.update_xaxes(title_text="layer")
+    figure.update_yaxes(title_text="strength")
+    return themed(figure, height=110 + _ROW_PIXELS * max(len(strengths), 3), title=title)
 
 
 def layer_token_map(

@@ -9,7 +9,7 @@ from steerlens.effects import record_run, steer
 from steerlens.engine.generation import generate
 from steerlens.errors import SteeringError
 from steerlens.explorer.pins import Pin, pins_table
-from steerlens.explorer.trials import Trial
+from steerlens.explorer.trials import Setting
 from steerlens.steering.interventions import Steering
 
 LAYER = 14
@@ -94,7 +94,7 @@ def test_one_run_has_one_mean_kl_wherever_it_is_told(tiny_model) -> None:
     # then every view of it tells that number
     assert run.effects.mean_kl == pytest.approx(expected, rel=1e-5)
     assert f"mean KL over the response {expected:.3g} nats" in repr(run.effects)
-    pin = Pin.of(Trial("own words", "Hi there", 1), run)
+    pin = Pin.of(Setting("own words", 1), "Hi there", run)
     for view in (run.effects._repr_html_(), pins_table([pin])):
         [told] = re.findall(r"mean KL over the response (?:\(nats\) <b>)?([0-9.]+)", view)
         assert float(told) == pytest.approx(expected, abs=5e-4)

@@ -1,20 +1,17 @@
-"""The explorer in a running JupyterLab: a slider moved, new text and strips appear."""
+"""The explorer in a running JupyterLab, and in Notebook 7.
 
-import json
+With ``STEERLENS_FIGURES`` set, the second is shown on the real model, and drawn for the
+documentation (``make figures``).
+"""
+
 import os
 import re
-import socket
-import subprocess
-import sys
-import time
-from urllib.error import URLError
-from urllib.request import urlopen
+from pathlib import Path
 
-import pytest
-from browser import artefacts, chromium
+from browser import artefacts, chromium, faults_of
+from jupyter_pages import PATIENCE, jupyter, run_all, write_notebook
 
-_TOKEN = "explorer"
-_PATIENCE = 120_000
+_FIGURE = Path(__file__).parents[2] / "figures" / "explorer.png"
 _CELLS = [
     "from IPython.display import HTML, display\nfrom steerlens.views import summary\n"
     "display(HTML('<p class=control>$z^2$</p>'), HTML(summary('$x^2$ and $y$')))",
@@ -25,178 +22,161 @@ _CELLS = [
     "    'Put a title in double angular brackets, <<title>>, on top.',\n"
     "    'Begin with a title in double angular brackets.']\n"
     "task = sl.Task('headline', asked, check=check)\nassert len(sl.contrast_pairs(task, n=4)) == 4",
-    "explorer = sl.explore(model, [task], n_pairs=4)\nexplorer.max_new_tokens.value = 8\nexplorer",
+    "explorer = sl.explore(model, [task], n_pairs=4)\n"
+    "explorer.decoding.max_new_tokens.value = 8\nexplorer.curves.gathers.value = False\nexplorer",
 ]
+_ANSWERS = ".steerlens-answers"
+# Controls that reach beyond their notebook's output.
+_BEYOND = """() => {
+    const right = each => each.getBoundingClientRect().right;
+    const edge = right(document.querySelector('.jp-OutputArea:has(.widget-text)'));
+    const controls = '.widget-text, .widget-button, .steerlens-slider, .widget-dropdown';
+    return [...document.querySelectorAll(`${controls}, .steerlens-answers, .js-plotly-plot`)]
+        .filter(each => each.offsetParent && right(each) > edge + 1)
+        .map(each => [each.className, right(each), edge]);
+}"""
+# Controls without a name for those who do not see them.
+_NAMELESS = """() => [...document.querySelectorAll(
+        '.jp-OutputArea input, .jp-OutputArea textarea, .jp-OutputArea select')]
+    .filter(each => each.offsetParent && !each.closest('.js-plotly-plot'))
+    .filter(each => !each.getAttribute('aria-label') && !each.placeholder
+        && ![...(each.labels ?? [])].some(label => label.textContent.trim()))
+    .map(each => each.outerHTML)"""
 
 
-def notebook(cells: list[str]) -> dict:
-    """A notebook of code cells, as JSON."""
-    return {
-        "nbformat": 4,
-        "nbformat_minor": 5,
-        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
-        "cells": [
-            {
-                "cell_type": "code",
-                "id": f"cell-{i}",
-                "metadata": {},
-                "execution_count": None,
-                "outputs": [],
-                "source": source,
-            }
-            for i, source in enumerate(cells)
-        ],
-    }
+def _said(page, text):
+    return page.get_by_role("status").filter(has_text=text)
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """JupyterLab serving a folder with one notebook; its address."""
-    pytest.importorskip("jupyterlab", reason="jupyterlab is not installed")
-    pytest.importorskip("ipywidgets", reason="ipywidgets is not installed")
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "explorer.ipynb").write_text(json.dumps(notebook(_CELLS)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    settings = {
-        "JUPYTER_CONFIG_DIR": str(folder / ".config"),
-        "JUPYTER_DATA_DIR": str(folder / ".data"),
-        "JUPYTER_RUNTIME_DIR": str(folder / ".runtime"),
-        "IPYTHONDIR": str(folder / ".ipython"),
-    }
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
-        *("--ip=127.0.0.1", f"--port={port}", f"--IdentityProvider.token={_TOKEN}"),
-        "--ServerApp.port_retries=0",
-    ]
-    server = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=os.environ | settings,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urlopen(f"{address}/api", timeout=2).close()
-                break
-            except (URLError, OSError):
-                if time.monotonic() > deadline or server.poll() is not None:
-                    pytest.fail("JupyterLab did not start")
-                time.sleep(0.5)
-        yield f"{address}/lab/tree/explorer.ipynb?token={_TOKEN}"
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def run_all(page) -> None:
-    """Run every cell; again where the kernel was not yet listening."""
-    page.get_by_text("(ipykernel) | Idle").wait_for(timeout=_PATIENCE)
-    for _ in range(20):
-        if page.locator("dialog.jp-Dialog").count():
-            page.keyboard.press("Escape")
-            page.wait_for_timeout(500)
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-        page.wait_for_timeout(1500)
-        if re.search(r"[*\d]", page.locator(".jp-InputPrompt").first.text_content()):
-            return
-    pytest.fail("the notebook's cells did not run")
-
-
-def test_a_moved_slider_gives_new_text_and_strips(lab, tmp_path):
-    with chromium() as browser:
+def test_a_moved_slider_gives_new_text_and_strips(tmp_path):
+    write_notebook(tmp_path / "explorer.ipynb", _CELLS)
+    with jupyter(tmp_path, "jupyterlab") as address, chromium() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        shots = artefacts(tmp_path)
         # Given the explorer shown in a notebook
-        page.goto(lab)
-        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=_PATIENCE)
-        page.wait_for_selector(
-            ".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=_PATIENCE
-        )
+        page.goto(address.format("explorer.ipynb"))
         run_all(page)
         # Then dollars in a result are text, where JupyterLab sets others as mathematics
-        page.locator(".control mjx-container").wait_for(state="attached", timeout=_PATIENCE)
+        page.locator(".control mjx-container").wait_for(state="attached", timeout=PATIENCE)
         result = page.locator(".steerlens-summary")
         assert "$x^2$ and $y$" in result.text_content()
         assert result.locator("mjx-container").count() == 0
-        source = page.get_by_placeholder("a task, an instruction")
-        source.wait_for(timeout=_PATIENCE)
+        source = page.get_by_label("steer by").first
+        source.wait_for(timeout=PATIENCE)
         # When the task of the notebook is typed
         source.fill("headline")
         source.press("Enter")
         # Then both texts, what the check says of them, and the strips of their tokens appear
-        message = page.locator(".jp-OutputArea").get_by_text("click a token")
-        message.wait_for(timeout=_PATIENCE)
-        page.wait_for_selector(".js-plotly-plot .main-svg", timeout=_PATIENCE)
-        steered = page.locator(".widget-html-content", has_text=re.compile("^steered"))
+        _said(page, "click a token").wait_for(timeout=PATIENCE)
+        page.wait_for_selector(".js-plotly-plot .main-svg", timeout=PATIENCE)
+        steered = page.locator(f"{_ANSWERS} td").nth(1)
         first = steered.text_content()
-        assert first.startswith("steered · passes the check<<")
-        page.screenshot(path=artefacts(tmp_path) / "explorer-1.png")
-        # And when the layer's slider is moved, others take their place
-        handle = page.get_by_role("slider").first
-        handle.focus()
+        assert first.startswith("passes the check<<")
+        page.screenshot(path=shots / "explorer-1.png")
+        # And when the layer's slider is moved by the keyboard, others take their place
+        page.get_by_role("slider", name="layer").first.focus()
         for _ in range(4):
             page.keyboard.press("ArrowRight")
         page.wait_for_function(
             """before => {
-                const boxes = [...document.querySelectorAll('.widget-html-content')];
-                const said = boxes.map(box => box.textContent);
-                const text = said.find(one => one.startsWith('steered'));
-                return text !== before && said.some(one => one.startsWith('click a token'));
+                const cell = document.querySelectorAll('.steerlens-answers td')[1];
+                const said = document.querySelector('.steerlens-status').textContent;
+                const all = [...document.querySelectorAll('[role=status]')];
+                return cell && cell.textContent !== before
+                    && all.some(each => each.textContent.startsWith('click a token'));
             }""",
             arg=first,
-            timeout=_PATIENCE,
+            timeout=PATIENCE,
         )
-        assert page.locator(".js-plotly-plot .main-svg").count() > 0
-        page.screenshot(path=artefacts(tmp_path) / "explorer-2.png")
         # And a click on a token tells its numbers
         page.locator(".js-plotly-plot .textpoint").nth(3).click(force=True)
-        page.locator(".widget-html-content", has_text="KL").first.wait_for(timeout=_PATIENCE)
+        page.locator(".widget-html-content", has_text="KL").first.wait_for(timeout=PATIENCE)
         # And pinned settings stand below each other, token by token
         page.get_by_role("button", name="pin", exact=True).click()
         strip = page.locator(".widget-html-content .token-strip .response b")
-        strip.first.wait_for(timeout=_PATIENCE)
+        strip.first.wait_for(timeout=PATIENCE)
         assert strip.first.get_attribute("title")
-        strip.first.scroll_into_view_if_needed()
-        page.screenshot(path=artefacts(tmp_path) / "explorer-pinned.png")
         # And a reply keeps the answer and its prompt as earlier turns, in a narrow window too
         page.set_viewport_size({"width": 1000, "height": 1000})
-        page.get_by_text("decoding", exact=True).click()
-        page.get_by_label("temperature").fill("1")
-        page.get_by_label("temperature").press("Enter")
-        page.get_by_label("samples").fill("2")
-        page.get_by_label("samples").press("Enter")
-        page.locator(".widget-html-content", has_text="steered 2").wait_for(timeout=_PATIENCE)
-        page.get_by_role("button", name="reply to this").nth(1).click(timeout=_PATIENCE)
+        page.get_by_role("button", name="decoding").click()
+        for name, value in (("temperature", "1"), ("samples", "2")):
+            page.get_by_label(name).fill(value)
+            page.get_by_label(name).press("Enter")
+        sample = page.locator(_ANSWERS, has_text="sample 2")
+        sample.wait_for(timeout=PATIENCE)
+        page.get_by_role("button", name="reply to steered").click(timeout=PATIENCE)
         page.locator(".widget-html-content", has_text="user Tell me about Rome.").wait_for()
         following = page.get_by_placeholder("your next message")
         following.fill("And in one word?")
         following.press("Enter")
-        page.locator(".widget-html-content", has_text="steered 2").wait_for(timeout=_PATIENCE)
-        message.wait_for(timeout=_PATIENCE)
+        sample.wait_for(timeout=PATIENCE)
+        _said(page, "click a token").wait_for(timeout=PATIENCE)
         source.scroll_into_view_if_needed()
-        page.screenshot(path=artefacts(tmp_path) / "explorer-conversation.png")
-        beyond = """() => {
-            const right = each => each.getBoundingClientRect().right;
-            const edge = right(document.querySelector('.jp-OutputArea:has(.widget-text)'));
-            const controls = '.widget-text, .widget-button, .widget-slider, .widget-dropdown';
-            return [...document.querySelectorAll(controls)]
-                .filter(each => each.offsetParent && right(each) > edge)
-                .map(each => [each.className, right(each), edge]);
-        }"""
-        assert page.evaluate(beyond) == []
+        page.screenshot(path=shots / "explorer-conversation.png")
+        assert page.evaluate(_BEYOND) == []
+        assert page.evaluate(_NAMELESS) == []
         # And a faulty setting leaves its sentence alone: no text of the one before, but the pins
         source.fill("nonsense")
         source.press("Enter")
-        refused = page.locator(".widget-html-content", has_text="is no task and no vector file")
-        refused.first.wait_for(timeout=_PATIENCE)
-        assert steered.count() == 0
-        assert page.locator(".widget-html-content", has_text=re.compile("^baseline")).count() == 0
+        _said(page, "is no task and no vector file").wait_for(timeout=PATIENCE)
+        assert page.locator(_ANSWERS).count() == 0
         assert page.locator(".js-plotly-plot .main-svg").count() == 0
         assert strip.count() > 0
-        page.screenshot(path=artefacts(tmp_path) / "explorer-refused.png")
+        page.screenshot(path=shots / "explorer-refused.png")
+
+
+def test_curves_and_a_map_are_clicked_in_notebook_7(tmp_path, roomy_folder):
+    draws = bool(os.environ.get("STEERLENS_FIGURES"))
+    name, n_tokens = ("smollm2-135m-instruct", 32) if draws else (str(roomy_folder), 4)
+    cells = [
+        f"import steerlens as sl\nmodel = sl.load_model({name!r})\n"
+        f"explorer = sl.explore(model, n_pairs={16 if draws else 6})\n"
+        f"explorer.decoding.max_new_tokens.value = {n_tokens}\nexplorer",
+    ]
+    write_notebook(tmp_path / "explorer.ipynb", cells)
+    with jupyter(tmp_path, "notebook") as address, chromium() as browser:
+        page = browser.new_page(viewport={"width": 1000, "height": 1400})
+        faults = faults_of(page)
+        page.goto(address.format("explorer.ipynb"))
+        run_all(page)
+        # When a task is picked, with a second prompt
+        page.get_by_role("button", name="add a prompt").click(timeout=PATIENCE)
+        second = page.get_by_label("prompt 2")
+        second.fill("How do I make tea?")
+        second.press("Enter")
+        source = page.get_by_label("steer by").first
+        source.fill("detectable_format:title")
+        source.press("Enter")
+        # Then both are answered, and the curves of the layers appear, one kind after the other
+        page.locator(f"{_ANSWERS} th", has_text="How do I make tea?").wait_for(timeout=PATIENCE)
+        curves = page.locator(".js-plotly-plot", has_text="specific auroc")
+        curves.locator(".main-svg").first.wait_for(timeout=5 * PATIENCE if draws else PATIENCE)
+        # And a click on them moves the slider
+        number = page.get_by_label("layer, as a number").first
+        before = number.input_value()
+        box = curves.bounding_box()
+        page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 0.22 * box["height"])
+        page.wait_for_function(
+            "([box, before]) => box.value !== before",
+            arg=[number.element_handle(), before],
+            timeout=PATIENCE,
+        )
+        _said(page, "click a token").wait_for(timeout=PATIENCE)
+        # And a sweep fills in a map, whose cells tell their texts
+        page.get_by_role("button", name=re.compile("sweep of strength")).click()
+        page.get_by_role("button", name="sweep", exact=True).click()
+        _said(page, "click a cell").wait_for(timeout=5 * PATIENCE if draws else PATIENCE)
+        sweep = page.locator(".js-plotly-plot", has_text="strength").last
+        box = sweep.locator(".heatmaplayer image, .heatmaplayer").first.bounding_box()
+        page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
+        page.wait_for_function(
+            "list => list.selectedIndex > 0",
+            arg=page.get_by_label("cell").element_handle(),
+            timeout=PATIENCE,
+        )
+        assert page.locator(".widget-html-content", has_text="KL at the first token").count() == 1
+        assert page.evaluate(_BEYOND) == []
+        assert page.evaluate(_NAMELESS) == []
+        assert [fault for fault in faults if "steerlens" in fault] == []
+        area = page.locator(".jp-OutputArea:has(.widget-text)").first
+        area.screenshot(path=_FIGURE if draws else artefacts(tmp_path) / "explorer-notebook.png")

@@ -1,0 +1,108 @@
+"""What a trial gave: its answers as a table, and the tokens of one of them."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ipywidgets as w
+import plotly.graph_objects as go
+
+from steerlens.effects.run import SteeredRun
+from steerlens.explorer.answers import Grid
+from steerlens.explorer.answers_table import answers_table
+from steerlens.explorer.elements import NARROW, button, row
+from steerlens.explorer.trials import Trial
+
+__all__ = ["AnswersView"]
+
+
+class AnswersView:
+    """The answers to a trial.
+
+    Args:
+        reply: Called with the column whose answer the next message goes on from.
+        picked: Called with the prompt and the setting whose tokens are wanted.
+
+    Attributes:
+        view: The widget.
+        texts: The table.
+        replies: A button per column.
+        shown: Prompt and setting whose tokens are shown.
+        strips: Their figures.
+        details: The numbers of the token that was clicked.
+    """
+
+    def __init__(
+        self, reply: Callable[[int], Any], picked: Callable[[tuple[int, int]], Any]
+    ) -> None:
+        self._picked = picked
+        self.texts, self.details, self.strips = w.HTML(), w.HTML(), w.VBox()
+        self.replies = [
+            button("", partial(reply, column), "go on from this answer") for column in range(3)
+        ]
+        self.shown = w.Dropdown(options=[], description="tokens of", **NARROW)
+        self.shown.observe(self._pick, "value")
+        self.view = w.VBox(
+            [self.texts, row(self.replies), self.shown, self.strips, self.details],
+        )
+        self.clear()
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self.texts.value = ""
+        self.clear_tokens()
+        for hidden in (self.shown, *self.replies):
+            hidden.layout.display = "none"
+
+    def clear_tokens(self) -> None:
+        """Show no tokens."""
+        self.strips.children, self.details.value = (), ""
+
+    def show_texts(
+        self,
+        trial: Trial,
+        texts: Grid,
+        check: Callable[[int, str], bool | None] = lambda column, text: None,
+    ) -> None:
+        """Show the texts so far, with what the check says of each."""
+        self.texts.value = answers_table(trial.question.prompts, _names(trial), texts, check)
+
+    def offer(self, trial: Trial) -> None:
+        """Offer what can be done with whole answers: a reply, and the tokens of each."""
+        n_prompts, names = len(trial.question.prompts), _names(trial)
+        for name, reply in zip(names, self.replies, strict=False):
+            reply.description = f"reply to {name}"
+            reply.layout.display = "" if n_prompts == 1 else "none"
+        places = [(i, j) for i in range(n_prompts) for j in range(len(trial.settings))]
+        self.shown.unobserve(self._pick, "value")
+        self.shown.options = [
+            (f"prompt {i + 1}, {names[j + 1]}" if n_prompts > 1 else names[j + 1], (i, j))
+            for i, j in places
+        ]
+        self.shown.value = places[0]
+        self.shown.observe(self._pick, "value")
+        self.shown.layout.display = "" if len(places) > 1 else "none"
+
+    def drawn(self, run: SteeredRun) -> list[Any]:
+        """Figures of what the steering did to each token; they take a while to make."""
+        figures = [go.FigureWidget(figure) for figure in (run.effects.plot(), run.plot())]
+        for figure in figures:
+            # The controls show the steering; a subtitle is misplaced by a widget not yet seen.
+            figure.update_layout(title_subtitle_text="")
+            for trace in figure.data:
+                if trace.customdata is not None:
+                    trace.on_click(self._show_token)
+        return figures
+
+    def _show_token(self, trace: Any, points: Any, _state: Any) -> None:
+        # What the strip says on hover: escaped already.
+        if points.point_inds:
+            self.details.value = str(trace.customdata[points.point_inds[0]])
+
+    def _pick(self, _: Any) -> None:
+        if self.shown.value is not None:
+            self._picked(self.shown.value)
+
+
+def _names(trial: Trial) -> list[str]:
+    return ["baseline", "steered"] if len(trial.settings) == 1 else ["baseline", "A", "B"]
