@@ -1,6 +1,6 @@
 """What a trial gave: its answers as a table, and the tokens of one of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from steerlens.effects.run import SteeredRun
 from steerlens.explorer.answers import Grid
 from steerlens.explorer.answers_table import answers_table
-from steerlens.explorer.elements import NARROW, button, row
+from steerlens.explorer.elements import NARROW, Plot, button, row
 from steerlens.explorer.trials import Trial
 
 __all__ = ["AnswersView"]
@@ -28,7 +28,7 @@ class AnswersView:
         texts: The table.
         replies: A button per column.
         shown: Prompt and setting whose tokens are shown.
-        strips: Their figures.
+        strips: Two plots of them.
         details: The numbers of the token that was clicked.
     """
 
@@ -36,14 +36,18 @@ class AnswersView:
         self, reply: Callable[[int], Any], picked: Callable[[tuple[int, int]], Any]
     ) -> None:
         self._picked = picked
-        self.texts, self.details, self.strips = w.HTML(), w.HTML(), w.VBox()
+        self.texts, self.details = w.HTML(), w.HTML()
+        self.strips = [
+            Plot(lambda trace, index, x, y, plot=plot: self._show_token(plot, trace, index))
+            for plot in range(2)
+        ]
         self.replies = [
             button("", partial(reply, column), "go on from this answer") for column in range(3)
         ]
         self.shown = w.Dropdown(options=[], description="tokens of", **NARROW)
         self.shown.observe(self._pick, "value")
         self.view = w.VBox(
-            [self.texts, row(self.replies), self.shown, self.strips, self.details],
+            [self.texts, row(self.replies), self.shown, *self.strips, self.details],
         )
         self.clear()
 
@@ -56,7 +60,8 @@ class AnswersView:
 
     def clear_tokens(self) -> None:
         """Show no tokens."""
-        self.strips.children, self.details.value = (), ""
+        self.show_tokens([None, None])
+        self.details.value = ""
 
     def show_texts(
         self,
@@ -83,21 +88,23 @@ class AnswersView:
         self.shown.observe(self._pick, "value")
         self.shown.layout.display = "" if len(places) > 1 else "none"
 
-    def drawn(self, run: SteeredRun) -> list[Any]:
+    def drawn(self, run: SteeredRun) -> list[go.Figure]:
         """Figures of what the steering did to each token; they take a while to make."""
-        figures = [go.FigureWidget(figure) for figure in (run.effects.plot(), run.plot())]
+        figures = [run.effects.plot(), run.plot()]
         for figure in figures:
-            # The controls show the steering; a subtitle is misplaced by a widget not yet seen.
-            figure.update_layout(title_subtitle_text="")
-            for trace in figure.data:
-                if trace.customdata is not None:
-                    trace.on_click(self._show_token)
+            figure.update_layout(title_subtitle_text="")  # the controls show the steering
         return figures
 
-    def _show_token(self, trace: Any, points: Any, _state: Any) -> None:
+    def show_tokens(self, figures: Sequence[go.Figure | None]) -> None:
+        """Show them."""
+        for plot, figure in zip(self.strips, figures, strict=True):
+            plot.show(figure)
+
+    def _show_token(self, plot: int, trace: int, index: int) -> None:
         # What the strip says on hover: escaped already.
-        if points.point_inds:
-            self.details.value = str(trace.customdata[points.point_inds[0]])
+        numbers = self.strips[plot].figure.data[trace].customdata
+        if numbers is not None and index is not None:
+            self.details.value = str(numbers[index])
 
     def _pick(self, _: Any) -> None:
         if self.shown.value is not None:

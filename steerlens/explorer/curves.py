@@ -7,7 +7,7 @@ from typing import Any
 import ipywidgets as w
 import plotly.graph_objects as go
 
-from steerlens.explorer.elements import Status, button, row
+from steerlens.explorer.elements import Plot, Status, button, row
 from steerlens.explorer.evidence import KINDS, LayerEvidence
 from steerlens.views.theme import GREY
 
@@ -26,32 +26,32 @@ class CurvesView:
 
     Attributes:
         view: The widget.
-        figure: The curves; ``None`` until some are known.
+        plot: The curves.
         gathers: Whether evidence is to be gathered.
         caption: What is known, and what is computed.
     """
 
     def __init__(self, picked: Callable[[int], None]) -> None:
         self._picked = picked
-        self.figure: Any = None
+        self.plot = Plot(self._clicked)
         self.gathers = w.Checkbox(
             True,
             description="gather evidence about layers",
             indent=False,
             layout={"width": "auto"},
         )
-        self._figure, self._best, self.caption = w.VBox(), row([]), Status()
-        self.view = w.VBox([self.gathers, self._figure, self._best, self.caption])
+        self._best, self.caption = row([]), Status()
+        self.view = w.VBox([self.gathers, self.plot, self._best, self.caption])
         self._layer = 0
         self._state: Any = None
 
     def clear(self) -> None:
         """Show nothing."""
-        self.figure = self._state = None
-        self._figure.children = self._best.children = ()
+        self._state, self._best.children = None, ()
+        self.plot.show(None)
         self.caption.value = ""
 
-    def drawn(self, evidence: LayerEvidence) -> Any:
+    def drawn(self, evidence: LayerEvidence) -> go.Figure | None:
         """The curves of what is known of a source; ``None`` where nothing is, or nothing new."""
         state = evidence, evidence.n_left
         if state == self._state:
@@ -68,16 +68,12 @@ class CurvesView:
         figure.update_layout(
             height=_AROUND + _PANEL * height, hovermode="x", margin={"l": 40, "r": 8, "b": 36}
         )
-        return go.FigureWidget(figure)
+        return figure
 
-    def show(self, evidence: LayerEvidence, figure: Any) -> None:
+    def show(self, evidence: LayerEvidence, figure: go.Figure | None) -> None:
         """Show what is known of a source, as it was drawn."""
         if figure is not None:
-            for trace in figure.data:
-                if trace.hoverinfo != "skip":
-                    trace.on_click(self._clicked)
-            self.figure, self._figure.children = figure, (figure,)
-            self.mark(self._layer)
+            self._draw(figure)
         self._best.children = [
             button(
                 f"layer {best}: best {KINDS[kind]}",
@@ -91,12 +87,16 @@ class CurvesView:
     def mark(self, layer: int) -> None:
         """Mark the layer of the slider."""
         self._layer = layer
-        if self.figure is not None:
-            self.figure.update_shapes({"x0": layer, "x1": layer}, selector={"name": _HERE})
+        if self.plot.figure is not None:
+            self._draw(self.plot.figure)
 
-    def _clicked(self, _trace: Any, points: Any, _state: Any) -> None:
-        if points.xs:
-            self._picked(int(points.xs[0]))
+    def _draw(self, figure: go.Figure) -> None:
+        figure.update_shapes({"x0": self._layer, "x1": self._layer}, selector={"name": _HERE})
+        self.plot.show(figure)
+
+    def _clicked(self, _trace: int, _index: int, layer: Any, _value: Any) -> None:
+        if isinstance(layer, int | float):
+            self._picked(int(layer))
 
 
 def _caption(evidence: LayerEvidence) -> str:

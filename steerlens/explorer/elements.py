@@ -1,7 +1,8 @@
-"""Parts of the explorer's controls: a slider, a status line, sections that open and close.
+"""Parts of the explorer's controls: a slider, a status line, a plot, sections that open and close.
 
-The slider and the line are anywidgets: those of ipywidgets have no label that a screen reader says,
-and no place whose changes it announces.
+Slider and line are anywidgets: those of ipywidgets have no label that a screen reader says, and no
+place whose changes it announces. So is the plot: each of plotly's own widgets brings the whole
+library to the page, 5 MB, which delays the texts that come after it.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +12,19 @@ from typing import Any
 import anywidget
 import ipywidgets as w
 import traitlets
+from plotly.offline import get_plotlyjs
 
-__all__ = ["NARROW", "WIDE", "Status", "button", "float_slider", "layer_slider", "row", "section"]
+__all__ = [
+    "NARROW",
+    "WIDE",
+    "Plot",
+    "Status",
+    "button",
+    "float_slider",
+    "layer_slider",
+    "row",
+    "section",
+]
 
 WIDE: dict[str, Any] = {
     "layout": {"width": "48em", "max_width": "98%"},
@@ -63,6 +75,35 @@ class Status(anywidget.AnyWidget):
     _esm = _text("status.js")
     _css = _text("elements.css")
     value = traitlets.Unicode().tag(sync=True)
+
+
+class Plot(anywidget.AnyWidget):
+    """A figure that may be drawn anew and clicked.
+
+    Attributes:
+        figure: What is shown; ``None`` for nothing.
+        clicked: Called with the number of the trace and of the point, and with x and y.
+    """
+
+    _esm = _text("plot.js")
+    drawing = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, clicked: Callable[[int, Any, Any, Any], None]) -> None:
+        super().__init__()
+        self.figure: Any = None
+        self.clicked = clicked
+        self.on_msg(self._received)
+
+    def show(self, figure: Any) -> None:
+        """Show a figure, or nothing."""
+        self.figure = figure
+        self.drawing = "" if figure is None else figure.to_json()
+
+    def _received(self, _widget: Any, message: dict[str, Any], _buffers: Any) -> None:
+        if message.get("kind") == "library":
+            self.send({"kind": "library"}, [get_plotlyjs().encode()])
+        elif message.get("kind") == "click" and self.figure is not None:
+            self.clicked(*(message.get(name) for name in ("trace", "index", "x", "y")))
 
 
 def button(name: str, what: Callable[[], Any], tip: str) -> Any:

@@ -329,7 +329,8 @@ class Explorer:
         self.worker.tell(self._show_run, run, self.shown.drawn(run))
 
     def _show_run(self, run: SteeredRun, figures: list[Any]) -> None:
-        self.run, self.shown.strips.children = run, figures
+        self.run = run
+        self.shown.show_tokens(figures)
         if self.message.value.startswith("recording"):  # else a check has failed
             first = "; the strips are those of the first sample" if len(run.samples) > 1 else ""
             self._say(f"click a token for its numbers{first}")

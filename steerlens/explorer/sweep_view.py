@@ -5,10 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import ipywidgets as w
-import plotly.graph_objects as go
 
 from steerlens.errors import SteerlensError
-from steerlens.explorer.elements import NARROW, button, row, section
+from steerlens.explorer.elements import NARROW, Plot, button, row, section
 from steerlens.explorer.sweeping import Cell, Sweep
 
 __all__ = ["SweepView"]
@@ -29,7 +28,7 @@ class SweepView:
         layers: The columns of the map, as text.
         strengths: Its rows, as text.
         sweep: What is shown.
-        figure: The map; ``None`` until there is one.
+        plot: The map.
         cell: The cell whose texts are shown; a list, for the keyboard.
         text: Its texts.
     """
@@ -41,8 +40,7 @@ class SweepView:
         self.layers = w.Text(", ".join(map(str, spread)), description="layers", **NARROW)
         self.strengths = w.Text("0.5, 1, 1.5, 2", description="strengths", **NARROW)
         self.sweep: Sweep | None = None
-        self.figure: Any = None
-        self._map, self.text = w.VBox(), w.HTML()
+        self.plot, self.text = Plot(self._clicked), w.HTML()
         self.cell = w.Dropdown(options=[], description="cell", **NARROW)
         self.cell.observe(lambda _: self._show_text(), "value")
         used = button("use this cell", lambda: self._use(use), "set the sliders to it")
@@ -51,7 +49,7 @@ class SweepView:
         begin = button("sweep", start, "answer under every strength at every layer")
         self.view = section(
             "sweep of strength × layer",
-            [row([self.layers, self.strengths, begin]), self._map, self._picking, self.text],
+            [row([self.layers, self.strengths, begin]), self.plot, self._picking, self.text],
         )
 
     @property
@@ -76,22 +74,14 @@ class SweepView:
 
     def clear(self) -> None:
         """Show no map."""
-        self.sweep = self.figure = None
-        self._map.children = self.cell.options = ()
+        self.sweep, self.cell.options = None, ()
+        self.plot.show(None)
         self._picking.layout.display, self.text.value = "none", ""
 
     def show(self, sweep: Sweep) -> None:
         """Show what a sweep has so far."""
-        before, self.sweep = self.sweep, sweep
-        drawn = sweep.plot()
-        if before is None or _kind(before) != _kind(sweep):
-            self.figure = go.FigureWidget(drawn)
-            self.figure.data[0].on_click(self._clicked)
-            self._map.children = (self.figure,)
-        else:
-            new = drawn.data[0]
-            with self.figure.batch_update():
-                self.figure.data[0].update(z=new.z, text=new.text, zmax=new.zmax)
+        self.sweep = sweep
+        self.plot.show(sweep.plot())
         chosen = self.cell.value
         places = [(s, layer) for s in sweep.strengths for layer in sweep.layers]
         options = [
@@ -106,11 +96,10 @@ class SweepView:
         self._picking.layout.display = "" if options else "none"
         self._show_text()
 
-    def _clicked(self, _trace: Any, points: Any, _state: Any) -> None:
-        if points.xs:
-            place = int(points.xs[0]), float(points.ys[0])
-            if place in dict(self.cell.options).values():
-                self.cell.value = place
+    def _clicked(self, _trace: int, _index: Any, layer: Any, strength: Any) -> None:
+        place = int(layer), float(strength)
+        if place in dict(self.cell.options).values():
+            self.cell.value = place
 
     def _show_text(self) -> None:
         if self.sweep is None or self.cell.value is None:
@@ -122,10 +111,6 @@ class SweepView:
     def _use(self, use: Callable[[int, float], Any]) -> None:
         if self.cell.value is not None:
             use(*self.cell.value)
-
-
-def _kind(sweep: Sweep) -> Any:
-    return sweep.layers, sweep.strengths, sweep.prompts, sweep.value
 
 
 def _described(cell: Cell, prompt: str) -> str:

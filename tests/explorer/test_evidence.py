@@ -1,7 +1,5 @@
 """The explorer's evidence about layers, and its map of strength × layer."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from explorer_example import answered, quiet_explorer
@@ -44,18 +42,18 @@ def test_curves_are_those_of_the_packages_own_functions(gathered, roomy_model) -
     assert ranking.kinds == ("auroc", "specific_auroc", "recovery")
     separability = sl.rank_layers(gathered.sources.fitted[TITLE].residuals, n_resamples=200)
     np.testing.assert_allclose(ranking.table.auroc, separability.table.auroc)
-    panels = [a.text for a in gathered.curves.figure.layout.annotations]
+    panels = [a.text for a in gathered.curves.plot.figure.layout.annotations]
     assert panels == ["AUROC", "specific auroc", "recovery"]
 
 
 def test_a_click_on_a_curve_moves_the_slider(gathered) -> None:
     gathered.a.layer.value = 0
-    line = next(t for t in gathered.curves.figure.data if t.hoverinfo != "skip")
-    gathered.curves._clicked(line, SimpleNamespace(xs=[1]), None)
+    plot = gathered.curves.plot
+    plot._received(plot, {"kind": "click", "trace": 1, "index": 1, "x": 1, "y": 0.5}, [])
     assert gathered.a.layer.value == 1
     answered(gathered)
     assert gathered.answers.trial.settings[0].layer == 1
-    here = [s for s in gathered.curves.figure.layout.shapes if s.name == "layer of the slider"]
+    here = [s for s in gathered.curves.plot.figure.layout.shapes if s.name == "layer of the slider"]
     assert here and {shape.x0 for shape in here} == {1}
     # So does a button that names the best layer by a kind of evidence
     [best, *_] = gathered.curves._best.children
@@ -94,7 +92,7 @@ def test_what_cannot_be_measured_has_its_reason(tiny_model) -> None:
     explorer.sources.fitted["v"] = Fitted(random_vector(3, 16))
     explorer.a.source.value = "v"
     answered(explorer)
-    assert explorer.curves.figure is not None and explorer.curves.caption.value == ""
+    assert explorer.curves.plot.figure is not None and explorer.curves.caption.value == ""
 
 
 def test_a_sweep_is_what_generate_gives_cell_by_cell(gathered, roomy_model) -> None:
@@ -120,7 +118,7 @@ def test_a_sweep_is_what_generate_gives_cell_by_cell(gathered, roomy_model) -> N
     assert sweep.at(0, 1.0)[0].kl == pytest.approx(first, abs=1e-4)
     assert sweep.value == "passed" and len(sweep.table) == 4 and seen[0] == 0
     # A click shows the texts of a cell, and it can be used
-    explorer.map._clicked(None, SimpleNamespace(xs=["2"], ys=["-2"]), None)
+    explorer.map.plot._received(None, {"kind": "click", "x": "2", "y": "-2"}, [])
     assert explorer.map.cell.value == (2, -2.0) and "check" in explorer.map.text.value
     explorer.map._use(explorer._use_cell)
     answered(explorer)

@@ -3,7 +3,6 @@
 import re
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ def test_a_moved_slider_gives_the_texts_that_generate_gives(model, monkeypatch) 
     prompt = explorer.conversation.prompt.value
     expected = sl.generate(model, prompt, explorer.vector.at(20), max_new_tokens=5)
     assert run.steered == expected.texts[0]
-    assert len(explorer.shown.strips.children) == 2
+    assert all(plot.figure is not None for plot in explorer.shown.strips)
     assert n_hooks(model) == 0
     # And the strip marks the token the vector was read at, the last of the prompt
     frame = run.effects.table
@@ -56,9 +55,10 @@ def test_a_moved_slider_gives_the_texts_that_generate_gives(model, monkeypatch) 
     assert explorer.pins[0].setting.layer == 20
     assert "layer 20" in explorer.pinned.value
     # And a click on a token gives its numbers
-    words = next(t for t in explorer.shown.strips.children[0].data if t.customdata is not None)
-    explorer.shown._show_token(words, SimpleNamespace(point_inds=[1]), None)
-    assert explorer.shown.details.value == words.customdata[1] != ""
+    strip = explorer.shown.strips[0]
+    [place, *_] = [i for i, t in enumerate(strip.figure.data) if t.customdata is not None]
+    strip._received(strip, {"kind": "click", "trace": place, "index": 1}, [])
+    assert explorer.shown.details.value == strip.figure.data[place].customdata[1] != ""
     # And the Python gives the same run again, on the model that is loaded already
     lines = explorer.to_python()
     assert "sl.load_model('smollm2-135m-instruct', dtype='float32')" in lines
@@ -238,10 +238,11 @@ def test_hostile_text_is_shown_as_text(tiny_model) -> None:
     shown = explorer.shown.texts.value
     assert "<script" not in shown and "<img" not in shown and HOSTILE not in shown
     # Nor do tokens told at a click hold any tag but the line breaks of the strip
-    for figure in explorer.shown.drawn(made_up_run([HOSTILE], ["x", HOSTILE])):
-        for trace in figure.data:
+    explorer.shown.show_tokens(explorer.shown.drawn(made_up_run([HOSTILE], ["x", HOSTILE])))
+    for number, plot in enumerate(explorer.shown.strips):
+        for place, trace in enumerate(plot.figure.data):
             for index in range(len(trace.customdata if trace.customdata is not None else ())):
-                explorer.shown._show_token(trace, SimpleNamespace(point_inds=[index]), None)
+                explorer.shown._show_token(number, place, index)
                 tags = re.findall(r"<[^>]*>", explorer.shown.details.value)
                 assert set(tags) <= {"<br>"}
 
@@ -276,7 +277,8 @@ def test_a_faulty_setting_is_told_and_leaves_nothing_of_the_one_before(
     explorer.worker.wait(60.0)
     assert "is no task and no vector file" in explorer.message.value
     shown = explorer.shown
-    assert (shown.texts.value, shown.details.value, shown.strips.children) == ("", "", ())
+    assert (shown.texts.value, shown.details.value) == ("", "")
+    assert all(plot.figure is None and not plot.drawing for plot in shown.strips)
     explorer.pin()
     assert "nothing to pin" in explorer.message.value
     with pytest.raises(SteerlensError, match="nothing to save"):

@@ -87,7 +87,7 @@ def test_what_is_being_shown_when_a_slider_moves_is_cleared(explorer) -> None:
     explorer.a.source.value = ""
     explorer.worker.wait(60.0)
     # Then nothing of the older setting is left or comes later
-    assert explorer.shown.strips.children == () and explorer.run is None
+    assert explorer.shown.strips[0].figure is None and explorer.run is None
 
 
 def test_a_vector_is_made_once_whoever_asks_for_it_meanwhile(explorer, monkeypatch) -> None:

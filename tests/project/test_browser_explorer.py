@@ -154,8 +154,9 @@ def test_curves_and_a_map_are_clicked_in_notebook_7(tmp_path, roomy_folder):
         # And a click on them moves the slider
         number = page.get_by_label("layer, as a number").first
         before = number.input_value()
-        box = curves.bounding_box()
-        page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 0.22 * box["height"])
+        box = curves.locator(".nsewdrag").first.bounding_box()
+        page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 0.5 * box["height"])
+        page.mouse.click(box["x"] + 0.12 * box["width"], box["y"] + 0.5 * box["height"])
         page.wait_for_function(
             "([box, before]) => box.value !== before",
             arg=[number.element_handle(), before],
@@ -167,7 +168,9 @@ def test_curves_and_a_map_are_clicked_in_notebook_7(tmp_path, roomy_folder):
         page.get_by_role("button", name="sweep", exact=True).click()
         _said(page, "click a cell").wait_for(timeout=5 * PATIENCE if draws else PATIENCE)
         sweep = page.locator(".js-plotly-plot", has_text="strength").last
-        box = sweep.locator(".heatmaplayer image, .heatmaplayer").first.bounding_box()
+        sweep.scroll_into_view_if_needed()
+        box = sweep.locator(".nsewdrag").first.bounding_box()
+        page.mouse.move(box["x"] + 0.88 * box["width"], box["y"] + 0.1 * box["height"])
         page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
         page.wait_for_function(
             "list => list.selectedIndex > 0",
