@@ -37,10 +37,7 @@ class AnswersView:
     ) -> None:
         self._picked = picked
         self.texts, self.details = w.HTML(), w.HTML()
-        self.strips = [
-            Plot(lambda trace, index, x, y, plot=plot: self._show_token(plot, trace, index))
-            for plot in range(2)
-        ]
+        self.strips = [Plot(partial(self._show_token, plot)) for plot in range(2)]
         self.replies = [
             button("", partial(reply, column), "go on from this answer") for column in range(3)
         ]
@@ -100,7 +97,7 @@ class AnswersView:
         for plot, figure in zip(self.strips, figures, strict=True):
             plot.show(figure)
 
-    def _show_token(self, plot: int, trace: int, index: int) -> None:
+    def _show_token(self, plot: int, trace: int, index: Any, *_place: Any) -> None:
         # What the strip says on hover: escaped already.
         numbers = self.strips[plot].figure.data[trace].customdata
         if numbers is not None and index is not None:

@@ -88,7 +88,7 @@ class Plot(anywidget.AnyWidget):
     _esm = _text("plot.js")
     drawing = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, clicked: Callable[[int, Any, Any, Any], None]) -> None:
+    def __init__(self, clicked: Callable[[Any, Any, Any, Any], None]) -> None:
         super().__init__()
         self.figure: Any = None
         self.clicked = clicked
@@ -103,7 +103,8 @@ class Plot(anywidget.AnyWidget):
         if message.get("kind") == "library":
             self.send({"kind": "library"}, [get_plotlyjs().encode()])
         elif message.get("kind") == "click" and self.figure is not None:
-            self.clicked(*(message.get(name) for name in ("trace", "index", "x", "y")))
+            trace, index, x, y = map(message.get, ("trace", "index", "x", "y"))
+            self.clicked(trace, index, x, y)
 
 
 def button(name: str, what: Callable[[], Any], tip: str) -> Any:

@@ -174,7 +174,7 @@ def test_curves_and_a_map_are_clicked_in_notebook_7(tmp_path, roomy_folder):
         page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
         page.wait_for_function(
             "list => list.selectedIndex > 0",
-            arg=page.get_by_label("cell").element_handle(),
+            arg=page.get_by_label("cell", exact=True).element_handle(),
             timeout=PATIENCE,
         )
         assert page.locator(".widget-html-content", has_text="KL at the first token").count() == 1
