@@ -13,6 +13,7 @@ from steerlens.behaviour.answers import Answerer
 from steerlens.behaviour.plans.candidates import describe
 from steerlens.behaviour.plans.fitting import VectorBook
 from steerlens.behaviour.plans.plan import Plan
+from steerlens.behaviour.side_effects import side_effects
 from steerlens.effects import TokenEffects, parts_at, token_effects
 from steerlens.engine.generation import Generations, generate
 from steerlens.models.conversations import Prompt, shown
@@ -68,6 +69,7 @@ def answer_samples(
         record, own = _steer(steered, prompts, plan, book, settings)
         records.append(record)
         samples.append(own)
+    _add_costs(model, tasks, records, samples, show_progress)
     unsteered = list(dict.fromkeys(sample.prompt for own in samples for sample in own))
     rows: list[tuple[Prompt, Steering | None]] = [(prompt, None) for prompt in unsteered]
     for own in samples:
@@ -95,6 +97,28 @@ def answer_samples(
                 bar.update(2)
             answered.append({"steering": record, "samples": told})
     return answered
+
+
+def _add_costs(
+    model: TransformerBridge,
+    tasks: Sequence[SteeredTask],
+    records: Sequence[dict[str, Any]],
+    samples: Sequence[Sequence[_Sample]],
+    show_progress: bool,
+) -> None:
+    """What the steering of each task's first sample costs on plain text, beside its placebo."""
+    first = {steered.task.id: own[0] for steered, own in zip(tasks, samples, strict=True) if own}
+    if not first:
+        return
+    effects = side_effects(
+        model,
+        {name: sample.steered for name, sample in first.items()},
+        {name: sample.placebo for name, sample in first.items()},
+        show_progress=show_progress,
+    )
+    for steered, record in zip(tasks, records, strict=True):
+        if steered.task.id in first:
+            record["cost"] = effects.summary(steered.task.id)
 
 
 def _prompts(task: Task, n_samples: int, seed: int) -> list[tuple[Prompt, dict[str, Any]]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steerlens.behaviour.unchecked import MEASURES
-from steerlens.reports.html import Cell
+from steerlens.reports.html import Cell, interval
 from steerlens.stats.rates import wilson
 from steerlens.views import condition_rates
 from steerlens.views.numbers import MISSING, finite, show, show_interval
@@ -34,11 +34,12 @@ def search_section(data: Mapping[str, Any] | None) -> dict[str, Any] | None:
     is_rate = measure == "rate"
     drawn = _drawn(measure, tried)
     names = ["prompts", "pass", "no loop", "degenerate", "judge perplexity"]
+    heads = [*(names if is_rate else ["pairs", MEASURES[measure]]), "cost"]
     return {
         "measure": MEASURES[measure],
         "choices": data["choices"],
         "figure": _figure(measure, drawn) if drawn else None,
-        "heads": ["setting", "stage", *(names if is_rate else ["pairs", MEASURES[measure]])],
+        "heads": ["setting", "stage", *heads],
         "rows": [(row["setting"], _cells(measure, row)) for row in tried],
         "problems": data["problems"],
     }
@@ -71,12 +72,15 @@ def _figure(measure: str, rows: Sequence[Mapping[str, Any]]) -> Any:
 def _cells(measure: str, row: Mapping[str, Any]) -> list[Cell]:
     n = row["n"]
     first = [Cell(row["stage"]), Cell(str(n), float(n))]
+    # Measured for what was chosen.
+    cost = Cell(interval(row, "cost"), finite(row.get("cost")))
     if measure != "rate":
         shown = show_interval(row[measure], row["low"], row["high"])
-        return [*first, Cell(shown, finite(row[measure]))]
+        return [*first, Cell(shown, finite(row[measure])), cost]
     perplexity = finite(row.get("perplexity"))
     return [
         *first,
         *(Cell(str(row[name]), row[name] / n) for name in ("passed", "successes", "degenerate")),
         Cell(MISSING if perplexity is None else show(perplexity, 1), perplexity),
+        cost,
     ]

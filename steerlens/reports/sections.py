@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from steerlens.behaviour.side_effects import described_cost
 from steerlens.reports.choices import choices_section
 from steerlens.reports.evidence import evidence_section
 from steerlens.reports.html import Cell, interval, percent
@@ -34,6 +35,8 @@ def task_section(
         # The line marks where the samples were steered, which the caption says beside any caveat.
         recovery = recovery_curve(task["recovery"], steered_layer)
     frequency = best.get("selection_frequency")
+    # Reports of earlier versions measured none.
+    cost = task["steering"].get("cost") or {}
     return {
         "task": task,
         "anchor": f"instruction-{number}",
@@ -47,7 +50,10 @@ def task_section(
             Cell(interval(causal, "recovery", "low", "high"), finite(causal.get("recovery"))),
             Cell(interval(causal, "placebo"), finite(causal.get("placebo"))),
             *(passes(task["samples"], name) for name in ("baseline", "steered", "placebo")),
+            Cell(interval(cost, "cost"), finite(cost.get("cost"))),
+            Cell(interval(cost, "placebo_cost"), finite(cost.get("placebo_cost"))),
         ],
+        "cost": described_cost(cost) if "cost" in cost else None,
         "layers": layer_curves(task["layers"], supported_layer(task)),
         "recovery": recovery,
         "choices": choices_section(task.get("choices")),

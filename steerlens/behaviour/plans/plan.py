@@ -20,6 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.behaviour.plans.candidates import Candidate, candidate_from_json, describe
 from steerlens.behaviour.plans.fitting import FitRecipe, VectorBook, joined
+from steerlens.behaviour.side_effects import described_cost
 from steerlens.behaviour.unchecked import MEASURES
 from steerlens.engine.sampling import Decoding
 from steerlens.errors import FileFormatError, SteerlensError, unknown_name
@@ -134,7 +135,15 @@ class Plan(Result):
         return candidate_from_json(self.data["instructions"][task_id][context]["parts"])
 
     def described(self, task_id: str, context: str = "uninstructed") -> str:
-        """The choice in words, with what it did on the select split where the plan says so."""
+        """The choice in words, with what it did on the select split where the plan says so.
+
+        Newer plans also say what it costs (`steerlens.behaviour.side_effects`).
+        """
+        choice = self.data["instructions"][task_id][context]
+        cost = f"; {described_cost(choice)}" if "cost" in choice else ""
+        return self._effect(task_id, context) + cost
+
+    def _effect(self, task_id: str, context: str) -> str:
         choice = self.data["instructions"][task_id][context]
         setting, measure = describe(self.candidate(task_id, context)), self.measure(task_id)
         if measure not in choice:
@@ -212,7 +221,8 @@ class Plan(Result):
         with its ends, `unsteered_rate` with its ends, `degenerate`, `perplexity`,
         `unsteered_perplexity`; or, for tasks without a check and for choices, which have one row,
         `recovery` or `log_odds_change` with `low` and `high`, the same with `corrected_`, and
-        `placebo` with its ends.
+        `placebo` with its ends. Of what was chosen also its `cost` and `accuracy_change`, with
+        their ends and their placebos' (`steerlens.behaviour.side_effects`).
         """
         rows = []
         for name, record in self.data["instructions"].items():

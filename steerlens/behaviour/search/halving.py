@@ -19,7 +19,8 @@ comply, and the judge reads no more of any response than that: the beginning of 
 judge more than its rest, which would speak against all that is short.
 
 The rate of a winner chosen on the prompts that are counted is too high; the plan gives it corrected
-by the bootstrap (`steerlens.stats.rates.best_of_many`).
+by the bootstrap (`steerlens.stats.rates.best_of_many`), and beside it what the winner costs on
+plain text (`steerlens.behaviour.side_effects`).
 """
 
 import warnings
@@ -31,6 +32,7 @@ from steerlens.behaviour.answers import Question
 from steerlens.behaviour.judge import Judge
 from steerlens.behaviour.plans.candidates import NO_STEERING, Candidate, to_json
 from steerlens.behaviour.plans.fitting import VectorBook
+from steerlens.behaviour.search.cost import add_cost
 from steerlens.behaviour.search.evidence import layer_recovery
 from steerlens.behaviour.search.scoring import (
     Score,
@@ -130,13 +132,13 @@ class _Search:
         hopeful = [candidate for candidate in ahead if candidate in successful]
         finalists = [*hopeful, *combinations(ordered)] if hopeful else []
         final = self._stage("final", [NO_STEERING, *finalists], settings.final)
-        chosen, uninstructed = self._choice(final)
+        chosen, uninstructed = self._choice(final, "final")
         leaders = [chosen] if chosen else []
         leaders = list(dict.fromkeys([*leaders, *ranked(final[1:]), *ahead]))
         trying = instructed_candidates(leaders[: settings.narrow.n_kept])
         better = ranked(self._stage("instructed narrow", trying, settings.narrow))
         last = [NO_STEERING, *better[:_N_INSTRUCTED]]
-        _, instructed = self._choice(self._stage("instructed", last, settings.final))
+        _, instructed = self._choice(self._stage("instructed", last, settings.final), "instructed")
         return SearchedTask(
             record={
                 "measure": "rate",
@@ -230,7 +232,7 @@ class _Search:
         layer = candidate[0].layer
         return self.recovery.get(layer, self.recovery.get(layer - 1))
 
-    def _choice(self, scores: Sequence[Score]) -> tuple[Candidate, dict[str, Any]]:
+    def _choice(self, scores: Sequence[Score], stage: str) -> tuple[Candidate, dict[str, Any]]:
         """The winner among a stage's candidates, the first of which is no steering."""
         baseline, settings = scores[0], self.settings
         winner, corrected, n_allowed = choose(
@@ -238,7 +240,7 @@ class _Search:
         )
         n = winner.n_prompts
         unsteered, steered = (score_interval(score.rate, n) for score in (baseline, winner))
-        return winner.candidate, {
+        choice = {
             "parts": to_json(winner.candidate),
             "rate": steered.value,
             "low": steered.low,
@@ -256,3 +258,6 @@ class _Search:
             "n_candidates": len(scores),
             "n_dropped": len(scores) - n_allowed,
         }
+        rows = [row for row in self.table if row["stage"] == stage]
+        add_cost(self.book, self.task, self.pairs[0].kwargs, choice, winner.candidate, rows)
+        return winner.candidate, choice

@@ -25,6 +25,7 @@ import numpy as np
 
 from steerlens.behaviour.plans.candidates import Candidate, describe, to_json
 from steerlens.behaviour.plans.fitting import VectorBook
+from steerlens.behaviour.search.cost import add_cost
 from steerlens.behaviour.search.evidence import layer_recovery
 from steerlens.behaviour.search.scoring import leading
 from steerlens.behaviour.search.settings import SearchSettings, Stage
@@ -185,4 +186,7 @@ class _Search:
         measured_as = {**self._named(winner.interval), **beside}
         if corrected <= max(0.0, placebo.value):
             return {**none, "refused": {"setting": describe(winner.candidate), **measured_as}}
-        return {**none, "parts": to_json(winner.candidate), **measured_as}
+        choice = {**none, "parts": to_json(winner.candidate), **measured_as}
+        rows = [row for row in self.table if row["stage"] == "final"]
+        add_cost(self.book, self.task, self.pairs[0].kwargs, choice, winner.candidate, rows)
+        return choice
