@@ -28,19 +28,21 @@ FORMATS: Mapping[str, str] = {
     "gguf": ".gguf",
     "repeng": ".gguf",
     "steering-vectors": ".safetensors",
+    "vllm-lens": ".safetensors",
+    "easysteer": ".gguf",
     "plain": ".safetensors",
 }
 """File endings by format.
 
-repeng reads and writes llama.cpp's control vectors. steering-vectors has no file format of its own:
-its ``layer_activations`` are the tensors of a plain file.
+repeng and EasySteer read llama.cpp's control vectors. steering-vectors and vLLM-Lens have no file
+format of their own: what they add are the tensors of a plain file.
 """
 _METHODS = ("same-shape", "ridge", "procrustes")
 Format = Annotated[
     str,
     option(
-        "steerlens (exact), gguf (llama.cpp), repeng (the same file), steering-vectors or plain "
-        "(safetensors with one tensor per layer)",
+        "steerlens (exact); gguf (llama.cpp), repeng or easysteer (a control vector); "
+        "steering-vectors, vllm-lens or plain (safetensors with one tensor per layer)",
         "--format",
     ),
 ]
@@ -122,7 +124,13 @@ def vector(
 
 def convert(
     *,
-    source: Annotated[Path, option("a vector in any known format", "--vector")],
+    source: Annotated[Path | None, option("a vector in any known format", "--vector")] = None,
+    plan: Annotated[
+        Path | None, local_path("or what the plan in this folder chose, if it adds on all tokens")
+    ] = None,
+    task: Annotated[
+        str | None, option("with --plan: which of its tasks, if it has several")
+    ] = None,
     out: Annotated[Path, local_path("the file to write")],
     form: Format = "steerlens",
     layer: Annotated[
@@ -134,19 +142,51 @@ def convert(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a vector in another tool's format."""
+    """Write a vector in another tool's format, and say how it is used there.
+
+    Formats: steerlens; gguf (llama.cpp, llama-cpp-python), repeng, easysteer: a control vector;
+    steering-vectors, vllm-lens, plain: safetensors. After writing, the exact command or lines of
+    Python for that tool are printed.
+    """
     _check_format(form)
     from steerlens.files import check_writable
-    from steerlens.vectors.formats import load_vector, vector_format
+    from steerlens.vectors.formats.usage import usage
 
-    loaded = load_vector(source, layer=from_layer)
+    if (source is None) == (plan is None):
+        raise SteerlensError("give either --vector FILE or --plan FOLDER")
+    if source is not None:
+        from steerlens.vectors.formats import load_vector, vector_format
+
+        refuse_unused({"--task": task}, "is for --plan")
+        loaded, origin = load_vector(source, layer=from_layer), vector_format(source)
+    else:
+        refuse_unused({"--from-layer": from_layer}, "is for --vector")
+        loaded, origin = _of_plan(plan, task), "plan"
     check_writable(out)
     _write(loaded, out, form, layer)
+    layers = sorted(layer or loaded.layers)
+    if FORMATS[form] == ".gguf":
+        layers = [each for each in layers if each > 0]
+    how = usage(form, out, layers)
     if as_json:
-        record = {**_record(loaded, out, form), "layers": list(layer or loaded.layers)}
-        print_json({**record, "from": vector_format(source)})
+        record = {**_record(loaded, out, form), "layers": layers}
+        print_json({**record, "from": origin, "usage": how})
         return
-    print(f"{loaded!r} written to {out} ({form})")
+    print(f"{loaded!r} written to {out} ({form})\n\n{how}", end="")
+
+
+def _of_plan(folder: Path | None, task: str | None) -> "SteeringVector":
+    """A plan's choice as a vector."""
+    from steerlens.behaviour.plans.exporting import choice_as_vector
+    from steerlens.behaviour.plans.plan import Plan
+
+    assert folder is not None  # one of the two is given
+    plan = Plan.load(folder)
+    if task is None and len(plan.instructions) > 1:
+        raise SteerlensError(
+            f"the plan has choices for {', '.join(plan.instructions)}; name one with --task"
+        )
+    return choice_as_vector(plan, task or plan.instructions[0])
 
 
 def transfer(
