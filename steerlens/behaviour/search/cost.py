@@ -47,7 +47,8 @@ def add_cost(
         return
     label = {"instruction": task.id, "words": task.wording(kwargs), "parts": to_json(candidate)}
     placebo = random_push(steering, book.recipe.seed)
-    plain = PlainText(book.model, plain_passages(), common_questions())
+    with book.answerer.alone:
+        plain = PlainText(book.model, plain_passages(), common_questions())
     [bare] = _measured(book, plain, {}, [None])
     rows = [bare, *_measured(book, plain, label, [steering, placebo])]
     effects = SideEffects(
