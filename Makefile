@@ -78,10 +78,11 @@ clean:
 	rm -rf report site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find steerlens tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Side by side with the peers that are installed; about a quarter of an hour on two cores.
-# VLLM_PYTHON=... adds vLLM from an environment of its own.
+# Side by side with the peers that are installed; about 20 minutes on two cores. VLLM_PYTHON=...,
+# LLAMA_PYTHON=... and OPENVINO_PYTHON=... add peers from environments of their own.
 bench: $(INSTALLED)
 	$(PIP_INSTALL) --no-deps repeng==0.4.0
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.rounding
 	$(BIN)/python -m benchmarks.effects
+	$(BIN)/python -m benchmarks.peers

@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import contenders, growth, table, vllm_peer
+from benchmarks import contenders, growth, table
 from benchmarks.contenders import Contender
-from benchmarks.measure import Run, summary, timed
+from benchmarks.measure import Run, processor, summary, timed
 from benchmarks.work import FLOAT32, QUICK, Sizes, Work, prepare
 from steerlens.files import library_versions
 
@@ -49,7 +49,8 @@ def main() -> None:
         return
     results: dict[str, Any] = {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
+        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
+        "processor": processor(),
         "versions": library_versions(),
         "rounds": arguments.rounds,
         "dtypes": {},
@@ -68,7 +69,6 @@ def main() -> None:
             found["growth"] = growth.measure(work)
         del work
         found["memory"] = _memories(dtype, arguments.quick)
-        found["vllm"] = vllm_peer.measure(dtype, sizes)
         results["dtypes"][dtype] = found
         table.write(results)
     print(table.page(results))
@@ -132,10 +132,6 @@ def _sizes(dtype: str, quick: bool) -> Sizes:
     if quick:
         return QUICK
     return FLOAT32 if dtype == "float32" else Sizes()
-
-
-def _machine() -> dict[str, Any]:
-    return {"system": platform.platform(), "cores": os.cpu_count()}
 
 
 if __name__ == "__main__":

@@ -23,8 +23,13 @@ from steerlens.steering.interventions import Steering
 Contender = Callable[[Work], int]
 
 
-def _to_full_length(work: Work, rows: list[list[int]], steerings: list[Steering | None]) -> int:
-    """Our engine, with the end-of-turn token made unlikely the way peers do it: forbidden."""
+def our_answers(
+    work: Work, rows: list[list[int]], n_new: int, steering: Any = None
+) -> list[list[int]]:
+    """Our engine's new tokens; `steering` is one for all rows, or a list with one per row.
+
+    The end-of-turn token is made unlikely the way peers do it: forbidden.
+    """
     ends = sorted(end_token_ids(work.model))
 
     def choose(logits: torch.Tensor, _rows: Any) -> torch.Tensor:
@@ -34,51 +39,64 @@ def _to_full_length(work: Work, rows: list[list[int]], steerings: list[Steering 
     done, _ = generate_from_tokens(
         work.model,
         rows,
-        steerings,
-        work.sizes.n_new_tokens,
+        steering if isinstance(steering, list) else [steering] * len(rows),
+        n_new,
         work.sizes.batch_limit,
         choose,
         show_progress=False,
     )
-    return sum(len(row.produced) for row in done)
+    return [row.produced for row in done]
 
 
 def ours_unsteered(work: Work) -> int:
     """steerlens, no steering."""
-    return _to_full_length(work, work.rows, [None] * len(work.rows))
+    return _total(our_answers(work, work.rows, work.sizes.n_new_tokens))
 
 
 def ours_steered(work: Work) -> int:
     """steerlens, one steering for all prompts."""
-    steering = work.vector.at(24, "add", 0.5)
-    return _to_full_length(work, work.rows, [steering] * len(work.rows))
+    steering = work.vector.at(work.steered_layer, "add", 0.5)
+    return _total(our_answers(work, work.rows, work.sizes.n_new_tokens, steering))
 
 
 def ours_sweep(work: Work) -> int:
     """steerlens, layers × strengths × prompts as one stream of rows."""
-    rows, steerings = [], []
+    rows: list[list[int]] = []
+    steerings: list[Steering] = []
     for layer, strength in work.settings:
         rows += work.sweep_rows
         steerings += [work.vector.at(layer, "add", strength)] * len(work.sweep_rows)
-    return _to_full_length(work, rows, list(steerings))
+    return _total(our_answers(work, rows, work.sizes.n_new_tokens, steerings))
 
 
-def _hf_generate(work: Work, rows: list[list[int]], model: Any = None) -> int:
+def hf_answers(
+    work: Work, rows: list[list[int]], n_new: int, model: Any = None, **options: Any
+) -> list[list[int]]:
+    """New tokens of Hugging Face `generate` in batches of similar length."""
     model = model or work.hf
-    produced = 0
+    answers: dict[int, list[int]] = {}
     for batch in length_batches([len(row) for row in rows], work.sizes.batch_limit):
         tokens, mask = left_padded([rows[i] for i in batch], device=work.device)
         with torch.inference_mode():
             out = model.generate(
                 input_ids=tokens,
                 attention_mask=mask,
-                max_new_tokens=work.sizes.n_new_tokens,
-                min_new_tokens=work.sizes.n_new_tokens,
+                max_new_tokens=n_new,
+                min_new_tokens=n_new,
                 do_sample=False,
                 pad_token_id=0,
+                **options,
             )
-        produced += (out.shape[1] - tokens.shape[1]) * len(batch)
-    return produced
+        answers.update(zip(batch, out[:, tokens.shape[1] :].tolist(), strict=True))
+    return [answers[i] for i in range(len(rows))]
+
+
+def _total(answers: list[list[int]]) -> int:
+    return sum(map(len, answers))
+
+
+def _hf_generate(work: Work, rows: list[list[int]], model: Any = None) -> int:
+    return _total(hf_answers(work, rows, work.sizes.n_new_tokens, model))
 
 
 def hf_generate(work: Work) -> int:
@@ -88,7 +106,7 @@ def hf_generate(work: Work) -> int:
 
 def _add_hook(work: Work, layer: int, strength: float) -> AbstractContextManager[Any]:
     shift = strength * work.vector.gaps[layer] * work.vector.directions[layer]
-    shift = shift.to(work.hf.dtype)
+    shift = shift.to(work.device, work.hf.dtype)
 
     def hook(_module: Any, _args: Any, out: Any) -> Any:
         return (out[0] + shift, *out[1:]) if isinstance(out, tuple) else out + shift
@@ -200,14 +218,16 @@ def _prompt_tokens(work: Work) -> tuple[list[list[int]], int]:
 
 def ours_caching(work: Work) -> int:
     """steerlens: last-prompt residuals of both sides at all layers."""
-    sl.cache_residuals(work.model, work.pairs, batch_size=32, show_progress=False)
+    batch_size, _ = work.sizes.caching_batches
+    sl.cache_residuals(work.model, work.pairs, batch_size=batch_size, show_progress=False)
     return _prompt_tokens(work)[1]
 
 
 def hf_caching(work: Work) -> int:
     """A plain forward pass, length-sorted batches, sdpa, no LM head, hidden states kept."""
     rows, n_tokens = _prompt_tokens(work)
-    for batch in length_batches([len(row) for row in rows], 16):
+    _, batch_size = work.sizes.caching_batches
+    for batch in length_batches([len(row) for row in rows], batch_size):
         tokens, mask = left_padded([rows[i] for i in batch], device=work.device)
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         with torch.inference_mode():

@@ -35,7 +35,7 @@ def measure(work: Work) -> dict[str, list[dict[str, Any]]]:
 
 
 def _rate(work: Work, rows: list[list[int]], batch: int, n_new: int) -> float:
-    steering = work.vector.at(24, "add", 0.5)
+    steering = work.vector.at(work.steered_layer, "add", 0.5)
 
     def run() -> int:
         done, _ = generate_from_tokens(

@@ -58,6 +58,7 @@ def compare(
     import torch
 
     import steerlens as sl
+    from benchmarks.gguf_files import converted
     from steerlens.models.loading import tokenize_prompts
     from steerlens.models.sources import DEFAULT_MODEL
 
@@ -78,7 +79,9 @@ def compare(
             after.append(log_probabilities())
     with tempfile.TemporaryDirectory() as folder:
         paths = [path for layer in layers for path in _written(vector, layer, Path(folder))]
-        request = {"model": weights, "float32": float32, "rows": rows, "strength": strength}
+        if float32:
+            weights = converted(weights, Path(folder) / "float32.gguf", "F32")
+        request = {"model": str(weights), "rows": rows, "strength": strength}
         theirs = _ask({**request, "vectors": [None, *paths]})
     top = np.argsort(-before, axis=-1)[:, :TOP]
 
@@ -152,11 +155,8 @@ def _serve() -> None:
     import numpy as np
 
     request = json.load(sys.stdin)
-    path = request["model"]
-    if request["float32"]:
-        path = _dequantised(path, Path(request["out"]).with_name("float32.gguf"))
     llama = llama_cpp.Llama(
-        path, n_ctx=2048, n_batch=512, verbose=False, n_threads=1, n_threads_batch=1
+        request["model"], n_ctx=2048, n_batch=512, verbose=False, n_threads=1, n_threads_batch=1
     )
     context, width = llama.ctx, llama.n_embd()
     depth = llama_cpp.llama_model_n_layer(llama.model)
@@ -179,28 +179,6 @@ def _serve() -> None:
             found.append(logits - peak - np.log(np.exp(logits - peak).sum()))
     shape = (len(request["vectors"]), len(request["rows"]), -1)
     np.save(request["out"], np.stack(found).reshape(shape))
-
-
-def _dequantised(path: str, target: Path) -> str:
-    """A copy of a GGUF model whose tensors are float32; metadata unchanged."""
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name == "general.architecture":
-            continue
-        kind = field.types[0]
-        item = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        value = 0 if field.name == "general.file_type" else field.contents()
-        writer.add_key_value(field.name, value, kind, sub_type=item)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return str(target)
 
 
 if __name__ == "__main__":

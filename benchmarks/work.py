@@ -6,13 +6,24 @@ from typing import Any
 import torch
 
 import steerlens as sl
-from steerlens.models.loading import model_info, tokenize_prompts
+from benchmarks.models import InstalledModel
+from steerlens.models.loading import tokenize_prompts
 from steerlens.tasks.pairs import ContrastSet
 from steerlens.vectors import SteeringVector
 
 INSTRUCTION = "detectable_format:title"
+# Of 30 blocks; of other models the same shares of the depth.
 LAYERS = (4, 8, 12, 16, 20, 24, 27, 29)
 STRENGTHS = (0.5, 1.0)
+
+
+def layer_of(n_layers: int, of_30: int) -> int:
+    """The layer of a model that is as deep as one of the default model's 30.
+
+    >>> [layer_of(30, 24), layer_of(32, 24), layer_of(3, 29)]
+    [24, 25, 2]
+    """
+    return of_30 * n_layers // 30
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,8 @@ class Sizes:
     # Slow peers run this many settings of the sweep; tokens per second is what is compared.
     n_peer_settings: int = 2
     n_recipe_rows: int = 1
+    # Rows of a pass that caches residuals: ours, and plain forward passes; what suits two cores.
+    caching_batches: tuple[int, int] = (32, 16)
 
 
 # Float32 is three to five times slower: less of the same work.
@@ -56,9 +69,15 @@ class Work:
         return next(self.hf.parameters()).device
 
     @property
+    def steered_layer(self) -> int:
+        """Where a single steering acts."""
+        return layer_of(self.model.cfg.n_layers, 24)
+
+    @property
     def settings(self) -> list[tuple[int, float]]:
         """Layers × strengths of the sweep."""
-        return [(layer, strength) for layer in LAYERS for strength in STRENGTHS]
+        layers = dict.fromkeys(layer_of(self.model.cfg.n_layers, layer) for layer in LAYERS)
+        return [(layer, strength) for layer in layers for strength in STRENGTHS]
 
     @property
     def sweep_rows(self) -> list[list[int]]:
@@ -68,22 +87,20 @@ class Work:
 
 def prepare(dtype: str, sizes: Sizes) -> Work:
     """Load the hooked model, a plain Hugging Face copy with sdpa, and the inputs."""
-    from transformers import AutoModelForCausalLM
+    source = InstalledModel()
+    numbers = getattr(torch, dtype)
+    return inputs(source.bridge(numbers), source.plain(numbers, "sdpa"), sizes)
 
-    from steerlens.models.weights import weights_entry
 
-    model = sl.load_model(dtype=dtype)
-    folder = weights_entry(model_info(model).weights_hash.removeprefix("sha256:"))
-    hf = AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation="sdpa", dtype=getattr(torch, dtype)
-    ).eval()
+def inputs(model: Any, hf: Any, sizes: Sizes) -> Work:
+    """The work for a hooked model and a plain one."""
     queries = [query.text for split in ("report", "select") for query in sl.base_queries(split)]
     prompts = queries[: sizes.n_prompts]
     fitted = sl.cache_residuals(model, sl.contrast_pairs(INSTRUCTION, n=32), show_progress=False)
     return Work(
         sizes=sizes,
         model=model,
-        hf=hf.to(model.cfg.device),
+        hf=hf,
         vector=sl.difference_of_means(fitted),
         prompts=prompts,
         rows=tokenize_prompts(model, prompts),

@@ -38,6 +38,7 @@ install_import_hook(
 )
 
 import pytest
+import torch
 from hf_reference import load_plain
 from hypothesis import settings
 from small_search import SMALL, TITLE
@@ -60,6 +61,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Longest files first, so that processes side by side end at about the same time."""
     order = {name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    if not torch.accelerator.is_available():
+        for item in items:
+            if item.get_closest_marker("accelerator"):
+                item.add_marker(pytest.mark.skip(reason="there is no accelerator here"))
 
 
 @pytest.fixture(scope="session")

@@ -234,7 +234,7 @@ def _logit_direction(
     def visit(batch: list[int], _steps: list[int], logits: Float[Tensor, "row vocab"]) -> None:
         sides = [1.0 if i < n_pairs else -1.0 for i in batch]
         signs = torch.tensor(sides, dtype=torch.float32, device=logits.device)
-        moved.add_((signs @ logits.float().softmax(-1)).double().cpu(), alpha=1 / n_pairs)
+        moved.add_((signs @ logits.float().softmax(-1)).cpu().double(), alpha=1 / n_pairs)
 
     # What is scored is any token: the logits that predict it are those of the first one.
     forced = [ForcedRow(i, tuple(tokens), (0,), None) for i, tokens in enumerate(rows)]
@@ -247,4 +247,4 @@ def _logit_direction(
             "read along"
         )
     weights = model.W_U.float()
-    return (weights @ (moved / share).to(weights)).double().cpu()
+    return (weights @ (moved / share).to(weights)).cpu().double()

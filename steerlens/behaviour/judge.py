@@ -124,7 +124,7 @@ class Judge:
                 some = [i for i in batch if len(rows[i]) > 1]
                 logprobs = _logprobs_of(self.model, [rows[i] for i in some], by_chunks)
                 for i, values in zip(some, logprobs, strict=True):
-                    perplexity[texts[i]] = math.exp(-values.double().mean().item())
+                    perplexity[texts[i]] = math.exp(-values.cpu().double().mean().item())
                 bar.update(len(batch))
         return [perplexity.get(text) for text in responses]
 

@@ -238,4 +238,4 @@ def _logprobs(
                     )
                     for batch in batches
                 ]
-    return torch.cat([part.double().log_softmax(-1)[:, target].cpu() for part in logits])
+    return torch.cat([part.cpu().double().log_softmax(-1)[:, target] for part in logits])

@@ -46,7 +46,7 @@ def log_likelihoods(
         targets = [rows[i].continuation[step] for i, step in zip(at, steps, strict=True)]
         wanted = torch.tensor(targets, device=logits.device)[:, None]
         logprobs = torch.log_softmax(logits, -1, dtype=torch.float32).gather(1, wanted)[:, 0]
-        np.add.at(totals, at, logprobs.double().cpu().numpy())
+        np.add.at(totals, at, logprobs.cpu().double().numpy())
         is_top = (logits.argmax(-1) == wanted[:, 0]).cpu().numpy()
         np.logical_and.at(greedy, at, is_top)
         done(len(at))

@@ -168,9 +168,14 @@ class SlotCache:
         if layer not in self._stores:
             n_heads, _, width = keys.shape
             room = (self.n_slots, n_heads)
-            # Keys lie transposed, as `steerlens.engine.attention` reads them.
+            # On a CPU keys lie transposed, as `steerlens.engine.attention` reads them; the fused
+            # kernels of other devices refuse that.
+            if keys.device.type == "cpu":
+                stored = _lazy_zeros((*room, width, self.n_positions), keys).mT
+            else:
+                stored = _lazy_zeros((*room, self.n_positions, width), keys)
             self._stores[layer] = (
-                _lazy_zeros((*room, width, self.n_positions), keys).mT,
+                stored,
                 _lazy_zeros((*room, self.n_positions, values.shape[2]), values),
             )
         for store, new in zip(self._stores[layer], (keys, values), strict=True):

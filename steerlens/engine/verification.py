@@ -206,7 +206,7 @@ def _run(
         steps = [len(row.produced) for row in active]
         for row, step, own in zip(active, steps, logits, strict=True):
             # A copy: the engine may hand out memory that it writes to again.
-            seen[row.index, step] = own.detach().double().cpu().clone()
+            seen[row.index, step] = own.detach().cpu().double().clone()
         return torch.tensor([_ANSWER[step] for step in steps], device=logits.device)
 
     decode, residuals = (

@@ -286,7 +286,7 @@ class _Passes:
         else:
             for values, gradient in zip(trained if parts else (), parts, strict=True):
                 values.grad = gradient if values.grad is None else values.grad + gradient
-            np.add.at(sums, [item.slot for item in chunk], losses.detach().double().cpu().numpy())
+            np.add.at(sums, [item.slot for item in chunk], losses.detach().cpu().double().numpy())
             return
         middle = len(chunk) // 2
         for half in (chunk[:middle], chunk[middle:]):

@@ -72,3 +72,15 @@ def test_rows_are_as_many_as_memory_allows_unless_a_number_is_asked(
     monkeypatch.setattr(paths, "free_memory", lambda device: some[1])
     many = paths.slots_for(tiny_model, 1000, 10_000)
     assert 1 <= few < many
+
+
+def test_away_from_the_cpu_keys_lie_in_rows_as_fused_kernels_read_them():
+    cache = SlotCache(2, 8)
+    new = torch.empty(3, 4, 5, device="meta")
+    cache.write(0, 0, new, new)
+    cache.begin_step([4], "meta")
+
+    keys, values = cache.update(new[None, :, :1], new[None, :, :1], 0)
+
+    assert keys.shape == values.shape == (1, 3, 8, 5)
+    assert keys.stride(-1) == values.stride(-1) == 1
