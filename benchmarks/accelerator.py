@@ -23,6 +23,7 @@ The last line printed is all of it as one JSON object.
 """
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -96,6 +97,7 @@ def measure(name: str, device: torch.device, n_rounds: int, quick: bool) -> dict
     scores = rounding.measure(checked, *(ROUNDING_QUICK if quick else ROUNDING))
     result["rounding"] = rounding.matrix(scores)
     del checked, scores
+    _forget(device)
     _say(f"{name}: speed")
     before = allocated(device)
     source = _source(name, device)
@@ -250,6 +252,13 @@ def _name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     return f"{device.type}: {platform.machine()}"
+
+
+def _forget(device: torch.device) -> None:
+    """Give memory that torch keeps for later back to the device, where free memory is asked for."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _say(text: str) -> None:
