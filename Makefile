@@ -78,8 +78,8 @@ clean:
 	rm -rf report site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find steerlens tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Side by side with the peers that are installed; about 20 minutes on two cores. VLLM_PYTHON=...,
-# LLAMA_PYTHON=... and OPENVINO_PYTHON=... add peers from environments of their own.
+# Side by side with the peers that are installed; about 20 minutes on two cores. VLLM_PYTHON=...
+# and LLAMA_PYTHON=... add peers from environments of their own (benchmarks/README.md).
 bench: $(INSTALLED)
 	$(PIP_INSTALL) --no-deps repeng==0.4.0
 	$(BIN)/python -m benchmarks

