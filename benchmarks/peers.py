@@ -138,7 +138,7 @@ def measure(
         "threads": torch.get_num_threads(),
         "processor": processor(),
         "rates": {
-            name: {str(n): members for n, members in by_streams.items()}
+            name: {str(n): its for n, its in by_streams.items()}
             for name, by_streams in rates.items()
             if name in members
         },
