@@ -34,6 +34,8 @@ function render({ model, el }) {
   model.on("change:description", show);
   show();
   el.classList.add("steerlens-slider");
+  // JupyterLab's own keys would take the arrows: they move between headings.
+  el.setAttribute("data-lm-suppress-shortcuts", "true");
   el.append(label, slider, box);
 }
 
