@@ -11,13 +11,15 @@ decimal. ``dtype="auto"`` takes bfloat16 where the hardware computes it fast.
 
 **Caveats.** The bridge runs attention in its eager form, which is slower than the fused one. The
 pad token is often the end-of-text token, so masks must come from lengths, never from token ids.
-Models whose code lives in their repository (``trust_remote_code``) are not loaded.
+Of a model that also sees or hears, the language model is loaded. Models whose code lives in their
+repository (``trust_remote_code``) are not loaded.
 
 >>> model = load_model("smollm2-135m-instruct")                              # doctest: +SKIP
 >>> model_info(model).n_layers                                               # doctest: +SKIP
 30
 """
 
+import importlib.metadata
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ from steerlens.models.sources import (
     available_models,
     find_source,
 )
-from steerlens.models.weights import quiet_loading, read_model
+from steerlens.models.weights import quiet_loading, read_model, text_options
 
 __all__ = [
     "PACKAGED",
@@ -107,6 +109,7 @@ def load_model(
         hf_model, tokenizer = _load_folder(source.folder, reference, torch_dtype, options)
         model = _boot(hf_model, tokenizer, reference, torch_dtype, target)
     model.eval()
+    _refuse_unhooked(model, reference)
     placement = Placement(device_map, max_memory, quantization_config)
     keep_source(model, source, dtype_reason, placement)
     return model
@@ -123,6 +126,7 @@ def _load_folder(
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
+            **text_options(folder),
             **options,
         )
     except FileFormatError:
@@ -159,10 +163,50 @@ def _boot(
         )
     except (ValueError, KeyError, RuntimeError, AssertionError) as error:
         # AssertionError: a kind of device that torch was not compiled for.
-        raise ModelError(f"{reference} cannot be set up: {first_line(error)}") from error
+        raise ModelError(f"{reference} cannot be set up: {_reason(error, hf_model)}") from error
     finally:
         tokenizer.init_kwargs = own_settings
     return model
+
+
+def _reason(error: Exception, hf_model: Any) -> str:
+    if "Could not determine supported architecture" not in str(error):
+        return first_line(error)
+    # Its message goes on with the names of a hundred others.
+    version = importlib.metadata.version("transformer-lens")
+    return f"TransformerLens {version} has no hooks for {type(hf_model).__name__}"
+
+
+def _refuse_unhooked(model: TransformerBridge, reference: str) -> None:
+    """Read one token with a hook on every block: a stream that no hook sees is not steered either.
+
+    Raises:
+        ModelError: "… cannot be set up: TransformerLens 4.3.0 …".
+    """
+    seen: set[str] = set()
+
+    def note(resid: Any, hook: Any) -> None:
+        seen.add(hook.name)
+
+    points = [f"blocks.{layer}.hook_out" for layer in range(model.cfg.n_layers)]
+    version = importlib.metadata.version("transformer-lens")
+    kind = f"TransformerLens {version} cannot run {type(model.original_model).__name__}"
+    try:
+        with torch.inference_mode(), model.hooks(fwd_hooks=[(point, note) for point in points]):
+            model(torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device), use_cache=False)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        # Some passes of TransformerLens mix dtypes in half precision, where the engine's do not.
+        if not any(words in str(error) for words in ("dtype", "scalar type")):
+            raise ModelError(
+                f"{reference} cannot be set up: {kind} ({first_line(error)})"
+            ) from error
+    else:
+        if len(seen) < len(points):
+            missed = len(points) - len(seen)
+            raise ModelError(
+                f"{reference} cannot be set up: {kind} with hooks; the residual stream of "
+                f"{missed} of its {len(points)} blocks passes them by"
+            )
 
 
 def token_counter(model: TransformerBridge) -> Callable[[str], int]:

@@ -36,6 +36,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 from safetensors.torch import save_model
+from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformers.utils import logging as transformers_logging
 
 from steerlens.errors import FileFormatError, ModelError, SteerlensError, first_line
@@ -48,6 +49,7 @@ __all__ = [
     "quiet_loading",
     "read_model",
     "sha256_of_files",
+    "text_options",
     "weights_entry",
     "weights_from_gguf",
 ]
@@ -114,6 +116,34 @@ def quiet_loading() -> Iterator[None]:
         root.removeFilter(_is_wanted)
         if was_on:
             bars.enable_progress_bar()
+
+
+# Where checkpoints of models that also see or hear keep the tensors of their language model.
+_TO_TEXT = {
+    r"^language_model\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?language_model\.(?:model\.)?": "model.",
+}
+
+
+def text_options(folder: Path) -> dict[str, Any]:
+    """Options of `read_model` for the language model inside one that also sees or hears.
+
+    Gemma 3 from 4B on, Mistral Small 3.1 or Llama 4 are published as models of text and images.
+    Given text alone, their language model computes the same by itself, without the other towers in
+    memory. Empty for models of text, for language models that TransformerLens has no hooks for, and
+    for quantised checkpoints, whose settings name modules of the whole.
+    """
+    whole: Any = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    text = whole.get_text_config()
+    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    is_quantised = getattr(whole, "quantization_config", None) is not None
+    if text is whole or is_quantised or type(text) not in known:
+        return {}
+    kind: Any = known[type(text)]
+    if kind.__name__ not in SUPPORTED_ARCHITECTURES:
+        return {}
+    text.architectures = [kind.__name__]
+    return {"config": text, "key_mapping": _TO_TEXT}
 
 
 def read_model(folder: Path, name: str, **options: Any) -> Any:

@@ -12,7 +12,8 @@ from functools import lru_cache
 
 import pytest
 import torch
-from architectures import DAILY, FAMILIES, UNKNOWN, write_family
+from architecture_table import SUCH_AS, committed, row_of, row_of_unknown
+from architectures import DAILY, FAMILIES, UNKNOWN
 from beside_hugging_face import (
     ENDING,
     MIXED,
@@ -29,8 +30,7 @@ from hf_reference import Push, greedy, logits_along
 from torch import Tensor, nn
 
 from steerlens.engine.generation import generate
-from steerlens.errors import ModelError, SteerlensError
-from steerlens.models.loading import load_model
+from steerlens.errors import SteerlensError
 
 # Two roundings of one computation. The package's largest error was at most 1.6 times the plain
 # model's (59 families, two dtypes); position embeddings that entered twice made it 8 to 78 times.
@@ -91,19 +91,18 @@ def test_prompts_lie_on_both_sides_of_every_length_at_which_something_changes():
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_in_float32_residuals_equal_plain_hooks_and_steered_tokens_the_plain_loop(name):
-    both = sides(name, "float32")
+    row = row_of(name, sides(name, "float32"))
+    if row.path == "refused":
+        assert FAMILIES[name].may_refuse == "any"
+    else:
+        assert row.residuals == row.tokens == "equal"
+        assert row.path == "fast" or (FAMILIES[name].is_plain and row.why)
+    assert committed()[name] == row
 
-    def compute() -> None:
-        resid, _ = both.residual_errors()
-        assert resid.max() < 1e-4
-        tokens, expected, logits, settings = both.greedy_errors()
-        assert tokens == expected
-        assert logits.max() < 1e-4
-        assert settings["attention_reason"]
-        if not FAMILIES[name].is_plain:
-            assert settings["attention"] == "sdpa"
 
-    answered(compute, both)
+def test_the_page_has_a_row_for_every_family():
+    assert list(committed()) == [*FAMILIES, *UNKNOWN]
+    assert set(SUCH_AS) <= {*FAMILIES, *UNKNOWN}
 
 
 @pytest.mark.parametrize(("name", "dtype"), IN_HALF)
@@ -160,10 +159,16 @@ def test_the_plain_loop_writes_what_hugging_faces_own_generate_writes(name):
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_a_family_without_hooks_in_transformer_lens_is_refused_in_a_sentence(name, tmp_path):
-    write_family(name, tmp_path)
-    with pytest.raises(ModelError, match="cannot be set up"):
-        load_model(tmp_path, device="cpu")
+def test_a_family_that_transformer_lens_cannot_hook_is_refused_in_a_sentence(name, tmp_path):
+    row = row_of_unknown(name, tmp_path)
+    assert row.path == "refused" and len(row.why) < 250
+    assert committed()[name] == row
+
+
+def test_of_a_model_that_also_sees_the_language_model_is_loaded():
+    both = sides("gemma-3, with images", "float32")
+    assert type(both.plain).__name__ == "Gemma3ForConditionalGeneration"
+    assert type(both.model.original_model).__name__ == "Gemma3ForCausalLM"
 
 
 def doubled_positions(model: nn.Module) -> None:

@@ -18,7 +18,9 @@ from family import (
     WINDOW,
     Family,
     usual,
+    with_images,
 )
+from recurrent_families import GRANITE_HYBRID, RECURRENT
 from tiny_models import byte_tokenizer
 
 GPT2 = {**IDS, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": CONTEXT}
@@ -29,6 +31,15 @@ FALCON = {
     "num_attention_heads": 4,
     "max_position_embeddings": CONTEXT,
     "initializer_range": 0.3,
+}
+OPT = {
+    **IDS,
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "init_std": 0.3,
 }
 LATENT = {  # DeepSeek's attention
     "q_lora_rank": 16,
@@ -44,7 +55,14 @@ LATENT = {  # DeepSeek's attention
     "first_k_dense_replace": 1,
 }
 
-RECURRENT = {**IDS, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 3}
+GEMMA4 = {
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": WINDOW,
+    "layer_types": ALTERNATING,
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+}
 
 FAMILIES: dict[str, Family] = {
     "llama": usual("LlamaConfig"),
@@ -150,32 +168,9 @@ FAMILIES: dict[str, Family] = {
         "GPTJConfig", {**GPT2, "rotary_dim": 4, "initializer_range": 0.3}, is_plain=True
     ),
     "gpt-bigcode": Family("GPTBigCodeConfig", {**GPT2, "initializer_range": 0.3}),
-    "opt": Family(
-        "OPTConfig",
-        {
-            **IDS,
-            "hidden_size": 32,
-            "ffn_dim": 48,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "max_position_embeddings": CONTEXT,
-            "word_embed_proj_dim": 32,
-            "init_std": 0.3,
-        },
-    ),
+    "opt": Family("OPTConfig", {**OPT, "word_embed_proj_dim": 32}),
     "opt, norm after": Family(
-        "OPTConfig",
-        {
-            **IDS,
-            "hidden_size": 32,
-            "ffn_dim": 48,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "max_position_embeddings": CONTEXT,
-            "word_embed_proj_dim": 16,
-            "do_layer_norm_before": False,
-            "init_std": 0.3,
-        },
+        "OPTConfig", {**OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
     ),
     "bloom": Family(
         "BloomConfig",
@@ -279,69 +274,59 @@ FAMILIES: dict[str, Family] = {
         },
         is_plain=True,
     ),
-    "qwen3-next": usual(
-        "Qwen3NextConfig",
+    "seed-oss": usual("SeedOssConfig", head_dim=8),
+    "apertus": usual("ApertusConfig"),
+    "arcee": usual("ArceeConfig"),
+    "ernie-4.5": usual("Ernie4_5Config", head_dim=8),
+    "hunyuan": usual("HunYuanDenseV1Config", head_dim=8),
+    "ministral-3": usual("Ministral3Config", head_dim=8),
+    "glm-4-moe": usual(
+        "Glm4MoeConfig",
         head_dim=8,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        num_experts=4,
-        num_experts_per_tok=2,
         moe_intermediate_size=16,
-        shared_expert_intermediate_size=16,
-        layer_types=["linear_attention", "full_attention"] * 2,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
         in_half=ALL_EXPERTS,
-        is_plain=True,
     ),
-    "lfm2": usual(
-        "Lfm2Config", layer_types=["conv", "full_attention"] * 2, recomputes=True, is_plain=True
-    ),
-    "mamba": Family(
-        "MambaConfig", {**RECURRENT, "time_step_rank": 4}, "any", recomputes=True, is_plain=True
-    ),
-    "mamba-2": Family(
-        "Mamba2Config",
-        {**RECURRENT, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": WINDOW},
-        "any",
-        recomputes=True,
-        is_plain=True,
-    ),
-    "rwkv": Family(
-        "RwkvConfig",
-        {**IDS, "hidden_size": 32, "num_hidden_layers": 3, "context_length": CONTEXT},
-        "any",
-        recomputes=True,
-        is_plain=True,
-    ),
-    "bamba": usual(
-        "BambaConfig",
-        mamba_n_heads=8,
-        mamba_d_head=8,
-        mamba_d_state=8,
-        mamba_n_groups=1,
-        mamba_chunk_size=WINDOW,
-        attn_layer_indices=[1, 3],
-        may_refuse="any",
-        recomputes=True,
-        is_plain=True,
-    ),
-    "recurrent-gemma": usual(
-        "RecurrentGemmaConfig",
-        lru_width=32,
-        attention_window_size=WINDOW,
+    "minimax-m2": usual(
+        "MiniMaxM2Config",
         head_dim=8,
-        block_types=["recurrent", "attention"],
-        may_refuse="any",
-        recomputes=True,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        in_half=ALL_EXPERTS,
+    ),
+    "olmoe": usual("OlmoeConfig", num_experts=4, num_experts_per_tok=2, in_half=ALL_EXPERTS),
+    "gemma-4": usual("Gemma4TextConfig", **GEMMA4),
+    "gemma-4, inputs per layer": usual(
+        "Gemma4TextConfig",
+        **GEMMA4 | {"hidden_size_per_layer_input": 8, "global_head_dim": 8},
+        vocab_size_per_layer_input=IDS["vocab_size"],
         is_plain=True,
     ),
-    "gpt-1": Family(
-        "OpenAIGPTConfig",
-        {**GPT2, "initializer_range": 0.3},
-        "any",
-        recomputes=True,
-        is_plain=True,
+    **RECURRENT,
+}
+FAMILIES |= {
+    "gemma-3, with images": with_images("Gemma3Config", FAMILIES["gemma-3"]),
+    "gemma-4, with images": with_images(
+        "Gemma4Config", FAMILIES["gemma-4"], vision={"head_dim": 8, "num_key_value_heads": 2}
+    ),
+    "mistral, with images": with_images(
+        "Mistral3Config",
+        FAMILIES["mistral"],
+        vision={"model_type": "pixtral", "head_dim": 8},
+        spatial_merge_size=1,
+        tie_word_embeddings=False,
+    ),
+    "llama-4, with images": with_images(
+        "Llama4Config",
+        FAMILIES["llama-4"],
+        vision={"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+    ),
+    "qwen3.5, with images": with_images(
+        "Qwen3_5Config",
+        FAMILIES["qwen3.5"],
+        vision={"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16},
     ),
 }
 
@@ -352,26 +337,29 @@ DAILY = (
     "llama-3 rope",
     "llama, longrope",
     "mistral",
+    "mistral, with images",
     "mixtral",
+    "qwen2",
     "qwen2-moe",
     "qwen3",
     "gemma-2",
     "gemma-3",
+    "gemma-3, with images",
     "phi",
+    "phi-3",
     "phi-3, longrope",
     "olmo-2",
     "gpt-2",
     "gpt-neo",
     "gpt-neox",
     "gpt-j",
-    "gpt-bigcode",
     "opt",
     "bloom",
     "falcon",
+    "stablelm",
     "stablelm, parallel",
     "cohere-2",
     "granite",
-    "mpt",
     "starcoder-2",
     "gpt-oss",
     "llama-4",
@@ -380,8 +368,11 @@ DAILY = (
     "mamba",
 )
 
-# TransformerLens has no hooks for these; `load_model` says so.
+# TransformerLens has no hooks for these, or cannot run them with hooks; `load_model` says so.
 UNKNOWN: dict[str, Family] = {
+    "gpt-1": Family("OpenAIGPTConfig", {**GPT2, "initializer_range": 0.3}),
+    "granite-hybrid, no positions": usual("GraniteMoeHybridConfig", **GRANITE_HYBRID),
+    "helium": usual("HeliumConfig", head_dim=8),
     "ministral": usual("MinistralConfig", head_dim=8, sliding_window=WINDOW),
     "phi-moe": usual("PhimoeConfig", num_local_experts=4, num_experts_per_tok=2),
     "phi, normed queries": usual("PhiConfig", qk_layernorm=True),

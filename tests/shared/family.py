@@ -13,7 +13,7 @@ import torch
 import transformers
 from tiny_models import vocabulary
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 WINDOW = 8
 """Tokens of a sliding window or an attention chunk."""
@@ -43,6 +43,14 @@ LONGROPE = {
     "factor": CONTEXT / SWITCH,
     "original_max_position_embeddings": SWITCH,
 }
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Family:
             does at longrope's switch, and as a model without keys and values needs.
         in_half: Options that differ in half precision: every token goes to all experts, since
             rounding can send one elsewhere, which is no rounding any more.
+        sees: It is a language model inside a model of text and images.
         is_plain: It may take the bridge's own path, for a reason of the architecture.
     """
 
@@ -69,13 +78,15 @@ class Family:
     recomputes: bool = False
     in_half: Mapping[str, Any] = field(default_factory=dict)
     is_plain: bool = False
+    sees: bool = False
 
     def build(self, half: bool = False) -> nn.Module:
         """The model with its random weights, in float32; always the same."""
         torch.manual_seed(0)
         options = {**self.options, **self.in_half} if half else self.options
         config = getattr(transformers, self.config)(**options)
-        model = AutoModelForCausalLM.from_config(config).eval()
+        kind = AutoModelForImageTextToText if self.sees else AutoModelForCausalLM
+        model = kind.from_config(config).eval()
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -102,4 +113,22 @@ def usual(
         recomputes=recomputes,
         in_half=in_half or {},
         is_plain=is_plain,
+    )
+
+
+def with_images(
+    config: str, text: Family, vision: Mapping[str, Any] | None = None, **options: Any
+) -> Family:
+    """A family's model as the language model of one that also sees."""
+    ids = {name: value for name, value in IDS.items() if name != "vocab_size"}
+    text_config = dict(text.options)
+    text_config["model_type"] = getattr(transformers, text.config).model_type
+    return Family(
+        config,
+        {**ids, "text_config": text_config, "vision_config": {**VISION, **(vision or {})}}
+        | options,
+        may_refuse=text.may_refuse,
+        recomputes=text.recomputes,
+        is_plain=text.is_plain,
+        sees=True,
     )

@@ -18,7 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerBase,
+)
 
 __all__ = [
     "Change",
@@ -38,10 +43,11 @@ __all__ = [
 
 
 def load_plain(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A model folder in plain Hugging Face, attention in its eager form."""
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation="eager"
-    )
+    """A model folder in plain Hugging Face, attention in its eager form; towers and all."""
+    config = AutoConfig.from_pretrained(folder)
+    sees = hasattr(config, "vision_config")
+    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    model: nn.Module = kind.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return model.eval()
 
 
@@ -99,8 +105,9 @@ class Push:
 def blocks_of(hf_model: nn.Module) -> nn.ModuleList:
     """The model's list of blocks: the first list that has as many modules as the config layers."""
     config: Any = hf_model.config
+    n_layers = config.get_text_config().num_hidden_layers
     lists = (one for one in hf_model.modules() if isinstance(one, nn.ModuleList))
-    return next(one for one in lists if len(one) == config.num_hidden_layers)
+    return next(one for one in lists if len(one) == n_layers)
 
 
 def first_of(output: Any) -> Tensor:
