@@ -192,7 +192,7 @@ def _refuse_unhooked(model: TransformerBridge, reference: str) -> None:
     version = importlib.metadata.version("transformer-lens")
     kind = f"TransformerLens {version} cannot run {type(model.original_model).__name__}"
     try:
-        with torch.inference_mode(), model.hooks(fwd_hooks=[(point, note) for point in points]):
+        with torch.no_grad(), model.hooks(fwd_hooks=[(point, note) for point in points]):
             model(torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device), use_cache=False)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         # Some passes of TransformerLens mix dtypes in half precision, where the engine's do not.
