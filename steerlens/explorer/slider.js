@@ -14,6 +14,8 @@ function render({ model, el }) {
     input.min = model.get("min");
     input.max = model.get("max");
     input.step = model.get("step");
+    // JupyterLab would take the arrow keys: they move between cells and headings.
+    input.setAttribute("data-lm-suppress-shortcuts", "true");
   }
   const show = () => {
     label.textContent = model.get("description");
@@ -34,8 +36,6 @@ function render({ model, el }) {
   model.on("change:description", show);
   show();
   el.classList.add("steerlens-slider");
-  // JupyterLab's own keys would take the arrows: they move between headings.
-  el.setAttribute("data-lm-suppress-shortcuts", "true");
   el.append(label, slider, box);
 }
 
