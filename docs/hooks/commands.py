@@ -36,10 +36,14 @@ def _first_line(command: Any) -> str:
 
 def _section(command: Any) -> str:
     text = f"\n## `steerlens {command.name}` {{ #steerlens-{command.name} }}\n\n{command.help}\n"
-    text += "\n| option | | default |\n|---|---|---|\n"
-    for option in command.params:
-        if option.name in ("as_json", "help") or getattr(option, "hidden", False):
-            continue
+    options = [
+        each
+        for each in command.params
+        if each.name not in ("as_json", "help") and not getattr(each, "hidden", False)
+    ]
+    if options:
+        text += "\n| option | | default |\n|---|---|---|\n"
+    for option in options:
         names = ", ".join(f"`{name}`" for name in option.opts)
         meaning = (getattr(option, "help", "") or "").translate(_ESCAPED)
         text += f"| {names} | {meaning} | {_default(option)} |\n"

@@ -20,7 +20,9 @@ ROOMS = (
 )  # fmt: skip
 _LIST = "<!-- public names -->"
 # Inline code that is, or begins with, a name: `sl.steer(…)`, `steerlens.attribution.causal`.
-_MENTIONED = re.compile(r"(?<!>)<code>((?:sl|steerlens)\.([A-Za-z_.]+\w))([^<]*)</code>(?!</a>)")
+_MENTIONED = re.compile(
+    r"(?<!</span>)<code>((?:sl|steerlens)\.([A-Za-z_.]+\w))([^<]*)</code>(?!</a>)"
+)
 
 
 def names_of(module: str) -> list[str]:
