@@ -119,9 +119,9 @@ def relevance(
     names = [f"response {i}" for i in range(len(responses))]
     texts = literal_ids(tokenizer, [response.rstrip() for response in responses], names)
     rows: list[ForcedRow] = []
-    for own, text in zip(tokens, texts, strict=True):
-        others = rng.sample([prompt for prompt in different if prompt != own], n_others)
-        for prompt in (own, *others) if text else ():
+    for asked, text in zip(tokens, texts, strict=True):
+        drawn = rng.sample([prompt for prompt in different if prompt != asked], n_others)
+        for prompt in (asked, *drawn) if text else ():
             rows.append(ForcedRow(len(rows), prompt, tuple(text[:max_tokens]), None))
     totals, _ = log_likelihoods(model, rows)
     scored = iter(totals.reshape(-1, n_others + 1))
