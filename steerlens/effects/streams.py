@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.choosing import running
 from steerlens.engine.forward import PassRow, run_rows
+from steerlens.engine.fused_blocks import fused_blocks
 from steerlens.engine.memory import Reading
 from steerlens.engine.modules import device_of, fast_modules, unembed
 from steerlens.engine.plain import bridge_pass
@@ -120,7 +121,7 @@ def both_streams(
             return
         # Open for the caller too, who reads logits and other endings from the streams.
         with fast_modules(model):
-            with torch.inference_mode():
+            with torch.inference_mode(), fused_blocks(model):
                 start, last = min(steering.layers), model.cfg.n_layers - 1
                 trunk = run_rows(
                     model,

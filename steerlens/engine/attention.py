@@ -71,7 +71,7 @@ def decode_attention(
     """
     n_rows, n_heads, _, width = query.shape
     n_shared = key.shape[1]
-    scaled = query * (width**-0.5 if scaling is None else scaling)
+    scaled = query.to(key.dtype) * (width**-0.5 if scaling is None else scaling)
     # flatten and view, not einops: this runs 30 times a step, and each of these is a microsecond.
     grouped = scaled.reshape(n_rows * n_shared, n_heads // n_shared, width)
     scores = torch.bmm(grouped, key.mT.flatten(0, 1))
@@ -82,7 +82,7 @@ def decode_attention(
     sinks = None if s_aux is None else s_aux.view(1, n_shared, -1, 1)
     pattern = _softmax(seen, sinks).to(value.dtype)
     out = torch.bmm(pattern.flatten(0, 1), value.flatten(0, 1))
-    return out.view(n_rows, 1, n_heads, value.shape[-1]), None
+    return out.view(n_rows, 1, n_heads, value.shape[-1]).to(query.dtype), None
 
 
 def read_attention(

@@ -13,7 +13,6 @@ runs out, the number of slots is halved and the rows in flight start again.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,9 +22,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from steerlens.engine.attention import decoding_attention, reading_attention
 from steerlens.engine.batches import PASS_TOKENS, packs
 from steerlens.engine.forward import PassRow, run_rows
+from steerlens.engine.kernels import FEW_ROWS, Kernels, kernels
 from steerlens.engine.memory import Reading, SlotCache
 from steerlens.engine.modules import device_of, dtype_of, fast_modules, unembed
-from steerlens.engine.packed_weights import packed_linears
 from steerlens.engine.reading import Trunks, first_touched
 from steerlens.engine.rows import Choose, Row, advance, out_of_memory
 from steerlens.engine.steps import Companions, adapt_rows, close_gaps, decode_step
@@ -35,12 +34,11 @@ from steerlens.steering.rows import RowSteering
 
 __all__ = ["decode_rows"]
 
-# Steps from which on packed weights pay: packing and unpacking 135M of them takes 0.3 s, a step
-# over one row is 8 ms faster with them, over 96 rows 13 ms.
-_WORTH_PACKING = 40
 # Waiting rows are admitted when one slot in so many is free: reading one row at a time would stall
 # the others, waiting longer would leave slots empty.
 _REFILL_SHARE = 8
+# Tokens of a row up to which its memory may be kept in float32, at twice the size.
+_SHORT = 2048
 
 
 def _open(
@@ -88,7 +86,7 @@ def decode_rows(
     ends: frozenset[int],
     choose: Choose,
     finished: Callable[[Row], None],
-) -> None:
+) -> Kernels | None:
     """Decode every row to its end; results are written into the rows.
 
     Args:
@@ -99,15 +97,24 @@ def decode_rows(
         choose: Picks next tokens from logits.
         finished: Called with each row as it ends.
 
+    Returns:
+        How products were computed; ``None`` without rows.
+
     Raises:
         SteerlensError: Memory runs out even for one row at a time.
     """
     # Longest prompts first, so that memory peaks at once; rows of one prompt side by side.
     waiting = sorted(rows, key=lambda row: (-len(row.tokens), row.tokens, row.index))
+    how: Kernels | None = None
     while waiting:
+        n_together, n_steps = min(n_slots, len(waiting)), max(row.max_new_tokens for row in waiting)
         try:
-            with fast_modules(model), reading_attention(model), _packed(model, waiting):
-                _Flow(model, waiting, n_slots, ends, choose, finished).run()
+            with (
+                fast_modules(model),
+                reading_attention(model),
+                kernels(model, n_together, n_steps) as how,
+            ):
+                _Flow(model, waiting, n_together, ends, choose, finished, how).run()
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -119,13 +126,16 @@ def decode_rows(
         waiting = [row for row in waiting if row.reason is None]
         for row in waiting:
             row.restart()
+    return how
 
 
-def _packed(model: TransformerBridge, rows: Sequence[Row]) -> AbstractContextManager[Any]:
-    """Packed weights for as many steps as pay for packing them."""
-    if max(row.max_new_tokens for row in rows) < _WORTH_PACKING:
-        return nullcontext()
-    return packed_linears(model.original_model)
+def _kept_in(model: TransformerBridge, n_slots: int, longest: int) -> torch.dtype | None:
+    """What keys and values are kept in: float32 for few short rows on a CPU.
+
+    A product of a few small matrices takes 3 µs in float32 and 24 in bfloat16.
+    """
+    few = n_slots <= FEW_ROWS and longest <= _SHORT and device_of(model).type == "cpu"
+    return torch.float32 if few else None
 
 
 @dataclass(eq=False)
@@ -138,10 +148,10 @@ class _Flow:
     ends: frozenset[int]
     choose: Choose
     finished: Callable[[Row], None]
+    how: Kernels
 
     def __post_init__(self) -> None:
         rows, n_layers = self.rows, self.model.cfg.n_layers
-        self.n_slots = min(self.n_slots, len(rows))
         self.waiting = list(reversed(rows))
         self.active: list[Row] = []
         adaptive = [row for row in rows if row.threshold]
@@ -151,7 +161,7 @@ class _Flow:
             + [(row.tokens, n_layers) for row in adaptive],
         )
         longest = max(len(row.tokens) + row.max_new_tokens for row in rows)
-        self.cache = SlotCache(self.n_slots, longest)
+        self.cache = SlotCache(self.n_slots, longest, _kept_in(self.model, self.n_slots, longest))
         self.companions = Companions(self.model, adaptive, self.n_slots, longest)
         self.steering = RowSteering([], per_row=True)
 
@@ -194,7 +204,12 @@ class _Flow:
             self.companions.watch(layer, resid)
             return self.steering.apply(layer, resid, roles)
 
-        with decoding_attention(self.model) as ours:
+        # Fused blocks know that this is a step; setting it in every module takes a millisecond.
+        is_set = self.how.blocks == "fused" and device.type == "cpu"
+        attention: AbstractContextManager[bool] = (
+            nullcontext(True) if is_set else decoding_attention(self.model)
+        )
+        with attention as ours:
             dtype = torch.float32 if ours else dtype_of(self.model)
             layers = self.steering.layers | self.companions.layers
             logits = decode_step(

@@ -220,7 +220,7 @@ def generate_from_tokens(
 
     Returns:
         The finished rows in order, and how they were run: ``attention``, ``attention_reason``,
-        ``batch_size``.
+        ``kernels``, ``kernels_reason``, ``batch_size``.
     """
     max_new_tokens, batch_size = _sizes(max_new_tokens, batch_size)
     context = model_info(model).context_length
@@ -244,13 +244,16 @@ def generate_from_tokens(
     ):
         together = slots_for(model, longest, max(len(flow), 1), batch_size)
         options = (together, end_token_ids(model), choose, lambda row: bar.update())
+        how = None
         if path.is_fast:
-            decode_rows(model, flow, *options)
+            how = decode_rows(model, flow, *options)
         else:
             decode_rows_plainly(model, flow, *options, path)
     return flow, {
         "attention": path.attention,
         "attention_reason": path.reason,
+        "kernels": "the bridge's own" if how is None else str(how),
+        "kernels_reason": path.reason if how is None else how.reason,
         "batch_size": together,
     }
 

@@ -152,11 +152,13 @@ class SlotCache:
     Args:
         n_slots: Most rows decoded together.
         n_positions: Longest prompt plus response, in tokens.
+        dtype: What keys and values are kept in; by default as they come.
     """
 
-    def __init__(self, n_slots: int, n_positions: int) -> None:
+    def __init__(self, n_slots: int, n_positions: int, dtype: torch.dtype | None = None) -> None:
         self.n_slots = n_slots
         self.n_positions = n_positions
+        self.dtype = dtype
         self.lengths: list[int] = []
         self.width = 0
         self._stores: dict[int, tuple[Tensor, Tensor]] = {}
@@ -168,15 +170,16 @@ class SlotCache:
         if layer not in self._stores:
             n_heads, _, width = keys.shape
             room = (self.n_slots, n_heads)
+            dtype, device = self.dtype or keys.dtype, keys.device
             # On a CPU keys lie transposed, as `steerlens.engine.attention` reads them; the fused
             # kernels of other devices refuse that.
-            if keys.device.type == "cpu":
-                stored = _lazy_zeros((*room, width, self.n_positions), keys).mT
+            if device.type == "cpu":
+                stored = _lazy_zeros((*room, width, self.n_positions), dtype, device).mT
             else:
-                stored = _lazy_zeros((*room, self.n_positions, width), keys)
+                stored = _lazy_zeros((*room, self.n_positions, width), dtype, device)
             self._stores[layer] = (
                 stored,
-                _lazy_zeros((*room, self.n_positions, values.shape[2]), values),
+                _lazy_zeros((*room, self.n_positions, values.shape[2]), dtype, device),
             )
         for store, new in zip(self._stores[layer], (keys, values), strict=True):
             store[slot, :, : keys.shape[1]] = new
@@ -210,7 +213,7 @@ class SlotCache:
             self._rows, self._ends = self._rows.to(keys.device), self._ends.to(keys.device)
         views = []
         for store, new in zip(self._stores[layer_idx], (keys, values), strict=True):
-            store[self._rows, :, self._ends] = new[:, :, 0]
+            store[self._rows, :, self._ends] = new[:, :, 0].to(store.dtype)
             views.append(store[:n_rows, :, : self.width])
         return views[0], views[1]
 
@@ -269,13 +272,13 @@ def _added(
     return mask.masked_fill_(~seen, -torch.inf)[:, None]
 
 
-def _lazy_zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros; on a CPU their pages are taken from the system only when they are first written.
 
     numpy's zeros come from ``calloc``; torch's are written at once, 0.7 s for 96 rows × 160 tokens
     of SmolLM2. They must be zeros: an unused place is masked, and 0 · NaN would still be NaN.
     """
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    n_bytes = math.prod(shape) * like.element_size()
-    return torch.from_numpy(np.zeros(n_bytes, dtype=np.uint8)).view(like.dtype).view(shape)
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    n_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(n_bytes, dtype=np.uint8)).view(dtype).view(shape)

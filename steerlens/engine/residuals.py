@@ -18,6 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from steerlens.engine.batches import common_prefix, packs
 from steerlens.engine.forward import PassRow, run_rows
+from steerlens.engine.fused_blocks import fused_blocks
 from steerlens.engine.memory import Reading
 from steerlens.engine.modules import fast_modules
 from steerlens.engine.paths import BRIDGE, FastPath
@@ -104,7 +105,11 @@ def residuals_shared(
         part for family in _families(rows, limits, shared) for part in family.parts(batch_size)
     ]
     families = sorted(parts, key=lambda family: family.width(rows), reverse=True)
-    with _collected(model, len(rows), layers, show_progress) as (result, keep), fast_modules(model):
+    with (
+        _collected(model, len(rows), layers, show_progress) as (result, keep),
+        fast_modules(model),
+        fused_blocks(model),
+    ):
         trunk = read(model, [rows[0][:shared]], [None], stop)[0] if shared else None
         for pack in packs(
             families, lambda f: f.width(rows), most_rows=batch_size, n_rows=lambda f: len(f.members)

@@ -33,6 +33,7 @@ from steerlens.engine.attention import branching_attention
 from steerlens.engine.batches import PASS_TOKENS, common_prefix, packs
 from steerlens.engine.choosing import running
 from steerlens.engine.forward import PassRow, run_rows
+from steerlens.engine.fused_blocks import fused_blocks
 from steerlens.engine.memory import Reading
 from steerlens.engine.modules import device_of, fast_modules, unembed
 from steerlens.engine.paths import BRIDGE, FastPath
@@ -135,7 +136,7 @@ def score_rows(
         if not path.is_fast:
             _score_plainly(model, rows, visit, batch_size, path)
             return
-        with fast_modules(model):
+        with fast_modules(model), fused_blocks(model):
             for block in _blocks(rows):
                 _Block(model, block, visit, batch_size or len(block)).run()
 

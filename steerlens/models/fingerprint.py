@@ -69,7 +69,7 @@ _CHANGING = ("dynamic", "longrope")
 def fingerprint(model: TransformerBridge) -> str:
     """The model's tensors as they are now, as 64 hexadecimal digits.
 
-    Not for a model whose weights are rearranged (`is_rearranged`).
+    Not while the model is rearranged (`is_rearranged`).
     """
     digest = hashlib.sha256()
     # Tied weights are read once.
@@ -139,13 +139,9 @@ def switches(model: TransformerBridge) -> dict[str, bool]:
 
 
 def is_rearranged(model: TransformerBridge) -> bool:
-    """Whether the engine is at work: components are out of place, or a weight is packed."""
-    root = model.original_model
+    """Whether the engine is at work: the bridge's components are out of place."""
     wraps = any(is_component(module) for module in model.modules())
-    return (wraps and not any(is_component(module) for module in root.modules())) or any(
-        isinstance(module, nn.Linear) and module.weight.numel() == 0 and "forward" in vars(module)
-        for module in root.modules()
-    )
+    return wraps and not any(is_component(module) for module in model.original_model.modules())
 
 
 def named_tensors(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:

@@ -255,7 +255,7 @@ def _live(model: TransformerBridge, exact: bool) -> _Live:
         return known
     with exclusively(model):
         if known is not None and is_rearranged(model):
-            return known  # asked while decoding, which puts every weight back
+            return known  # asked while decoding, which changes no weight
         stamp, now = Stamp(model), fingerprint(model)
     at_first = now if known is None else known.at_first
     live = model.__dict__[_LIVE] = _Live(stamp, now, configuration_hash(model), at_first)

@@ -190,9 +190,9 @@ def test_out_of_memory_halves_the_slots_and_loses_nothing(tiny_model, monkeypatc
     sizes = []
 
     class Small(decoding.SlotCache):
-        def __init__(self, n_slots, n_positions):
+        def __init__(self, n_slots, n_positions, dtype=None):
             sizes.append(n_slots)
-            super().__init__(n_slots, n_positions)
+            super().__init__(n_slots, n_positions, dtype)
 
         def begin_step(self, lengths, device):
             if len(lengths) > 3:

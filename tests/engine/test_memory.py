@@ -40,7 +40,7 @@ def test_positions_not_yet_written_are_zeros_and_looked_at_in_few_different_numb
 
 def test_zeros_are_zeros_in_every_dtype_models_run_in() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        zeros = memory._lazy_zeros((3, 5), torch.ones(1, dtype=dtype))
+        zeros = memory._lazy_zeros((3, 5), dtype, torch.device("cpu"))
         assert zeros.dtype == dtype
         assert zeros.shape == (3, 5)
         assert not zeros.any()

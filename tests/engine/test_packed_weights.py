@@ -1,18 +1,15 @@
-"""Packed weights: the same bits while they are packed, and the same weights afterwards."""
+"""Packed weights: the same bits, whatever becomes of the weights; and the choice of kernels."""
 
-import ctypes
-import signal
-import sys
+import copy
 
-import psutil
 import pytest
 import torch
 from tiny_models import write_tiny_folder
 from torch import nn
 
 import steerlens as sl
-from steerlens.engine import decoding, packed_weights
-from steerlens.engine.packed_weights import packed_linears
+from steerlens.engine import kernels, packed_weights
+from steerlens.engine.packed_weights import PackedWeights, checksum
 
 PROMPTS = ["tea", "sea and ink", "a longer one"]
 needs_kernels = pytest.mark.skipif(
@@ -28,99 +25,112 @@ def half(tmp_path_factory):
     return sl.load_model(folder, dtype="bfloat16", device="cpu")
 
 
-def weights_of(model):
-    return {name: own.clone() for name, own in model.original_model.named_parameters()}
+@pytest.fixture
+def faster(monkeypatch):
+    """Packed weights win every comparison."""
+    monkeypatch.setattr(kernels, "_measured", lambda *_: 2.0)
+
+
+def generated(model, n=kernels._WORTH_PACKING):
+    model.original_model.__dict__.pop(kernels._MEASURED, None)
+    return sl.generate(model, PROMPTS, max_new_tokens=n, show_progress=False)
 
 
 def unchanged(model, before):
     after = dict(model.original_model.named_parameters())
     same = all(torch.equal(after[name], own) for name, own in before.items())
-    free = all("forward" not in vars(one) for one in model.original_model.modules())
-    return same and free
+    return same and all("forward" not in vars(one) for one in model.original_model.modules())
 
 
 @needs_kernels
 def test_products_have_the_same_bits_for_any_number_of_rows():
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 32, bias=False)).to(torch.bfloat16)
-    inputs = [torch.randn(rows, 1, 64).to(torch.bfloat16) for rows in (1, 7, 96, 200)]
+    first, second = nn.Linear(64, 96).bfloat16(), nn.Linear(64, 32, bias=False).bfloat16()
+    packed = PackedWeights()
     with torch.inference_mode():
-        expected = [layers(one) for one in inputs]
-        with packed_linears(layers) as packed:
-            assert packed == 2
-            assert all(torch.equal(layers(x), y) for x, y in zip(inputs, expected, strict=True))
-        assert all(torch.equal(layers(x), y) for x, y in zip(inputs, expected, strict=True))
+        for rows in (1, 7, 96, 200):
+            inputs = torch.randn(rows, 1, 64).bfloat16()
+            [joint] = packed.product((first, second), inputs)
+            assert torch.equal(joint, torch.cat([first(inputs), second(inputs)], dim=-1))
 
 
 @needs_kernels
-def test_generation_is_the_same_and_leaves_the_weights_as_they_were(half, monkeypatch):
-    before = weights_of(half)
-    packed = sl.generate(half, PROMPTS, max_new_tokens=decoding._WORTH_PACKING)
+def test_packed_and_plain_weights_give_the_same_tokens_and_the_settings_say_which(
+    half, faster, monkeypatch
+):
+    before = {name: own.clone() for name, own in half.original_model.named_parameters()}
+    packed = generated(half)
+    assert packed.settings["kernels"] == "fused blocks, packed weights"
     assert unchanged(half, before)
-    monkeypatch.setattr(decoding, "_WORTH_PACKING", 10**9)
-    plain = sl.generate(half, PROMPTS, max_new_tokens=40)
+    monkeypatch.setattr(kernels, "_measured", lambda *_: 1.0)
+    plain = generated(half)
+    assert plain.settings["kernels"] == "fused blocks, plain weights"
     assert packed.tokens == plain.tokens
+    assert not PackedWeights.of(half.original_model)
 
 
 @needs_kernels
-@pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError])
-def test_weights_are_put_back_after_a_fault(half, fault):
-    before = weights_of(half)
-    with pytest.raises(fault), packed_linears(half.original_model) as packed:
-        assert packed > 0
-        raise fault
+@pytest.mark.parametrize("edit", ["data", "in place"])
+def test_an_edited_weight_is_packed_again(half, faster, edit):
+    generated(half)
+    weight = half.original_model.model.layers[1].mlp.up_proj.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        (weight.data if edit == "data" else weight).mul_(-1)
+    try:
+        packed = generated(half)
+        assert "packed" in packed.settings["kernels"]
+        half.original_model.__dict__.pop(packed_weights._PACKED)
+        assert packed.tokens == generated(half).tokens
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+def test_a_checksum_shows_changed_numbers_and_rows_that_change_places():
+    weight = torch.randn(6, 5).bfloat16()
+    before = checksum(weight)
+    assert before == checksum(weight)
+    weight[[1, 4]] = weight[[4, 1]]
+    swapped = checksum(weight)
+    weight[5, 4] += 1
+    assert len({before, swapped, checksum(weight)}) == 3
+
+
+@needs_kernels
+def test_ctrl_c_while_packing_leaves_the_model_as_it_was(half, faster, monkeypatch):
+    half.original_model.__dict__.pop(packed_weights._PACKED, None)
+    before = {name: own.clone() for name, own in half.original_model.named_parameters()}
+    packing, done = packed_weights._packed, []
+
+    def interrupted(*given):
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return packing(*given)
+
+    monkeypatch.setattr(packed_weights, "_packed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generated(half)
     assert unchanged(half, before)
+    assert generated(half).settings["kernels"] == "fused blocks, packed weights"
 
 
 @needs_kernels
-def test_ctrl_c_while_they_are_put_back_waits_until_they_are(half, monkeypatch):
-    before = weights_of(half)
-    put_back = packed_weights._put_back
-
-    def interrupted(done):
-        signal.raise_signal(signal.SIGINT)
-        put_back(done)
-
-    monkeypatch.setattr(packed_weights, "_put_back", interrupted)
-    with pytest.raises(KeyboardInterrupt), packed_linears(half.original_model):
-        pass
-    assert unchanged(half, before)
+def test_a_copied_model_packs_its_own(half, faster):
+    generated(half)
+    assert PackedWeights.of(half.original_model)
+    assert not PackedWeights.of(copy.deepcopy(half.original_model))
 
 
-@needs_kernels
-def test_a_weight_with_another_use_stays_readable():
-    embed, out = nn.Embedding(32, 16), nn.Linear(16, 32, bias=False)
-    out.weight = embed.weight
-    model = nn.ModuleList([embed, out]).to(torch.bfloat16)
-    expected = embed(torch.arange(4))
-    with torch.inference_mode(), packed_linears(model) as packed:
-        assert packed == 1
-        assert torch.equal(embed(torch.arange(4)), expected)
-
-
-def test_float32_is_left_alone(tiny_model):
-    with packed_linears(tiny_model.original_model) as packed:
-        assert packed == 0
-
-
-def test_gradients_flow_after_packing():
-    layer = nn.Linear(16, 8).to(torch.bfloat16)
-    with torch.inference_mode(), packed_linears(layer):
-        layer(torch.ones(2, 16, dtype=torch.bfloat16))
-    layer(torch.ones(2, 16, dtype=torch.bfloat16)).sum().backward()
-    assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
-
-
-@needs_kernels
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="about glibc's memory")
-def test_packed_weights_take_the_place_of_the_plain_ones():
-    layers = nn.Sequential(*(nn.Linear(640, 1024) for _ in range(120))).to(torch.bfloat16)
-    size = sum(own.numel() * own.element_size() for own in layers.parameters())
-    process = psutil.Process()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = process.memory_info().rss
-    with packed_linears(layers):
-        packed = process.memory_info().rss
-    after = process.memory_info().rss
-    assert packed - before < size / 4
-    assert after - before < size / 4
+@pytest.mark.parametrize("reason", ["steps", "memory", "dtype"])
+def test_where_packing_cannot_pay_weights_stay_plain(half, tiny_model, monkeypatch, reason):
+    half.original_model.__dict__.pop(packed_weights._PACKED, None)
+    if reason == "memory":
+        monkeypatch.setattr(kernels, "free_memory", lambda device: 1000)
+    model = tiny_model if reason == "dtype" else half
+    settings = generated(model, 4 if reason == "steps" else 16).settings
+    assert settings["kernels"] == "fused blocks, plain weights"
+    words = {"steps": "fewer than 16 steps", "memory": "free memory", "dtype": "float32"}
+    assert words[reason] in settings["kernels_reason"]
+    assert not PackedWeights.of(model.original_model)
