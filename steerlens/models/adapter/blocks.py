@@ -63,8 +63,11 @@ def block_parts(block: nn.Module) -> BlockParts | None:
     known = kind.__module__.startswith("transformers.models.") and (
         kind.__name__ in _PLAIN or kind.__name__ in _SANDWICHED
     )
-    replaced = any("forward" in vars(module) for module in block.modules())
-    if not known or replaced or not all(_is_dense(block, name) for name in _LINEARS):
+    if (
+        not known
+        or any(map(_is_replaced, block.modules()))
+        or not all(_is_dense(block, name) for name in _LINEARS)
+    ):
         return None
     own: Any = block
     sandwiched = kind.__name__ in _SANDWICHED
@@ -87,6 +90,12 @@ _LINEARS = (
 )
 
 
+def _is_replaced(module: nn.Module) -> bool:
+    """Whether someone gave the module, or its class, another forward."""
+    home = type(module).forward.__module__
+    return "forward" in vars(module) or not home.startswith(("torch.", "transformers."))
+
+
 def _is_dense(block: nn.Module, name: str) -> bool:
     try:
         return type(block.get_submodule(name)) is nn.Linear
@@ -102,4 +111,6 @@ def norm_epsilon(norm: Any) -> float:
 def attention_named(module: Any) -> Any:
     """The attention function that a module's configuration names now."""
     name = private("transformers", module.config, "_attn_implementation")
-    return AttentionInterface().get_interface(name, sdpa_attention_forward)
+    return AttentionInterface().get_interface(  # type: ignore[no-untyped-call]
+        name, sdpa_attention_forward
+    )
