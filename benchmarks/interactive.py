@@ -39,7 +39,7 @@ def measure(dtype: str, rounds: int, tokens: int, rows: int) -> dict[str, Any]:
     from steerlens.engine.generation import generate
     from steerlens.models.adapter.pytorch import cpu_has
 
-    sizes = Sizes(n_prompts=max(rows, 1), n_new_tokens=tokens, batch_limit=max(rows, 1))
+    sizes = Sizes(n_prompts=max(rows, 1), n_new_tokens=tokens, batch_limit=max(rows, 2))
     work = prepare(dtype, sizes)
     settings = generate(work.model, PROMPT, max_new_tokens=tokens).settings
     contenders = _contenders(work, rows)
