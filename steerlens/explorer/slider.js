@@ -1,9 +1,8 @@
 // A labelled native slider with a box to type the number in: both take the keyboard, and a screen
 // reader says their names.
-let counter = 0;
-
 function render({ model, el }) {
-  const id = `steerlens-slider-${(counter += 1)}`;
+  // The page loads this module once per slider, so a counter would begin anew.
+  const id = `steerlens-slider-${Math.random().toString(36).slice(2)}`;
   const label = document.createElement("label");
   const slider = document.createElement("input");
   const box = document.createElement("input");

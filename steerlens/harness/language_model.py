@@ -148,8 +148,8 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]
             read = [*context, *continuation][-(self.max_length + 1) :]
             n_prompt = max(len(read) - len(continuation), 1)
             rows.append(ForcedRow(i, tuple(read[:n_prompt]), tuple(read[n_prompt:]), self.steering))
-        n_tokens = sum(len(row.continuation) for row in rows)
-        with tqdm(total=n_tokens, desc="scoring", unit="token", disable=disable_tqdm) as bar:
+        n_tokens, disable = sum(len(row.continuation) for row in rows), disable_tqdm or None
+        with tqdm(total=n_tokens, desc="scoring", unit="token", disable=disable) as bar:
             totals, greedy = log_likelihoods(self.model, rows, self.batch_size, bar.update)
         scored = [(float(x), bool(y)) for x, y in zip(totals, greedy, strict=True)]
         for (texts, _, _), result in zip(requests, scored, strict=True):

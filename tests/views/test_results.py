@@ -19,6 +19,7 @@ from steerlens.behaviour.calibration import Calibration
 from steerlens.behaviour.plans import Plan
 from steerlens.effects.divergence import response_kl
 from steerlens.engine.generation import Generations
+from steerlens.explorer.explorer import Explorer
 from steerlens.stats.rates import Interval
 from steerlens.vectors.composition import compose_report
 from steerlens.vectors.conditional import Condition
@@ -42,7 +43,10 @@ GIVEN = {
 def returned_classes() -> set[type]:
     """Classes that public functions return."""
     functions = [getattr(sl, name) for name in sl.__all__]
-    hints = [get_type_hints(one).get("return") for one in functions if inspect.isfunction(one)]
+    # The explorer is imported where it is opened.
+    known = {"Explorer": Explorer}
+    functions = [one for one in functions if inspect.isfunction(one)]
+    hints = [get_type_hints(one, localns=known).get("return") for one in functions]
     return {one for one in hints if inspect.isclass(one)}
 
 
