@@ -42,6 +42,8 @@ CONDITIONS = (
     "uninstructed+steering",
     "instructed+steering",
 )
+# Whose answers are asked what they are about.
+READ = ("uninstructed", "instructed", "uninstructed+steering")
 TITLE, LOWER = "detectable_format:title", "change_case:english_lowercase"
 NO_COMMA, BRIEF = "punctuation:no_comma", "length:extremely_brief"
 # Those of `analyses/06-several-instructions.py`.
@@ -135,22 +137,27 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> None:
 def topics(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """How many answers are about their question, by condition."""
     queries = {row["key"]: row["prompt"] for row in rows if row["condition"] == "uninstructed"}
+    rows = [row for row in rows if row["condition"] in READ]
     scored = relevance(
-        model, [queries[row["key"]] for row in rows], [row["response"] for row in rows]
+        model,
+        [queries[row["key"]] for row in rows],
+        [row["response"] for row in rows],
+        n_others=3,
+        max_tokens=32,
     ).table
     frame = pd.concat([pd.DataFrame(list(rows)), scored["on_topic"]], axis=1)
     frame["task"] = frame["instruction_id_list"].map(" + ".join)
     frame["clean"] = frame["loose"].astype(bool) & ~frame["degenerate"].astype(bool)
     frame["good"] = frame["clean"] & frame["on_topic"]
     for column, title in (
-        ("on_topic", "Answers about their question (by chance 20 %)"),
+        ("on_topic", "Answers about their question (by chance 25 %)"),
         ("good", "Answers that pass, do not loop, and are about their question"),
     ):
-        print(f"\n{title}\n\n| task | {' | '.join(CONDITIONS)} |\n|---|{'---:|' * 5}")
+        print(f"\n{title}\n\n| task | {' | '.join(READ)} |\n|---|{'---:|' * len(READ)}")
         for name in ("all", *dict.fromkeys(frame["task"])):
             own = frame if name == "all" else frame[frame["task"] == name]
             counts = own.groupby("condition")[column].agg(["sum", "count"])
-            cells = [behaviour.rate(wilson(*map(int, counts.loc[each]))) for each in CONDITIONS]
+            cells = [behaviour.rate(wilson(*map(int, counts.loc[each]))) for each in READ]
             print(f"| {name} | {' | '.join(cells)} |")
 
 
