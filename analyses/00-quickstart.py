@@ -20,9 +20,8 @@
 
 # %%
 import steerlens as sl
-from analyses import behaviour
 
-model = sl.load_model(behaviour.MODEL, dtype="auto")
+model = sl.load_model("smollm2-135m-instruct", dtype="auto")
 task = sl.catalogue["detectable_format:title"]
 task.phrasings[0]
 
@@ -30,7 +29,7 @@ task.phrasings[0]
 # ## Pairs with and without the instruction, and the direction between them
 
 # %%
-pairs = sl.contrast_pairs(task, n=8 if behaviour.SMALL else 64, split="fit")
+pairs = sl.contrast_pairs(task, n=64, split="fit")
 cache = sl.cache_residuals(model, pairs)
 vector = sl.difference_of_means(cache)
 vector
@@ -42,15 +41,15 @@ vector
 # reproduce, on pairs the vector has not seen? The placebo is a random direction pushed as far.
 
 # %%
-held_out = sl.contrast_pairs(task, n=4 if behaviour.SMALL else 16, split="select")
-layers = range(0, model.cfg.n_layers - 1, 7 if behaviour.SMALL else 2)
+held_out = sl.contrast_pairs(task, n=16, split="select")
+layers = range(0, model.cfg.n_layers - 1, 2)
 recovery = sl.first_token_recovery(
     model, held_out, vector, layers=layers, placebo=sl.random_direction(cache)
 )
 recovery
 
-# %%
-behaviour.figure(recovery.plot(), "recovery")
+# %% tags=["figure:recovery"]
+recovery.plot()
 
 # %% [markdown]
 # ## Steer there
@@ -61,17 +60,15 @@ behaviour.figure(recovery.plot(), "recovery")
 # without steering.)
 
 # %%
-n_prompts, n_tokens = (2, 8) if behaviour.SMALL else (16, 48)
-prompts = [one.uninstructed for one in sl.contrast_pairs(task, n=n_prompts, split="report")]
+prompts = [pair.uninstructed for pair in sl.contrast_pairs(task, n=16, split="report")]
 steering = vector.at(layer=recovery.best_layer, strength=2.0, scope="prompt")
-plain = sl.generate(model, prompts, max_new_tokens=n_tokens)
-steered = sl.generate(model, prompts, steering, max_new_tokens=n_tokens)
-passes = {
-    name: sum(task.check(text, loose=True) for text in found.texts)
-    for name, found in (("without", plain), ("with", steered))
+plain = sl.generate(model, prompts, max_new_tokens=48)
+steered = sl.generate(model, prompts, steering, max_new_tokens=48)
+{
+    name: sum(task.check(text, loose=True) for text in answers.texts)
+    for name, answers in {"without": plain, "with": steered}.items()
 }
-passes
 
 # %%
-for one, other in zip(plain.texts[:3], steered.texts[:3], strict=False):
-    print(f"without: {one!r}\nwith:    {other!r}\n")
+for before, after in list(zip(plain.texts, steered.texts, strict=True))[:3]:
+    print(f"without: {before!r}\nwith:    {after!r}\n")

@@ -20,13 +20,12 @@
 
 # %%
 import steerlens as sl
-from analyses import behaviour
 from steerlens.attribution import layer_geometry
 
-model = sl.load_model(behaviour.MODEL, dtype="auto")
+model = sl.load_model("smollm2-135m-instruct", dtype="auto")
 task = sl.catalogue["detectable_format:title"]
-pairs = sl.contrast_pairs(task, n=8 if behaviour.SMALL else 64, split="fit")
-held_out = sl.contrast_pairs(task, n=4 if behaviour.SMALL else 16, split="select")
+pairs = sl.contrast_pairs(task, n=64, split="fit")
+held_out = sl.contrast_pairs(task, n=16, split="select")
 cache = sl.cache_residuals(model, pairs)
 
 # %%
@@ -41,8 +40,8 @@ evidence.ranking
 # Bands are 95 % intervals. The line marks the layer with the highest first-token recovery.
 # Separability is near its maximum at almost every layer, so it cannot choose one.
 
-# %%
-behaviour.figure(evidence.plot(), "evidence")
+# %% tags=["figure:evidence"]
+evidence.plot()
 
 # %% [markdown]
 # ## Do the kinds agree?
@@ -55,11 +54,11 @@ evidence.agreement.round(2)
 # %% [markdown]
 # ## Who writes the direction?
 
-# %%
-behaviour.figure(evidence.writing.plot(), "writers")
+# %% tags=["figure:writers"]
+evidence.writing.plot()
 
 # %% [markdown]
 # ## Where does the direction form, and where does it turn?
 
-# %%
-behaviour.figure(layer_geometry(cache).plot(), "geometry")
+# %% tags=["figure:geometry"]
+layer_geometry(cache).plot()

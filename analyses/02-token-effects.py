@@ -20,18 +20,17 @@
 
 # %%
 import steerlens as sl
-from analyses import behaviour
 from steerlens.effects import token_contributions
 
-model = sl.load_model(behaviour.MODEL)
+model = sl.load_model("smollm2-135m-instruct")
 task = sl.catalogue["detectable_format:title"]
-pairs = sl.contrast_pairs(task, n=8 if behaviour.SMALL else 64, split="fit")
+pairs = sl.contrast_pairs(task, n=64, split="fit")
 vector = sl.difference_of_means(sl.cache_residuals(model, pairs))
 run = sl.steer(
     model,
     "Tell me about Rome.",
     vector.at(layer=24, strength=1.5, scope="prompt"),
-    max_new_tokens=8 if behaviour.SMALL else 48,
+    max_new_tokens=48,
     lens_layers=range(24, model.cfg.n_layers),
     read_at="last_prompt",
 )
@@ -41,8 +40,8 @@ run = sl.steer(
 #
 # Underlined tokens were steered. The box marks where the vector was read, the prompt's last token.
 
-# %%
-behaviour.figure(run.effects.plot(), "token-effects")
+# %% tags=["figure:token-effects"]
+run.effects.plot()
 
 # %%
 columns = ["token", "role", "kl", "projection_before", "projection_after", "entropy_change"]
@@ -93,8 +92,8 @@ contributions
 # %% [markdown]
 # ## Free-running: where the two texts part
 
-# %%
-behaviour.figure(run.plot(), "two-texts")
+# %% tags=["figure:two-texts"]
+run.plot()
 
 # %% [markdown]
 # ## Too strong
@@ -107,8 +106,8 @@ prompts = [pair.uninstructed for pair in sl.contrast_pairs(task, n=8, split="sel
 calibration = sl.calibrate(
     model,
     vector.at(layer=24, operation="add"),
-    prompts[: 2 if behaviour.SMALL else 8],
+    prompts,
     target_kl=0.1,
-    max_new_tokens=8 if behaviour.SMALL else 48,
+    max_new_tokens=48,
 )
 calibration

@@ -2,7 +2,8 @@
 
 The text (``NAME.py``) is the source; ``NAME.ipynb`` is the same with its outputs, pictures as SVG,
 without anything of the machine. With ``STEERLENS_FIGURES=1`` the pictures that README and
-documentation show are written to ``figures/``.
+documentation show are written to ``figures/``: the last line of each cell with a tag
+``figure:NAME``.
 """
 
 import os
@@ -20,9 +21,21 @@ _LONGEST = 7200
 def executed(name: str) -> nbformat.NotebookNode:
     """The notebook with its outputs; a cell that fails raises."""
     notebook = jupytext.read(_HERE / f"{name}.py")
+    sources = [cell.source for cell in notebook.cells]
+    for cell in notebook.cells:
+        for tag in cell.metadata.get("tags", ()):
+            cell.source = _saving(cell.source, tag.removeprefix("figure:"))
     where = {"metadata": {"path": str(_HERE.parent)}}
     NotebookClient(notebook, timeout=_LONGEST, kernel_name="python3", resources=where).execute()
+    for cell, source in zip(notebook.cells, sources, strict=True):
+        cell.source = source
     return without_the_machine(notebook)
+
+
+def _saving(source: str, name: str) -> str:
+    """The same code, whose last line is also kept as a picture, if pictures are wanted."""
+    before, _, shown = source.rpartition("\n")
+    return f"{before}\n__import__('analyses.behaviour').behaviour.figure({shown}, {name!r})"
 
 
 def without_the_machine(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
