@@ -81,7 +81,7 @@ def _contenders(work: Any, rows: int) -> dict[str, Callable[[], int]]:
     import torch
 
     from benchmarks import contenders
-    from benchmarks.contenders import our_answers
+    from benchmarks.contenders import hf_answers, our_answers
     from steerlens.engine.batches import left_padded, length_batches
     from steerlens.engine.scoring import ForcedRow, score_rows
     from steerlens.models.loading import tokenize_prompts
@@ -98,19 +98,9 @@ def _contenders(work: Any, rows: int) -> dict[str, Callable[[], int]]:
         return sum(map(len, our_answers(work, texts, work.sizes.n_new_tokens, steered)))
 
     def hugging_face(n_rows: int) -> int:
-        tokens, mask = left_padded([row] * n_rows)
-        n_new = work.sizes.n_new_tokens
-        with torch.inference_mode():
-            work.hf.generate(
-                input_ids=tokens,
-                attention_mask=mask,
-                max_new_tokens=n_new,
-                min_new_tokens=n_new,
-                do_sample=False,
-                pad_token_id=0,
-                cache_implementation="static",
-            )
-        return n_rows * n_new
+        texts, n_new = [row] * n_rows, work.sizes.n_new_tokens
+        answers = hf_answers(work, texts, n_new, cache_implementation="static")
+        return sum(map(len, answers))
 
     def scored() -> int:
         score_rows(work.model, forced, lambda rows, steps, logits: logits.log_softmax(-1) and None)
