@@ -83,7 +83,8 @@ def _contenders(work: Any, rows: int) -> dict[str, Callable[[], int]]:
     from benchmarks import contenders
     from benchmarks.contenders import hf_answers, our_answers
     from steerlens.engine.batches import left_padded, length_batches
-    from steerlens.engine.scoring import ForcedRow, score_rows
+    from steerlens.engine.likelihood import log_likelihoods
+    from steerlens.engine.scoring import ForcedRow
     from steerlens.models.loading import tokenize_prompts
 
     [row] = tokenize_prompts(work.model, [PROMPT])
@@ -103,7 +104,7 @@ def _contenders(work: Any, rows: int) -> dict[str, Callable[[], int]]:
         return sum(map(len, answers))
 
     def scored() -> int:
-        score_rows(work.model, forced, lambda rows, steps, logits: logits.log_softmax(-1) and None)
+        log_likelihoods(work.model, forced)
         return sum(map(len, texts))
 
     def forward() -> int:

@@ -22,6 +22,7 @@ which write this page and `results.json`; the others print what they find.
 | `python -m benchmarks.rounding` | how far apart two right computations are in bfloat16 |
 | `python -m benchmarks.effects` | recording and drawing what steering did to each token |
 | `python -m benchmarks.peers` | 1, 8, 32 and 96 streams; beside vLLM and llama.cpp |
+| `python -m benchmarks.interactive` | one row and two, 96, scoring, caching; beside Hugging Face |
 | `python -m benchmarks.accelerator` | on CUDA or MPS: equality, rounding, speed, memory; also 8B |
 | `python -m benchmarks.llama_cpp_check` | whether a control vector does the same in llama.cpp |
 
